@@ -1,0 +1,230 @@
+"""`load_pretrained_model`: the one way to open a checkpoint (contract package.md 10)."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.extras import require_extra
+from llava.model import (
+    LlavaConfig,
+    LlavaLlamaForCausalLM,
+    LlavaMistralConfig,
+    LlavaMistralForCausalLM,
+    LlavaMptForCausalLM,
+)
+from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
+from llava.model.multimodal_projector.registry import Connector
+from llava.model.vision_tokenizer import grow_embeddings
+from llava.model.weights import adapter_state, load_weights_only
+from llava.tokenization import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+CLASSES = {"llama": (LlavaLlamaForCausalLM, LlavaConfig), "mistral": (LlavaMistralForCausalLM, LlavaMistralConfig)}
+UNQUANTISED = ["mm_projector", "vision_tower", "lm_head"]
+
+
+def load_pretrained_model(
+    model_path: str,
+    model_base: str | None,
+    model_name: str,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = "auto",
+    device: str = "cuda",
+    use_flash_attn: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, PreTrainedModel, Any, int]:
+    """Open a full model, a stage-1 projector, a LoRA directory or a plain language model.
+
+    Args:
+        model_path: folder or Hub name.
+        model_base: the language model under a projector-only or LoRA checkpoint.
+        model_name: upstream's name of the model; it decides only what config.json leaves open.
+        load_8bit, load_4bit: quantise the language model with bitsandbytes; 8 bit wins.
+        device_map: as in transformers. With `auto` the vision tower stays in float32, else it gets the model's dtype.
+        device: anything but `cuda` puts the whole model on that device.
+        use_flash_attn: ask for FlashAttention-2.
+        kwargs: for `from_pretrained`; `dtype` (or `torch_dtype`) replaces the default float16.
+
+    Returns:
+        `(tokenizer, model, image_processor, context_len)`; the image processor is None for a plain language model.
+
+    Raises:
+        OSError: the checkpoint or one of its files is missing, or needs `model_base`.
+        NotImplementedError: an MPT checkpoint.
+        ImportError: bitsandbytes or flash-attn is wanted and missing; names the extra.
+    """
+    dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or torch.float16
+    options = _from_pretrained_options(load_8bit, load_4bit, device_map, device, use_flash_attn, dtype) | kwargs
+    kind = checkpoint_kind(model_path, model_base, model_name)
+    if kind.is_llava and kind.family == "mpt":
+        LlavaMptForCausalLM.from_pretrained(model_path)
+
+    if not kind.is_llava:
+        tokenizer, model = _load_plain(model_path, model_base, options)
+        return tokenizer, model, None, _context_length(model)
+
+    model_class, config_class = CLASSES[kind.family]
+    if model_base is None:
+        if kind.is_lora:
+            raise OSError(
+                f"{model_path} holds a LoRA adapter ({ADAPTER_CONFIG}) and no language model: give the base it was "
+                "trained on as model_base (--model-base)"
+            )
+        tokenizer = load_tokenizer(model_path)
+        config = config_class.from_pretrained(model_path)
+        model = _load_language_model(model_class, model_path, config, options)
+    else:
+        tokenizer = load_tokenizer(model_base)
+        config = config_class.from_pretrained(model_path)
+        if kind.is_lora:
+            model = _load_lora(model_class, model_path, model_base, config, tokenizer, options)
+        else:
+            logger.info("Loading LLaVA from base model...")
+            model = _load_on_base(model_class, model_base, config, tokenizer, options)
+            _load_projector(model, _required_file(model_path, STAGE1_WEIGHTS), dtype)
+
+    _add_tokens(model, tokenizer)
+    _load_tower(model, options["device_map"], dtype)
+    model.eval()
+    return tokenizer, model, model.get_vision_tower().image_processor, _context_length(model)
+
+
+def _from_pretrained_options(
+    load_8bit: bool, load_4bit: bool, device_map: Any, device: str, use_flash_attn: bool, dtype: torch.dtype
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"device_map": {"": device} if device != "cuda" else device_map, "dtype": dtype}
+    if load_8bit or load_4bit:
+        require_extra("bitsandbytes", "quant")
+    if load_8bit:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
+    elif load_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type="nf4",
+            llm_int8_skip_modules=UNQUANTISED,
+        )
+    if use_flash_attn:
+        require_extra("flash_attn", "flash")
+        options["attn_implementation"] = "flash_attention_2"
+    return options
+
+
+def _load_plain(model_path: str, model_base: str | None, options: dict[str, Any]) -> tuple[Any, PreTrainedModel]:
+    if model_base is None:
+        return load_tokenizer(model_path), AutoModelForCausalLM.from_pretrained(model_path, **options)
+    from peft import PeftModel
+
+    model = AutoModelForCausalLM.from_pretrained(model_base, **options)
+    merged = PeftModel.from_pretrained(model, model_path).merge_and_unload()
+    return load_tokenizer(model_base), merged.to(options["dtype"])
+
+
+def _load_language_model(model_class: Any, path: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
+    """Full checkpoint; a tower that trains with the model comes from the checkpoint too, if it holds one."""
+    model, info = model_class.from_pretrained(path, config=config, output_loading_info=True, **options)
+    _tower_from_its_own_folder(model, info)
+    return model
+
+
+def _tower_from_its_own_folder(model: PreTrainedModel, info: dict[str, Any]) -> None:
+    tower = model.get_vision_tower()
+    if tower is not None and tower.is_loaded and any("vision_tower" in key for key in info["missing_keys"]):
+        tower.is_loaded = False  # built empty, and the checkpoint did not fill it
+
+
+def _load_on_base(model_class: Any, base: str, config: Any, tokenizer: Any, options: dict[str, Any]) -> PreTrainedModel:
+    """Base weights under a LLaVA configuration; the vocabulary may have grown in training."""
+    trained_vocabulary = config.vocab_size
+    config.vocab_size = type(config).from_pretrained(base).vocab_size
+    model = _load_language_model(model_class, base, config, options)
+    if trained_vocabulary > config.vocab_size:
+        grow_embeddings(model, trained_vocabulary, num_new=trained_vocabulary - config.vocab_size)
+    return model
+
+
+def _load_projector(model: PreTrainedModel, path: str, dtype: torch.dtype) -> None:
+    """Stage-1 file: the connector, and the embedding rows that were trained with it."""
+    state = load_weights_only(path)
+    model.get_model().load_adapter_file(path)
+    rest = {key: value.to(dtype) for key, value in state.items() if "mm_projector." not in key}
+    _load_non_strict(model, rest)
+
+
+def _load_lora(
+    model_class: Any, path: str, base: str, config: Any, tokenizer: Any, options: dict[str, Any]
+) -> PreTrainedModel:
+    """The LoRA recipe of contract package.md 10; the tower is not loaded yet, so its `q_proj` do not match."""
+    from peft import PeftModel
+
+    logger.info("Loading LLaVA from base model...")
+    model = _load_on_base(model_class, base, config, tokenizer, options)
+    logger.info("Loading additional LLaVA weights...")
+    extras = _clean_keys(load_weights_only(_required_file(path, LORA_EXTRAS)))
+    _load_non_strict(model, {key: value.to(options["dtype"]) for key, value in extras.items()})
+    logger.info("Loading LoRA weights...")
+    model = PeftModel.from_pretrained(model, path)
+    logger.info("Merging LoRA weights...")
+    model = model.merge_and_unload()
+    logger.info("Model is loaded...")
+    return model
+
+
+def _clean_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drop PEFT's prefixes: a leading `base_model.`, then one `model.` if any key starts with `model.model.`."""
+    state = {key.removeprefix("base_model."): value for key, value in state.items()}
+    if any(key.startswith("model.model.") for key in state):
+        state = {key.removeprefix("model."): value for key, value in state.items()}
+    return state
+
+
+def _load_non_strict(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+    projector = adapter_state(state, "mm_projector")
+    module = model.get_model().mm_projector
+    if isinstance(module, Connector):
+        projector = module.load_published_state(projector)
+    state = {key: value for key, value in state.items() if "mm_projector." not in key}
+    state |= {f"model.mm_projector.{key}": value for key, value in projector.items()}
+    unexpected = model.load_state_dict(state, strict=False).unexpected_keys
+    unexpected = [key for key in unexpected if "vision_tower" not in key]
+    if unexpected:
+        logger.warning("Entries that the model has no place for: %s", ", ".join(unexpected))
+
+
+def _required_file(model_path: str, name: str) -> str:
+    found = find_file(model_path, name)
+    if found is None:
+        raise FileNotFoundError(f"{model_path} has no {name}, which a checkpoint opened with model_base needs")
+    return found
+
+
+def _add_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
+    if getattr(model.config, "mm_use_im_patch_token", True):
+        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+    if getattr(model.config, "mm_use_im_start_end", False):
+        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+    grow_embeddings(model, len(tokenizer), num_new=0)
+
+
+def _load_tower(model: PreTrainedModel, device_map: Any, dtype: torch.dtype) -> None:
+    """Load the tower and place it with the model.
+
+    Raises:
+        ValueError: the configuration names no tower.
+    """
+    tower = model.get_vision_tower()
+    if tower is None:
+        raise ValueError("config.json has no mm_vision_tower: this LLaVA checkpoint cannot take pictures")
+    if not tower.is_loaded:
+        tower.load_model(dtype=torch.float32 if device_map == "auto" else dtype)
+    tower.to(device=model.device)
+
+
+def _context_length(model: PreTrainedModel) -> int:
+    return getattr(model.config, "max_sequence_length", 2048)

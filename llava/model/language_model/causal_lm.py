@@ -1,0 +1,112 @@
+"""What the LLaVA classes of all LLM families share: forward and generate on spliced embeddings."""
+
+from typing import Any, ClassVar
+
+import torch
+
+from llava.model.llava_arch import LlavaMetaForCausalLM
+
+
+class LlavaCausalLMMixin(LlavaMetaForCausalLM):
+    """Put before a causal language model of transformers (contract package.md 9)."""
+
+    # The loss is the mean over one micro-batch, not over the accumulated batch (contract train.md 10).
+    accepts_loss_kwargs = False
+    # The tower loads itself, from `mm_vision_tower`; a checkpoint that holds it too is not at fault.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"vision_tower"]
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        images: torch.Tensor | list[torch.Tensor] | None = None,
+        image_sizes: list[tuple[int, int]] | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The language model's forward; pictures are spliced in first unless `inputs_embeds` is given.
+
+        Args:
+            input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
+            images, image_sizes: see `prepare_inputs_labels_for_multimodal`.
+        """
+        if inputs_embeds is None:
+            input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
+                self.prepare_inputs_labels_for_multimodal(
+                    input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes
+                )
+            )
+        optional = {
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            "return_dict": return_dict,
+        }
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **{name: value for name, value in optional.items() if value is not None},
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        images: torch.Tensor | list[torch.Tensor] | None = None,
+        image_sizes: list[tuple[int, int]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate from a prompt with pictures; the result holds only new token ids `[B, m]`, never the prompt.
+
+        Rows are padded at the left inside, whatever the configuration says, so that a batch answers as its rows would
+        one by one. `attention_mask` `[B, n]` marks the padding of `inputs`.
+
+        Raises:
+            NotImplementedError: `inputs_embeds` was passed.
+        """
+        if "inputs_embeds" in kwargs:
+            raise NotImplementedError("`inputs_embeds` is not supported")
+        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if inputs is None:
+            return super().generate(**kwargs)
+        kwargs.pop("position_ids", None)  # numbered anew from the mask, because splicing moves every position
+        attention_mask = kwargs.pop("attention_mask", None)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(inputs)
+        _, _, spliced_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
+            inputs, None, attention_mask, None, None, images, image_sizes, padding_side="left"
+        )
+        if embeds is None:
+            embeds, spliced_mask = self._embed_left_padded(inputs, attention_mask)
+        return super().generate(attention_mask=spliced_mask, inputs_embeds=embeds, **kwargs)
+
+    def _embed_left_padded(self, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text-only rows: move padding to the left (a stable sort of the mask keeps the order), then embed."""
+        order = mask.long().argsort(dim=1, stable=True)
+        return self.get_input_embeddings()(inputs.gather(1, order)), mask.gather(1, order)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Passes `images` and `image_sizes` through when given, for callers of transformers' own `generate`."""
+        images, image_sizes = kwargs.pop("images", None), kwargs.pop("image_sizes", None)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+        if images is not None:
+            inputs["images"] = images
+        if image_sizes is not None:
+            inputs["image_sizes"] = image_sizes
+        return inputs

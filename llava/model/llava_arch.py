@@ -1,0 +1,220 @@
+"""How a picture enters a language model: the two mix-ins behind every LLaVA class (contract package.md 8)."""
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.anyres import merge_crops, merge_type_of, unpad_image
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.registry import Connector
+from llava.model.splice import ImageCountError, assign_pictures, count_markers, splice_rows
+from llava.model.vision_config import check_vision_config, write_vision_config
+from llava.model.vision_tokenizer import add_image_tokens
+from llava.model.weights import adapter_state, load_weights_only
+
+__all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
+
+logger = logging.getLogger(__name__)
+
+
+class LlavaMetaModel:
+    """Mixed in before a base transformer model: adds `vision_tower`, `mm_projector` and `image_newline`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if getattr(config, "mm_vision_tower", None) is not None:
+            self.vision_tower = build_vision_tower(config, delay_load=True)
+            self.mm_projector = build_vision_projector(config, delay_load=True)
+            check_vision_config(config, self.get_vision_tower(), self.mm_projector)
+            if "unpad" in (getattr(config, "mm_patch_merge_type", None) or ""):
+                self.image_newline = nn.Parameter(torch.empty(config.hidden_size, dtype=self.dtype))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill what a checkpoint lacks: transformers does not know of bare parameters."""
+        super()._init_weights(module)
+        if isinstance(module, LlavaMetaModel) and getattr(module, "image_newline", None) is not None:
+            nn.init.normal_(module.image_newline, std=1 / math.sqrt(module.config.hidden_size))
+        if isinstance(module, Connector):
+            module.reset_parameters()
+
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        """The tower or None. Under FSDP it is kept in a list, so that it is not a registered sub-module."""
+        tower = getattr(self, "vision_tower", None)
+        return tower[0] if isinstance(tower, list) else tower
+
+    def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
+        """Give the model a vision tower and a connector, in upstream's order (contract package.md 8.1).
+
+        A model that already has them keeps its own tower, connector and settings: the saved configuration must not
+        contradict the weights.
+
+        Raises:
+            ValueError: another connector is asked for than the checkpoint holds, or the settings do not fit the tower.
+        """
+        if self.get_vision_tower() is None:
+            tower = build_vision_tower(model_args)
+            self.vision_tower = [tower] if fsdp else tower
+        else:
+            self.get_vision_tower().load_model()
+
+        tower = self.get_vision_tower()
+        write_vision_config(self.config, model_args, tower, has_projector=hasattr(self, "mm_projector"))
+        if not hasattr(self, "mm_projector"):
+            self.mm_projector = build_vision_projector(self.config)
+            check_vision_config(self.config, tower, self.mm_projector)
+            if "unpad" in self.config.mm_patch_merge_type:
+                width = self.config.hidden_size
+                self.image_newline = nn.Parameter(torch.randn(width, dtype=self.dtype) / math.sqrt(width))
+        else:
+            self.mm_projector.requires_grad_(True)  # LoRA may have frozen it
+
+        if getattr(model_args, "pretrain_mm_mlp_adapter", None):
+            self.load_adapter_file(model_args.pretrain_mm_mlp_adapter)
+
+    def load_adapter_file(self, path: str) -> None:
+        """Read connector (and `image_newline`, if both sides have one) from a stage-1 file, whatever its prefixes.
+
+        Raises:
+            ValueError: the file's entries do not fit the connector.
+        """
+        state = load_weights_only(path)
+        projector = adapter_state(state, "mm_projector")
+        if isinstance(self.mm_projector, Connector):
+            projector = self.mm_projector.load_published_state(projector)
+        try:
+            self.mm_projector.load_state_dict(projector, strict=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} does not fit the connector {self.config.mm_projector_type!r} and its settings: {error}"
+            ) from error
+        newline = [value for key, value in state.items() if key.endswith("image_newline")]
+        if newline and getattr(self, "image_newline", None) is not None:
+            self.image_newline.data.copy_(newline[0])
+
+
+class LlavaMetaForCausalLM(ABC):
+    """Mixed into a causal language model: splices pictures into its input."""
+
+    @abstractmethod
+    def get_model(self) -> LlavaMetaModel:
+        """The inner model that holds the tower and the connector."""
+
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        return self.get_model().get_vision_tower()
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`."""
+        projector, tower = self.get_model().mm_projector, self.get_vision_tower()
+        dtype = next((p.dtype for p in projector.parameters()), images.dtype)
+        if isinstance(projector, Connector):
+            return projector(tower.encode(images, projector.needs_cls_attention).to(dtype))
+        return projector(tower(images).to(dtype))
+
+    def prepare_inputs_labels_for_multimodal(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Any,
+        labels: torch.Tensor | None,
+        images: torch.Tensor | list[torch.Tensor] | None,
+        image_sizes: list[tuple[int, int]] | None = None,
+        *,
+        padding_side: str | None = None,
+    ) -> tuple[Any, ...]:
+        """Splice the pictures into the text (contract package.md 8.3).
+
+        Args:
+            input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
+            images: `[N, 3, H, W]`; or `[N, M, 3, H, W]`, or a list of `[M, 3, H, W]` or `[3, H, W]`, M crops each.
+            image_sizes: (width, height) per picture, for spatial merging.
+            padding_side: instead of `config.tokenizer_padding_side`.
+
+        Returns:
+            `(input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels)`; input_ids is None when
+            `inputs_embeds` `[B, m, d]` is there. What the caller passed as None comes back as None.
+
+        Raises:
+            ImageCountError: pictures and markers do not match.
+        """
+        if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
+            if input_ids.shape[1] > 1 and (input_ids == IMAGE_TOKEN_INDEX).any():
+                raise ImageCountError(
+                    "The text has an image marker, but no picture was given (or the model has no vision tower)"
+                )
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
+
+        config = self.config
+        if getattr(config, "tune_mm_mlp_adapter", False) and getattr(config, "mm_use_im_start_end", False):
+            raise NotImplementedError("tune_mm_mlp_adapter together with mm_use_im_start_end is not supported")
+
+        merge_type_of(config)  # refuse an unknown one before any work
+        rows = assign_pictures(count_markers(input_ids, attention_mask), len(images))
+        visual, unused_term = self._encode_pictures(images, image_sizes, [i for row in rows for i in row])
+        text_embeds = self.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0))
+        batch = splice_rows(
+            text_embeds=text_embeds,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            pictures=[[visual[i] for i in row] for row in rows],
+            max_length=getattr(config, "tokenizer_model_max_length", None),
+            padding_side=padding_side or getattr(config, "tokenizer_padding_side", "right"),
+        )
+        embeds = batch.embeds if unused_term is None else batch.embeds + unused_term.to(batch.embeds)
+        return (
+            None,
+            None if position_ids is None else batch.position_ids,
+            None if attention_mask is None else batch.attention_mask.to(attention_mask.dtype),
+            past_key_values,
+            embeds,
+            None if labels is None else batch.labels,
+        )
+
+    def _encode_pictures(
+        self, images: torch.Tensor | list[torch.Tensor], image_sizes: Any, used: list[int]
+    ) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
+        """Visual tokens `[T_i, d]` of the pictures that are shown, by number.
+
+        Dummy pictures of text-only rows are not encoded. Only where no row shows a picture and gradients are wanted,
+        one is, and a zero term connects the connector to the loss: every process of a distributed run must run it.
+        """
+        zero_term_only = not used and torch.is_grad_enabled() and len(images) > 0
+        chosen = [0] if zero_term_only else used
+        if not chosen:
+            return {}, None
+        if isinstance(images, torch.Tensor) and images.ndim == 4:
+            tokens = self.encode_images(images[chosen] if len(chosen) < len(images) else images)
+            features = list(tokens)
+        else:
+            features = self._encode_crops(images, image_sizes, chosen)
+        if zero_term_only:
+            return {}, features[0].sum() * 0
+        return dict(zip(chosen, features, strict=True)), None
+
+    def _encode_crops(self, images: Any, image_sizes: Any, chosen: list[int]) -> list[torch.Tensor]:
+        """All crops of the chosen pictures as one batch, merged per picture."""
+        crops = [images[i] if images[i].ndim == 4 else images[i].unsqueeze(0) for i in chosen]
+        tokens = self.encode_images(torch.cat(crops)).split([len(c) for c in crops])
+        newline = getattr(self.get_model(), "image_newline", None)
+        return [
+            merge_crops(
+                picture,
+                config=self.config,
+                tower=self.get_vision_tower(),
+                image_size=None if image_sizes is None else tuple(image_sizes[i]),
+                image_newline=newline,
+            )
+            for i, picture in zip(chosen, tokens, strict=True)
+        ]
+
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+        """Add `<im_patch>`, `<im_start>`, `<im_end>` as the flags ask (contract package.md 8.3, end)."""
+        add_image_tokens(self, model_args, tokenizer)

@@ -1,0 +1,238 @@
+"""The CLIP vision tower (contract package.md 6)."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.models.clip import CLIPImageProcessorPil
+
+from llava.model.multimodal_encoder.cls_attention import class_token_attention
+from llava.model.multimodal_encoder.s2 import S2_DEFAULT_SCALES, forward_multiscale, parse_scales
+from llava.model.vision_features import VisionFeatures
+
+logger = logging.getLogger(__name__)
+
+
+class ClipBackbone(nn.Module):
+    """Keeps transformers' CLIP one level down, under `vision_model`.
+
+    transformers 5 dropped that level, but every released LLaVA checkpoint has it in its key names
+    (`model.vision_tower.vision_tower.vision_model.*`); with it, loading and saving need no renaming.
+    """
+
+    def __init__(self, vision_model: CLIPVisionModel) -> None:
+        super().__init__()
+        self.vision_model = vision_model
+
+    @property
+    def config(self) -> CLIPVisionConfig:
+        return self.vision_model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vision_model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.vision_model.device
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.vision_model(*args, **kwargs)
+
+
+def is_building_on_meta() -> bool:
+    """Whether the surrounding `from_pretrained` is constructing modules without storage."""
+    return torch.empty(0).device.type == "meta"
+
+
+class CLIPVisionTower(nn.Module):
+    """A frozen CLIP image encoder that returns the hidden state of one layer.
+
+    Args:
+        vision_tower: folder or Hub name of the CLIP model.
+        args: carries `mm_vision_select_layer`, optionally `mm_vision_select_feature` (`patch` or `cls_patch`) and
+            `unfreeze_mm_vision_tower`.
+        delay_load: fetch the configuration only; `load_model()` does the rest. A tower that is to be trained
+            (`unfreeze_mm_vision_tower`) is built at once all the same: the language model's checkpoint fills it.
+    """
+
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+        super().__init__()
+        self.is_loaded = False
+        self.vision_tower_name = vision_tower
+        self.select_layer: int = args.mm_vision_select_layer
+        self.select_feature: str = getattr(args, "mm_vision_select_feature", "patch")
+
+        if delay_load and not getattr(args, "unfreeze_mm_vision_tower", False):
+            self.cfg_only = CLIPVisionConfig.from_pretrained(vision_tower)
+        elif is_building_on_meta():
+            # `from_pretrained` cannot run inside another one: leave empty modules for the outer checkpoint to fill.
+            self.cfg_only = CLIPVisionConfig.from_pretrained(vision_tower)
+            self.vision_tower = ClipBackbone(CLIPVisionModel(self.cfg_only))
+            self._load_image_processor()
+            self.is_loaded = True
+        else:
+            self.load_model()
+
+    def load_model(self, device_map: Any = None, dtype: torch.dtype | None = None) -> None:
+        """Load weights and image processor, and freeze the weights. A second call only says so.
+
+        Args:
+            device_map: as in `from_pretrained`.
+            dtype: precision of the weights; float32 by default.
+        """
+        if self.is_loaded:
+            logger.info("%s is already loaded, `load_model` called again, skipping.", self.vision_tower_name)
+            return
+        self._load_image_processor()
+        clip = CLIPVisionModel.from_pretrained(
+            self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
+        )
+        clip.requires_grad_(False)
+        self.vision_tower = ClipBackbone(clip)
+        self.is_loaded = True
+
+    def _load_image_processor(self) -> None:
+        # The PIL backend by name: with torchvision installed the generic one resamples differently.
+        self.image_processor = CLIPImageProcessorPil.from_pretrained(self.vision_tower_name)
+
+    def feature_select(self, image_forward_outs: Any) -> torch.Tensor:
+        """The select layer's tokens `[N, tokens, D]` out of a CLIP output with `hidden_states`."""
+        return self.select_tokens(image_forward_outs.hidden_states[self.select_layer])
+
+    def select_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Drop the class token (`patch`) or keep it (`cls_patch`).
+
+        Raises:
+            ValueError: any other `select_feature`.
+        """
+        if self.select_feature == "patch":
+            return hidden[:, 1:]
+        if self.select_feature == "cls_patch":
+            return hidden
+        raise ValueError(f"Unexpected select feature: {self.select_feature}")
+
+    def _num_blocks_to_run(self) -> int:
+        """Hidden state 0 is the embedding, hidden state k the output of block k-1."""
+        blocks = self.config.num_hidden_layers
+        index = self.select_layer if self.select_layer >= 0 else blocks + 1 + self.select_layer
+        if not 0 <= index <= blocks:
+            raise ValueError(
+                f"mm_vision_select_layer {self.select_layer} is outside the {blocks + 1} hidden states of "
+                f"{self.vision_tower_name}; use -{blocks + 1} to {blocks}"
+            )
+        return index
+
+    def _encode(self, images: torch.Tensor, need_cls_attention: bool = False) -> VisionFeatures:
+        """Run CLIP up to the select layer only. `images` `[N, 3, H, W]` on any device, of any float dtype."""
+        clip = self.vision_tower.vision_model
+        hidden = clip.embeddings(images.to(device=self.device, dtype=self.dtype))
+        hidden = clip.pre_layrnorm(hidden)
+        layers = clip.encoder.layers[: self._num_blocks_to_run()]
+        if need_cls_attention and len(layers) == 0:
+            raise ValueError(
+                "mm_vision_select_layer selects the embeddings, in front of the first block: there is no class "
+                "attention there. Choose a later layer, for example -2"
+            )
+        cls_attention = None
+        for i, layer in enumerate(layers):
+            if need_cls_attention and i == len(layers) - 1:
+                with torch.no_grad():
+                    cls_attention = class_token_attention(layer, hidden)
+            hidden = layer(hidden, None)
+        return VisionFeatures(hidden, cls_attention)
+
+    def encode(self, images: torch.Tensor, need_cls_attention: bool = False) -> VisionFeatures:
+        """Features for a connector, class token included, whatever `select_feature` says.
+
+        Args:
+            images: `[N, 3, H, W]`.
+            need_cls_attention: also compute the class token's attention row of the select layer's block.
+
+        Returns:
+            `VisionFeatures`; `hidden` is in the dtype of `images`.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trainable):
+            return self._encode(images, need_cls_attention).to(images.dtype)
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether any weight of the tower asks for a gradient."""
+        return any(p.requires_grad for p in self.vision_tower.parameters())
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        """Tokens of the select layer: `[N, tokens, D]`, or for a list of `[3, H, W]` a list of `[1, tokens, D]`.
+
+        The result has the dtype of the input.
+        """
+        if isinstance(images, list):
+            return [self.forward(image.unsqueeze(0)) for image in images]
+        return self.select_tokens(self._encode(images).hidden).to(images.dtype)
+
+    @property
+    def dummy_feature(self) -> torch.Tensor:
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vision_tower.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.vision_tower.device
+
+    @property
+    def config(self) -> CLIPVisionConfig:
+        return self.vision_tower.config if self.is_loaded else self.cfg_only
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def num_patches_per_side(self) -> int:
+        return self.config.image_size // self.config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches per picture, without the class token."""
+        return self.num_patches_per_side**2
+
+
+class CLIPVisionTowerS2(CLIPVisionTower):
+    """CLIP at several scales, joined on the channels (contract package.md 6). `args.s2_scales`: `336,672,1008`."""
+
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+        # Set before the parent's constructor, which may load the model at once and needs them then.
+        self.s2_scales = parse_scales(getattr(args, "s2_scales", S2_DEFAULT_SCALES))
+        self.s2_split_size = self.s2_scales[0]
+        self.s2_image_size = self.s2_scales[-1]
+        super().__init__(vision_tower, args, delay_load)
+        if self.select_feature != "patch":
+            raise ValueError("The S2 tower pools square patch maps: it needs mm_vision_select_feature patch")
+
+    def _load_image_processor(self) -> None:
+        super()._load_image_processor()
+        size = self.s2_image_size
+        self.image_processor.size = {"shortest_edge": size}
+        self.image_processor.crop_size = {"height": size, "width": size}
+
+    def encode(self, images: torch.Tensor, need_cls_attention: bool = False) -> VisionFeatures:
+        raise ValueError(
+            "The S2 tower gives multi-scale patch features and no class token; use a grid connector "
+            "(linear, mlp2x_gelu) with it, or set s2 to false"
+        )
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        if isinstance(images, list):
+            return [self.forward(image.unsqueeze(0)) for image in images]
+        features = forward_multiscale(super().forward, images, self.s2_scales)
+        return features.to(images.dtype)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size * len(self.s2_scales)

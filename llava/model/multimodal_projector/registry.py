@@ -1,0 +1,81 @@
+"""The list of connectors. Adding one = adding a file that registers itself, and one import line in builder.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from torch import nn
+
+from llava.model.vision_features import VisionFeatures
+
+
+class Connector(nn.Module):
+    """Turns `VisionFeatures` into what the language model takes. Stateless between calls.
+
+    Attributes:
+        space: `"input"`: `forward` gives visual tokens `[B, T, d]` that are spliced into the sequence.
+        needs_cls_attention: whether the tower must supply `VisionFeatures.cls_attention`.
+        is_grid: whether the tokens are a square patch map, as unpadding and newline embeddings (anyres) require.
+        num_visual_tokens: T, the tokens handed over per picture.
+    """
+
+    space: ClassVar[str] = "input"
+    needs_cls_attention: ClassVar[bool] = False
+    is_grid: ClassVar[bool] = False
+    num_visual_tokens: int
+
+    def check_tower(self, num_heads: int, num_patches: int) -> None:
+        """Refuse, before any work, a vision tower that this connector cannot read.
+
+        Raises:
+            ValueError: names the numbers that do not fit and the legal ones.
+        """
+
+    def reset_parameters(self) -> None:
+        """Initialise bare parameters and buffers; called when a checkpoint does not hold this connector."""
+
+    def load_published_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Map a published checkpoint's key names (without prefix) to this module's; the default changes nothing."""
+        return state
+
+    def forward(self, features: VisionFeatures) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RegisteredConnector:
+    """A connector's name, its class and the dataclass of its settings."""
+
+    name: str
+    connector_class: type[Connector]
+    config_class: type
+
+
+CONNECTORS: dict[str, RegisteredConnector] = {}
+
+
+def register_connector(name: str, config_class: type) -> Callable[[type[Connector]], type[Connector]]:
+    """Class decorator: make a connector known by `name`.
+
+    `config_class` is a dataclass whose fields are at once the connector's config.json keys, their defaults and its
+    command-line flags; each field's metadata `help` is shown by `--help`.
+    """
+
+    def decorate(connector_class: type[Connector]) -> type[Connector]:
+        if name in CONNECTORS:
+            raise ValueError(f"A connector named {name!r} is already registered: {CONNECTORS[name].connector_class}")
+        CONNECTORS[name] = RegisteredConnector(name, connector_class, config_class)
+        return connector_class
+
+    return decorate
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """A dataclass field with a default and the text shown by `--help`."""
+    return field(default=default, metadata={"help": help_text})
+
+
+def read_settings(config_class: type, config: Any) -> Any:
+    """An instance of `config_class` filled from the attributes of a model config; absent or None means the default."""
+    given = {f.name: getattr(config, f.name, None) for f in fields(config_class)}
+    return config_class(**{name: value for name, value in given.items() if value is not None})

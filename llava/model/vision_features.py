@@ -1,0 +1,25 @@
+"""What a vision tower hands to a connector."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """Features of a batch of pictures at the tower's select layer.
+
+    Letters: B pictures, P patches, D vision width, H vision heads.
+
+    Attributes:
+        hidden: `[B, 1+P, D]`, class token first; never post-normed (contract package.md 6).
+        cls_attention: `[B, H, P]` float32, the class token's softmax attention to every patch in the block whose output
+            is `hidden` (the class column stays in the softmax's denominator), or None when nobody asked for it.
+    """
+
+    hidden: torch.Tensor
+    cls_attention: torch.Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> "VisionFeatures":
+        """The same features with `hidden` in `dtype`; the attention stays float32, because it is ranked."""
+        return VisionFeatures(self.hidden.to(dtype), self.cls_attention)

@@ -1,0 +1,68 @@
+"""Visual anchors: the patches to which the image encoder's class token attends most (arXiv 2405.17815, section 3)."""
+
+import torch
+
+
+def num_anchors_per_head(num_anchors: int, num_heads: int, num_patches: int) -> int:
+    """How many new patches each attention head contributes.
+
+    Raises:
+        ValueError: fewer anchors than heads, or more anchors than patches (contract acformer.md 2.4).
+    """
+    per_head = num_anchors // num_heads
+    if per_head < 1:
+        raise ValueError(
+            f"{num_anchors} visual anchors cannot be shared by {num_heads} attention heads: each head contributes at "
+            f"least one. {legal_token_counts(num_heads, num_patches)}"
+        )
+    if per_head * num_heads > num_patches:
+        raise ValueError(
+            f"{num_anchors} visual anchors are more than the {num_patches} patches of the picture. "
+            f"{legal_token_counts(num_heads, num_patches)}"
+        )
+    return per_head
+
+
+def legal_token_counts(num_heads: int, num_patches: int) -> str:
+    """One sentence that names the legal values of `mm_num_visual_tokens` (class token included)."""
+    largest = num_patches // num_heads
+    counts = [k * num_heads + 1 for k in range(1, largest + 1)]
+    shown = ", ".join(map(str, counts)) if largest <= 8 else f"{counts[0]}, {counts[1]}, ..., {counts[-1]}"
+    return f"Legal values of mm_num_visual_tokens for this tower are {shown} (1 + a multiple of {num_heads} heads)."
+
+
+def select_visual_anchors(cls_attention: torch.Tensor, num_anchors: int) -> torch.Tensor:
+    """Pick visual anchors by the progressive per-head rule (contract acformer.md 2.2).
+
+    Heads take turns in their own order; each adds its `num_anchors // H` most attended patches that no earlier head has
+    taken. Among equal attention values the larger patch index wins. All pictures are handled together: one sort, then
+    one small step per head, with no copy to the host.
+
+    Args:
+        cls_attention: `[B, H, P]`, the class token's attention to the patches, without its own column. Any float dtype;
+            the values are ranked as they are.
+        num_anchors: wanted number of anchors K.
+
+    Returns:
+        `[B, T]` int64 token indices with `T = (K // H) * H + 1`: 0 for the class token, then the anchors' patch
+        index + 1 in ascending order.
+
+    Raises:
+        ValueError: `K < H` or `K` larger than the number of patches.
+    """
+    batch, num_heads, num_patches = cls_attention.shape
+    per_head = num_anchors_per_head(num_anchors, num_heads, num_patches)
+
+    # A stable descending sort of the reversed row puts the larger patch index first among equals.
+    order = cls_attention.flip(-1).argsort(dim=-1, descending=True, stable=True)
+    order = num_patches - 1 - order  # [B, H, P] patches of each head, most attended first
+
+    taken = torch.zeros(batch, num_patches, dtype=torch.bool, device=cls_attention.device)
+    for head in range(num_heads):
+        free = ~taken.gather(1, order[:, head])
+        newly_taken = free & (free.cumsum(dim=1) <= per_head)
+        taken = taken.scatter(1, order[:, head], newly_taken | ~free)
+
+    patches = torch.arange(num_patches, device=cls_attention.device)
+    anchors = torch.where(taken, patches, num_patches).sort(dim=1).values[:, : per_head * num_heads]
+    return torch.cat([anchors.new_zeros(batch, 1), anchors + 1], dim=1)

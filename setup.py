@@ -1,0 +1,34 @@
+"""Packages and dependencies of `llava`; everything else stands in pyproject.toml."""
+
+from setuptools import find_namespace_packages, setup
+
+CORE = [
+    "torch>=2.4,<2.14",
+    "transformers>=5.17,<5.24",
+    "accelerate>=1.10",
+    "peft>=0.18",
+    "safetensors>=0.4.5",
+    "sentencepiece>=0.2",
+    "protobuf>=4",
+    "pillow>=10",
+    "numpy>=1.26",
+    "requests>=2.31",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "train": ["deepspeed>=0.16", "ninja>=1.11"],
+    "flash": ["flash-attn>=2.6"],
+    "quant": ["bitsandbytes>=0.45"],
+    "serve": ["gradio>=5", "fastapi>=0.110", "uvicorn>=0.29"],
+    "eval": ["openai>=1.40", "openpyxl>=3.1", "pandas>=2.2"],
+    "vllm": ["vllm>=0.30"],
+    "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "tensorboard>=2.16"],
+}
+EXTRAS["build"] = ["build>=1.2", "twine>=5"]
+
+setup(
+    packages=find_namespace_packages(include=["llava", "llava.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
