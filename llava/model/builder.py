@@ -8,14 +8,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.extras import require_extra
-from llava.model import (
-    LlavaConfig,
-    LlavaLlamaForCausalLM,
-    LlavaMistralConfig,
-    LlavaMistralForCausalLM,
-    LlavaMptForCausalLM,
-)
+from llava.model import LlavaMptForCausalLM
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
+from llava.model.families import CLASSES
 from llava.model.multimodal_projector.registry import Connector
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.model.weights import adapter_state, load_weights_only
@@ -23,7 +18,6 @@ from llava.tokenization import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-CLASSES = {"llama": (LlavaLlamaForCausalLM, LlavaConfig), "mistral": (LlavaMistralForCausalLM, LlavaMistralConfig)}
 UNQUANTISED = ["mm_projector", "vision_tower", "lm_head"]
 
 

@@ -1,0 +1,47 @@
+"""Files are written whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def write_atomically(path: str, write: Callable[[str], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    Nothing is left behind, and an older file stays as it was, if writing fails.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_text_atomically(path: str, text: str) -> None:
+    """UTF-8 text, whole or not at all."""
+
+    def write(temporary: str) -> None:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    write_atomically(path, write)
+
+
+def save_torch_atomically(path: str, state: Mapping[str, Any]) -> None:
+    """A torch file, whole or not at all."""
+    import torch
+
+    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,27 @@
+"""The language-model families that can take pictures."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM
+from llava.model.checkpoint_kind import checkpoint_kind
+
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "llama": (LlavaLlamaForCausalLM, LlavaConfig),
+    "mistral": (LlavaMistralForCausalLM, LlavaMistralConfig),
+}
+
+
+def open_language_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A full checkpoint as its own class, without loading its vision tower; for the conversion tools.
+
+    Configurations that say `llava` (LLaVA before 1.2) are opened with our class: transformers has an unrelated model of
+    that type.
+    """
+    kind = checkpoint_kind(path, None, path)
+    if not kind.is_llava:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    model_class, config_class = CLASSES[kind.family]
+    return model_class.from_pretrained(path, config=config_class.from_pretrained(path), dtype=dtype)
