@@ -109,6 +109,14 @@ class LlavaMetaForCausalLM(ABC):
     def get_vision_tower(self) -> CLIPVisionTower | None:
         return self.get_model().get_vision_tower()
 
+    @property
+    def num_visual_tokens(self) -> int:
+        """Tokens that one picture or crop becomes."""
+        projector, tower = self.get_model().mm_projector, self.get_vision_tower()
+        if isinstance(projector, Connector):
+            return projector.num_visual_tokens
+        return tower.num_patches + (tower.select_feature == "cls_patch")
+
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`."""
         projector, tower = self.get_model().mm_projector, self.get_vision_tower()

@@ -1,0 +1,16 @@
+"""Which attention implementation training asks for."""
+
+import logging
+
+import torch
+from transformers.utils import is_flash_attn_2_available
+
+logger = logging.getLogger(__name__)
+
+
+def fastest_attention() -> str:
+    """`flash_attention_2` where it can run, else `sdpa`, said in one line."""
+    if torch.cuda.is_available() and is_flash_attn_2_available():
+        return "flash_attention_2"
+    logger.warning("FlashAttention-2 is not available (pip install 'llava[flash]'); using torch's fused attention.")
+    return "sdpa"

@@ -1,0 +1,133 @@
+"""What a training run writes and how it finds its way back (contract train.md 11)."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from llava.files import save_torch_atomically
+from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
+
+
+def maybe_zero_3(param: torch.Tensor, ignore_status: bool = False, name: str | None = None) -> torch.Tensor:
+    """A detached CPU copy of a parameter; under ZeRO-3 it is gathered first, which every rank must take part in."""
+    if hasattr(param, "ds_id"):
+        from deepspeed import zero
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        if param.ds_status == ZeroParamStatus.NOT_AVAILABLE and not ignore_status:
+            logger.debug("%s is not gathered: doing it now", name)
+        with zero.GatheredParameters([param]):
+            return param.data.detach().cpu().clone()
+    return param.detach().cpu().clone()
+
+
+def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> dict[str, torch.Tensor]:
+    """The adapter: names with `lora_`, plus by `bias` nothing (`none`), every bias (`all`), or those of the adapted
+    layers (`lora_only`).
+
+    Raises:
+        NotImplementedError: any other `bias`.
+    """
+    named = dict(named_params)
+    adapters = {name: param for name, param in named.items() if "lora_" in name}
+    if bias == "none":
+        chosen = adapters
+    elif bias == "all":
+        chosen = {name: param for name, param in named.items() if "lora_" in name or "bias" in name}
+    elif bias == "lora_only":
+        adapted = {f"{name.split('lora_')[0]}bias" for name in adapters}
+        adapted |= {f"{name.split('lora_')[0]}base_layer.bias" for name in adapters}
+        chosen = adapters | {name: param for name, param in named.items() if name in adapted}
+    else:
+        raise NotImplementedError(f"lora_bias {bias!r}: expected none, all or lora_only")
+    return {name: maybe_zero_3(param, ignore_status=True, name=name) for name, param in chosen.items()}
+
+
+def get_peft_state_non_lora_maybe_zero_3(
+    named_params: NamedParameters, require_grad_only: bool = True
+) -> dict[str, torch.Tensor]:
+    """Everything that trains beside the adapters: names without `lora_`."""
+    chosen = {name: p for name, p in named_params if "lora_" not in name and (p.requires_grad or not require_grad_only)}
+    return {name: maybe_zero_3(param, ignore_status=True, name=name) for name, param in chosen.items()}
+
+
+def get_mm_adapter_state_maybe_zero_3(
+    named_params: NamedParameters, keys_to_match: list[str]
+) -> dict[str, torch.Tensor]:
+    """Parameters whose name contains one of `keys_to_match`."""
+    chosen = {name: param for name, param in named_params if any(key in name for key in keys_to_match)}
+    return {name: maybe_zero_3(param, ignore_status=True, name=name) for name, param in chosen.items()}
+
+
+def adapter_keys(args: Any) -> list[str]:
+    """Name parts of the parameters that a stage-1 file holds."""
+    keys = ["mm_projector"]
+    if getattr(args, "mm_use_im_start_end", False):
+        keys += ["embed_tokens", "embed_in"]
+    return keys
+
+
+def save_adapter(model: Any, args: Any, folder: str, is_writer: bool, weights_path: str | None = None) -> None:
+    """`mm_projector.bin` (or `weights_path`) and config.json; all ranks must call it, one writes."""
+    state = get_mm_adapter_state_maybe_zero_3(model.named_parameters(), adapter_keys(args))
+    if is_writer:
+        os.makedirs(folder, exist_ok=True)
+        model.config.save_pretrained(folder)
+        save_torch_atomically(weights_path or os.path.join(folder, STAGE1_WEIGHTS), state)
+
+
+def save_lora(model: Any, bias: str, folder: str, is_writer: bool) -> None:
+    """Adapter, full config.json and `non_lora_trainables.bin`; all ranks must call it, one writes."""
+    adapter = get_peft_state_maybe_zero_3(model.named_parameters(), bias)
+    extras = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
+    if is_writer:
+        os.makedirs(folder, exist_ok=True)
+        model.config.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=adapter, save_embedding_layers=False)
+        save_torch_atomically(os.path.join(folder, LORA_EXTRAS), extras)
+
+
+def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
+    """Collect the state and write it (contract train.md 11): the connector only in stage 1, else the whole model.
+
+    In stage 1, an `output_dir` whose last part begins with `checkpoint-` gets its weights in
+    `<parent>/mm_projector/<part>.bin` instead.
+    """
+    if getattr(trainer.args, "tune_mm_mlp_adapter", False):
+        parent, last = os.path.split(output_dir.rstrip("/"))
+        weights_path = None
+        if last.startswith("checkpoint-"):
+            weights_path = os.path.join(parent, "mm_projector", f"{last}.bin")
+        is_writer = trainer.args.local_rank in (-1, 0)
+        save_adapter(trainer.model, trainer.args, output_dir, is_writer, weights_path)
+        return
+    trainer.save_model(output_dir)
+
+
+def latest_complete_checkpoint(output_dir: str) -> str | None:
+    """The newest `checkpoint-N` that a run can go on from, or None.
+
+    `trainer_state.json` is written last, so a checkpoint without a readable one was cut off (or holds a connector
+    only, as upstream writes them): it is named in a warning and left alone.
+    """
+    if not os.path.isdir(output_dir):
+        return None
+    steps = {int(m.group(1)): name for name in os.listdir(output_dir) if (m := re.fullmatch(r"checkpoint-(\d+)", name))}
+    for step in sorted(steps, reverse=True):
+        folder = os.path.join(output_dir, steps[step])
+        try:
+            with open(os.path.join(folder, "trainer_state.json"), encoding="utf-8") as file:
+                json.load(file)
+            return folder
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s is not complete (no readable trainer_state.json): not resuming from it.", folder)
+    return None

@@ -1,0 +1,13 @@
+"""A name of old training code. Attention is chosen by `attn_implementation` now; nothing is patched."""
+
+import warnings
+
+
+def replace_llama_attn_with_flash_attn() -> None:
+    """Does nothing but say what replaced it."""
+    warnings.warn(
+        "replace_llama_attn_with_flash_attn() has no effect: load the model with "
+        "attn_implementation='flash_attention_2' instead",
+        DeprecationWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,207 @@
+"""The Trainer: sampling, optimizer groups, saving and resuming in three modes (contract train.md 9-11)."""
+
+import logging
+import os
+import time
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
+from llava.model.weights import load_weights_only
+from llava.tokenizer_files import save_tokenizer
+from llava.train.checkpoint import (
+    get_mm_adapter_state_maybe_zero_3,
+    maybe_zero_3,
+    save_adapter,
+    save_lora,
+)
+from llava.train.progress import TrainingProgress
+from llava.train.sampler import (
+    LengthGroupedSampler,
+    get_length_grouped_indices,
+    get_modality_length_grouped_indices,
+    split_to_even_chunks,
+)
+
+__all__ = [
+    "LLaVATrainer",
+    "LengthGroupedSampler",
+    "get_length_grouped_indices",
+    "get_mm_adapter_state_maybe_zero_3",
+    "get_modality_length_grouped_indices",
+    "maybe_zero_3",
+    "split_to_even_chunks",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class LLaVATrainer(Trainer):
+    """Trains a LLaVA model; the mode follows from the arguments: adapter (stage 1), LoRA, or full."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The loss is the mean over one micro-batch, averaged over ranks and accumulation steps (train.md 10).
+        self.model_accepts_loss_kwargs = False
+        self._seen = {"samples": 0, "tokens": 0, "since": time.perf_counter()}
+        if self.is_adapter_mode:
+            self.args.save_total_limit = None  # the connector's checkpoints are small and all kept
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.remove_callback(PrinterCallback)
+            self.add_callback(TrainingProgress())
+
+    @property
+    def is_adapter_mode(self) -> bool:
+        return getattr(self.args, "tune_mm_mlp_adapter", False)
+
+    @property
+    def is_lora_mode(self) -> bool:
+        return getattr(self.args, "lora_enable", False)
+
+    # Sampling and optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if dataset is None or not self.args.group_by_modality_length:
+            return super()._get_train_sampler(dataset)
+        return LengthGroupedSampler(
+            self.args.train_batch_size,
+            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
+            lengths=dataset.modality_lengths,
+            group_by_modality=True,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Groups: weight decay or none, and with `mm_projector_lr` the connector's two apart (train.md 10)."""
+        if self.optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(self.optimizer_groups(), **options)
+            if optimizer_class.__name__ == "Adam8bit":
+                self._keep_embeddings_at_32_bits()
+        return self.optimizer
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Only parameters that require a gradient, each in one group."""
+        decay_names = set(self.get_decay_parameter_names(self.model))
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        projector_lr = self.args.mm_projector_lr
+        groups = []
+        for is_projector in (False, True) if projector_lr is not None else (None,):
+            for decays in (True, False):
+                names = [
+                    name
+                    for name in trainable
+                    if (name in decay_names) == decays and is_projector in (None, "mm_projector" in name)
+                ]
+                group = {
+                    "params": [trainable[name] for name in names],
+                    "weight_decay": self.args.weight_decay if decays else 0.0,
+                }
+                groups.append(group | ({"lr": projector_lr} if is_projector else {}))
+        return groups
+
+    def _keep_embeddings_at_32_bits(self) -> None:
+        import bitsandbytes
+
+        manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                manager.register_module_override(module, "weight", {"optim_bits": 32})
+
+    # Throughput
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if self.model.training and "attention_mask" in inputs:  # counted before the tensors leave the CPU
+            text = int(inputs["attention_mask"].sum())
+            self._seen["samples"] += len(inputs["input_ids"])
+            self._seen["tokens"] += text + self._visual_tokens(inputs)
+        return super()._prepare_inputs(inputs)
+
+    def _visual_tokens(self, inputs: dict[str, Any]) -> int:
+        """Positions that splicing adds to a batch: visual tokens less the markers they replace."""
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if inputs.get("images") is None or not hasattr(model, "num_visual_tokens"):
+            return 0
+        markers = int((inputs["input_ids"] < 0).sum())
+        return markers * (model.num_visual_tokens - 1)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds samples and LLM tokens per second, over all ranks, since the last log."""
+        if "loss" in logs:
+            seconds = time.perf_counter() - self._seen["since"]
+            logs["samples_per_second"] = round(self._seen["samples"] * self.args.world_size / seconds, 2)
+            logs["llm_tokens_per_second"] = round(self._seen["tokens"] * self.args.world_size / seconds, 1)
+            self._seen = {"samples": 0, "tokens": 0, "since": time.perf_counter()}
+        super().log(logs, *args, **kwargs)
+
+    # Saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Connector, LoRA directory or whole model, by mode; every rank must call it."""
+        folder = output_dir or self.args.output_dir
+        if self.is_adapter_mode:
+            save_adapter(self.model, self.args, folder, self.args.should_save)
+        elif self.is_lora_mode:
+            model = self.accelerator.unwrap_model(self.model)
+            save_lora(model, self.args.lora_bias, folder, self.args.should_save)
+            self._save_tokenizer(folder)
+        else:
+            super().save_model(folder, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        self._save_tokenizer(output_dir or self.args.output_dir)
+
+    def _save_tokenizer(self, folder: str) -> None:
+        if self.args.should_save and self.processing_class is not None:
+            save_tokenizer(self.processing_class, folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled and self.is_adapter_mode:
+            # The frozen language model does not belong into every checkpoint of the connector.
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    # Resuming
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        model = self.model if model is None else model
+        if self.is_adapter_mode:
+            _load_named(model, os.path.join(resume_from_checkpoint, STAGE1_WEIGHTS))
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.is_lora_mode:
+            _load_named(model, os.path.join(resume_from_checkpoint, LORA_EXTRAS))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if not (resume_from_checkpoint and self.is_deepspeed_enabled and self.is_adapter_mode):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # DeepSpeed's checkpoint of stage 1 holds no frozen parameter, which only a non-strict load accepts.
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        path, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+        if path is None:
+            raise ValueError(f"DeepSpeed finds no state in {resume_from_checkpoint}; delete it to start afresh")
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+
+@torch.no_grad()
+def _load_named(model: Any, path: str) -> None:
+    """Copy a file's entries into the parameters of the same names.
+
+    Raises:
+        ValueError: an entry has no parameter.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in load_weights_only(path).items():
+        if name not in parameters:
+            raise ValueError(f"{path} holds {name}, which this model has not: was it written with other flags?")
+        parameters[name].copy_(value)

@@ -1,0 +1,194 @@
+"""From arguments to a model that is ready to train (contract train.md 3, steps 2 to 9)."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from llava import conversation as conversation_lib
+from llava.extras import require_extra
+from llava.model.checkpoint_kind import checkpoint_kind
+from llava.model.families import CLASSES
+from llava.model.vision_tokenizer import grow_embeddings
+from llava.tokenization import load_tokenizer
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+NEVER_ADAPTED = ("mm_projector", "vision_tower", "vision_resampler")
+PAD_TOKEN = "[PAD]"
+
+
+def compute_dtype(args: TrainingArguments) -> torch.dtype:
+    """fp16, bf16 or fp32 by flags."""
+    return torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
+
+
+def tower_dtype(args: TrainingArguments) -> torch.dtype:
+    """bf16 under --bf16, else float16; float32 on a CPU, where half precision is slow and gains nothing."""
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if torch.cuda.is_available() else torch.float32
+
+
+def load_language_model(
+    model_args: ModelArguments, training_args: TrainingArguments, attn_implementation: str | None
+) -> PreTrainedModel:
+    """The base model in its own class: Llama or Mistral with pictures, or a plain LLM without a vision tower.
+
+    Raises:
+        NotImplementedError: an MPT base.
+    """
+    options: dict[str, Any] = {
+        "cache_dir": training_args.cache_dir,
+        # float32 also under --fp16, which is mixed precision.
+        "dtype": torch.bfloat16 if training_args.bf16 else torch.float32,
+    }
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if training_args.bits in (4, 8):
+        options |= _quantisation(training_args)
+    path = model_args.model_name_or_path
+    if model_args.vision_tower is None:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    else:
+        family = checkpoint_kind(path, None, path).family
+        if family not in CLASSES:
+            raise NotImplementedError(f"{path} is an MPT model, which is not supported: use a Llama or Mistral base")
+        model_class, config_class = CLASSES[family]
+        model = model_class.from_pretrained(path, config=config_class.from_pretrained(path), **options)
+    model.config.use_cache = False
+    return model
+
+
+def _quantisation(args: TrainingArguments) -> dict[str, Any]:
+    require_extra("bitsandbytes", "quant")
+    return {
+        "device_map": {"": args.device},
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=args.bits == 4,
+            load_in_8bit=args.bits == 8,
+            # `lm_head` must be named too: a list without it quantises it (platform.md 6).
+            llm_int8_skip_modules=["mm_projector", "vision_tower", "lm_head"],
+            llm_int8_threshold=6.0,
+            llm_int8_has_fp16_weight=False,
+            bnb_4bit_compute_dtype=compute_dtype(args),
+            bnb_4bit_use_double_quant=args.double_quant,
+            bnb_4bit_quant_type=args.quant_type,
+        ),
+    }
+
+
+def find_all_linear_names(model: torch.nn.Module) -> list[str]:
+    """Last name components of the linear layers that LoRA adapts; for Llama the usual seven."""
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not any(part in name for part in NEVER_ADAPTED)
+    }
+    return sorted(names - {"lm_head"})
+
+
+def freeze_and_adapt(model: PreTrainedModel, model_args: ModelArguments, args: TrainingArguments) -> PreTrainedModel:
+    """--freeze_backbone, k-bit preparation, gradient checkpointing, LoRA; before the vision tower is there."""
+    if model_args.freeze_backbone:
+        model.model.requires_grad_(False)
+    if args.bits in (4, 8):
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+    if args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    if args.lora_enable:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=args.lora_r,
+            lora_alpha=args.lora_alpha,
+            target_modules=find_all_linear_names(model),
+            lora_dropout=args.lora_dropout,
+            bias=args.lora_bias,
+            task_type="CAUSAL_LM",
+        )
+        if args.bits == 16 and (args.bf16 or args.fp16):
+            model.to(compute_dtype(args))
+        model = get_peft_model(model, config)
+    return model
+
+
+def smart_tokenizer_and_embedding_resize(special_tokens_dict: dict[str, str], tokenizer: Any, model: Any) -> None:
+    """Add special tokens; new rows of both embedding tables are the mean of the old ones."""
+    num_new = tokenizer.add_special_tokens(special_tokens_dict)
+    grow_embeddings(model, len(tokenizer), num_new)
+
+
+def prepare_tokenizer(model: Any, model_args: ModelArguments, args: TrainingArguments) -> tuple[Any, Any]:
+    """The tokenizer with its pad token, and the prompt template of --version (contract train.md 6)."""
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path,
+        cache_dir=args.cache_dir,
+        model_max_length=args.model_max_length,
+        padding_side="right",
+    )
+    version = model_args.version
+    if version == "v0":
+        if tokenizer.pad_token is None:
+            smart_tokenizer_and_embedding_resize({"pad_token": PAD_TOKEN}, tokenizer, model)
+        return tokenizer, conversation_lib.default_conversation
+    # Some tokenizers have no unk token; padding is masked by length, so any token will do.
+    tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if version == "v0.5":
+        return tokenizer, conversation_lib.default_conversation
+    if version not in conversation_lib.conv_templates:
+        logger.warning(
+            "--version %s is no prompt format, vicuna_v1 is used; known: %s",
+            version,
+            ", ".join(conversation_lib.conv_templates),
+        )
+    return tokenizer, conversation_lib.conv_templates.get(version, conversation_lib.conv_templates["vicuna_v1"])
+
+
+def add_vision(
+    model: Any, tokenizer: Any, model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments
+) -> None:
+    """Tower, connector, the vision keys of the configuration, and what of it trains."""
+    inner = model.get_model()
+    inner.initialize_vision_modules(model_args=model_args, fsdp=args.fsdp)
+    tower = model.get_vision_tower()
+    tower.to(dtype=tower_dtype(args), device=args.device)
+    data_args.image_processor = tower.image_processor
+    data_args.is_multimodal = True
+
+    config = model.config
+    config.image_aspect_ratio = data_args.image_aspect_ratio
+    config.tokenizer_padding_side = tokenizer.padding_side
+    config.tokenizer_model_max_length = tokenizer.model_max_length
+    config.tune_mm_mlp_adapter = args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    config.freeze_mm_mlp_adapter = args.freeze_mm_mlp_adapter
+    if model_args.tune_mm_mlp_adapter:
+        model.requires_grad_(False)
+        inner.mm_projector.requires_grad_(True)
+    if args.freeze_mm_mlp_adapter:
+        inner.mm_projector.requires_grad_(False)
+    if args.bits in (4, 8):
+        inner.mm_projector.to(dtype=compute_dtype(args), device=args.device)
+    config.mm_use_im_start_end = data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
+    config.mm_projector_lr = args.mm_projector_lr
+    args.mm_use_im_start_end = model_args.mm_use_im_start_end
+    config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
+    model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+
+
+def settle_kbit_dtypes(model: Any, args: TrainingArguments) -> None:
+    """k-bit training: LoRA in bf16, norms in float32, embeddings and head in bf16 (contract train.md 3, step 9)."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and args.bf16:
+            module.to(torch.bfloat16)
+        if "norm" in name and "vision_tower" not in name and "mm_projector" not in name:
+            module.to(torch.float32)
+        is_table = ("lm_head" in name or "embed_tokens" in name) and hasattr(module, "weight")
+        if is_table and args.bf16 and module.weight.dtype == torch.float32:
+            module.to(torch.bfloat16)

@@ -1,0 +1,123 @@
+"""Training: parse, build, train, save (contract train.md).
+
+deepspeed llava/train/train_mem.py --model_name_or_path ... --mm_projector_type acformer --mm_num_visual_tokens 145 ...
+"""
+
+import logging
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # run by path
+
+import torch
+import transformers
+
+from llava import conversation as conversation_lib
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from llava.train.checkpoint import (
+    get_mm_adapter_state_maybe_zero_3,
+    get_peft_state_maybe_zero_3,
+    get_peft_state_non_lora_maybe_zero_3,
+    latest_complete_checkpoint,
+    maybe_zero_3,
+    safe_save_model_for_hf_trainer,
+)
+from llava.train.data import (
+    DataCollatorForSupervisedDataset,
+    LazySupervisedDataset,
+    make_supervised_data_module,
+)
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.model_setup import (
+    add_vision,
+    find_all_linear_names,
+    freeze_and_adapt,
+    load_language_model,
+    prepare_tokenizer,
+    settle_kbit_dtypes,
+    smart_tokenizer_and_embedding_resize,
+)
+from llava.train.preprocess import (
+    preprocess,
+    preprocess_llama_2,
+    preprocess_mpt,
+    preprocess_multimodal,
+    preprocess_plain,
+    preprocess_v1,
+)
+
+__all__ = [
+    "DataArguments",
+    "DataCollatorForSupervisedDataset",
+    "LazySupervisedDataset",
+    "ModelArguments",
+    "TrainingArguments",
+    "find_all_linear_names",
+    "get_mm_adapter_state_maybe_zero_3",
+    "get_peft_state_maybe_zero_3",
+    "get_peft_state_non_lora_maybe_zero_3",
+    "make_supervised_data_module",
+    "maybe_zero_3",
+    "preprocess",
+    "preprocess_llama_2",
+    "preprocess_mpt",
+    "preprocess_multimodal",
+    "preprocess_plain",
+    "preprocess_v1",
+    "rank0_print",
+    "safe_save_model_for_hf_trainer",
+    "smart_tokenizer_and_embedding_resize",
+    "train",
+]
+
+logger = logging.getLogger(__name__)
+
+local_rank: int | None = int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
+
+
+def rank0_print(*args: object) -> None:
+    """Print on the first process only."""
+    if local_rank in (None, -1, 0):
+        print(*args)
+
+
+def train(attn_implementation: str | None = None) -> None:
+    """Run the training that `sys.argv` describes.
+
+    A run that finds a complete `checkpoint-*` in its output folder goes on from the newest one.
+    """
+    logging.basicConfig(level=logging.INFO if local_rank in (None, -1, 0) else logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    model_args, data_args, training_args = parse_arguments()
+    transformers.set_seed(training_args.seed)  # the connector is initialised before the Trainer seeds
+
+    model = load_language_model(model_args, training_args, attn_implementation)
+    model = freeze_and_adapt(model, model_args, training_args)
+    tokenizer, template = prepare_tokenizer(model, model_args, training_args)
+    conversation_lib.default_conversation = template  # upstream's users read it there
+    data_args.conv = template
+    training_args.tune_mm_mlp_adapter = False
+    if model_args.vision_tower is not None:
+        add_vision(model, tokenizer, model_args, data_args, training_args)
+    if training_args.bits in (4, 8):
+        settle_kbit_dtypes(model, training_args)
+
+    data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
+    trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
+    checkpoint = latest_complete_checkpoint(training_args.output_dir)
+    if checkpoint is not None:
+        rank0_print(f"Resuming from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+
+    model.config.use_cache = True
+    if training_args.lora_enable:
+        trainer.save_model(training_args.output_dir)
+    else:
+        safe_save_model_for_hf_trainer(trainer=trainer, output_dir=training_args.output_dir)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    train()
