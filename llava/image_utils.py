@@ -1,0 +1,187 @@
+"""Opening pictures safely and bringing them into the shape a vision tower wants (contract: package.md section 4).
+
+Needs only Pillow at import; torch is imported by the functions that return tensors.
+"""
+
+import ast
+import base64
+import io
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import torch
+
+# Width x height a picture may have before its pixels are decoded; the level at which Pillow itself starts to warn.
+MAX_IMAGE_PIXELS = 89_478_485
+
+# Background of a padded picture for CLIP: int(255 * mean) per channel.
+CLIP_BACKGROUND = (122, 116, 104)
+
+Size = tuple[int, int]
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used: missing, damaged, or too large."""
+
+
+def open_image(
+    source: str | os.PathLike | bytes, max_pixels: int = MAX_IMAGE_PIXELS, mode: str | None = "RGB"
+) -> Image.Image:
+    """Open a picture, refusing it by its header before the pixels are decoded.
+
+    Args:
+        source: path of a file, or the bytes of one.
+        max_pixels: largest allowed width x height.
+        mode: Pillow mode to convert to; None keeps the picture's own.
+
+    Raises:
+        ImageError: the file is missing, is not a picture, is damaged, or has too many pixels.
+    """
+    name = "image data" if isinstance(source, bytes) else f"image '{os.fspath(source)}'"
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(
+                    f"{name} has {width} x {height} pixels, more than the limit of {max_pixels}; scale it down first."
+                )
+            return image.copy() if mode is None else image.convert(mode)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} does not exist; check the path.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} has more pixels than the limit of {max_pixels}; scale it down first.") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not in a picture format that Pillow knows; convert it to PNG or JPEG.") from error
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise for damaged files
+        raise ImageError(f"{name} cannot be decoded ({error}); the file is damaged or not readable.") from error
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """The picture whose file is base64 encoded in ``image``; its mode is kept, its size limited.
+
+    Raises:
+        ImageError: not base64, not a picture, damaged, or too many pixels.
+    """
+    try:
+        data = base64.b64decode(image)
+    except ValueError as error:
+        raise ImageError(f"image data is not valid base64 ({error}).") from error
+    return open_image(data, mode=None)
+
+
+def expand2square(pil_img: Image.Image, background_color) -> Image.Image:
+    """Centre a picture on a square canvas of its own mode; a square picture is returned as it is."""
+    width, height = pil_img.size
+    if width == height:
+        return pil_img
+    side = max(width, height)
+    canvas = Image.new(pil_img.mode, (side, side), background_color)
+    canvas.paste(pil_img, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
+    """The (width, height) that keeps most of the picture's pixels; ties go to the least waste, then to list order."""
+    width, height = original_size
+
+    def merit(resolution: Size) -> tuple[int, int]:
+        scale = min(resolution[0] / width, resolution[1] / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        waste = resolution[0] * resolution[1] - effective
+        return effective, -waste
+
+    return max(possible_resolutions, key=merit)
+
+
+def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
+    """Fit a picture into ``target_resolution`` (width, height), keeping its aspect, centred on black."""
+    width, height = image.size
+    target_width, target_height = target_resolution
+    if target_width / width < target_height / height:
+        size = target_width, min(math.ceil(height * (target_width / width)), target_height)
+    else:
+        size = min(math.ceil(width * (target_height / height)), target_width), target_height
+    canvas = Image.new("RGB", (target_width, target_height), (0, 0, 0))
+    canvas.paste(image.resize(size), ((target_width - size[0]) // 2, (target_height - size[1]) // 2))
+    return canvas
+
+
+def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
+    """Cut a picture into squares of ``patch_size`` pixels, row by row."""
+    width, height = image.size
+    return [
+        image.crop((left, top, left + patch_size, top + patch_size))
+        for top in range(0, height, patch_size)
+        for left in range(0, width, patch_size)
+    ]
+
+
+def _parse_pinpoints(grid_pinpoints: str | Sequence[Size]) -> Sequence[Size]:
+    """``image_grid_pinpoints`` is stored as a list or as its text; the text is parsed as a literal, never evaluated."""
+    if not isinstance(grid_pinpoints, str):
+        return grid_pinpoints
+    try:
+        return ast.literal_eval(grid_pinpoints)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"image_grid_pinpoints is not a list of [width, height] pairs: {grid_pinpoints!r}") from error
+
+
+def get_anyres_image_grid_shape(image_size: Size, grid_pinpoints: str | Sequence[Size], patch_size: int) -> Size:
+    """Number of tiles (width, height) that a picture of ``image_size`` (width, height) is cut into."""
+    width, height = select_best_resolution(image_size, _parse_pinpoints(grid_pinpoints))
+    return width // patch_size, height // patch_size
+
+
+def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Sequence[Size]) -> "torch.Tensor":
+    """Whole picture and tiles as ``[1 + tiles, 3, H, W]``: first the picture squashed to a square, then the tiles."""
+    import torch
+
+    image = image.convert("RGB")
+    side = processor.size["shortest_edge"]
+    resolution = select_best_resolution(image.size, _parse_pinpoints(grid_pinpoints))
+    tiles = divide_to_patches(resize_and_pad_image(image, resolution), processor.crop_size["height"])
+    pieces = [image.resize((side, side)), *tiles]
+    return torch.stack([processor.preprocess(piece, return_tensors="pt")["pixel_values"][0] for piece in pieces])
+
+
+def process_images(images: Sequence[Image.Image], image_processor, model_cfg) -> "torch.Tensor | list[torch.Tensor]":
+    """Pictures of one request, as the model's ``config.image_aspect_ratio`` asks.
+
+    ``pad``: padded to a square with the processor's mean colour. ``anyres``: whole picture and tiles. Anything else:
+    the processor alone (for CLIP: resize the short side, centre crop). Pictures are converted to RGB first.
+
+    Returns:
+        ``[n, 3, H, W]``, or ``[n, 1 + tiles, 3, H, W]`` for ``anyres``; a list of tensors when shapes differ.
+
+    Raises:
+        RuntimeError, IndexError: no pictures (the type depends on the mode, as upstream).
+    """
+    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    one_by_one = aspect_ratio in ("pad", "anyres")
+    if len(images) == 0:
+        raise (RuntimeError if one_by_one else IndexError)("process_images needs at least one image.")
+    images = [image.convert("RGB") for image in images]
+    if not one_by_one:
+        return image_processor(images, return_tensors="pt")["pixel_values"]
+
+    import torch
+
+    if aspect_ratio == "pad":
+        tensors = [preprocess_padded(image, image_processor) for image in images]
+    else:
+        tensors = [process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images]
+    same_shape = all(tensor.shape == tensors[0].shape for tensor in tensors)
+    return torch.stack(tensors) if same_shape else tensors
+
+
+def preprocess_padded(image: Image.Image, image_processor) -> "torch.Tensor":
+    """One RGB picture padded to a square with the processor's mean colour, as ``[3, H, W]``."""
+    background = tuple(int(255 * mean) for mean in image_processor.image_mean)
+    return image_processor.preprocess(expand2square(image, background), return_tensors="pt")["pixel_values"][0]
