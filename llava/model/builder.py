@@ -10,7 +10,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.extras import require_extra
 from llava.model import LlavaMptForCausalLM
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
-from llava.model.families import CLASSES
+from llava.model.families import CLASSES, read_config
 from llava.model.multimodal_projector.registry import Connector
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.model.weights import adapter_state, load_weights_only
@@ -70,11 +70,11 @@ def load_pretrained_model(
                 "trained on as model_base (--model-base)"
             )
         tokenizer = load_tokenizer(model_path)
-        config = config_class.from_pretrained(model_path)
+        config = read_config(config_class, model_path)
         model = _load_language_model(model_class, model_path, config, options)
     else:
         tokenizer = load_tokenizer(model_base)
-        config = config_class.from_pretrained(model_path)
+        config = read_config(config_class, model_path)
         if kind.is_lora:
             model = _load_lora(model_class, model_path, model_base, config, tokenizer, options)
         else:
@@ -136,7 +136,7 @@ def _tower_from_its_own_folder(model: PreTrainedModel, info: dict[str, Any]) -> 
 def _load_on_base(model_class: Any, base: str, config: Any, tokenizer: Any, options: dict[str, Any]) -> PreTrainedModel:
     """Base weights under a LLaVA configuration; the vocabulary may have grown in training."""
     trained_vocabulary = config.vocab_size
-    config.vocab_size = type(config).from_pretrained(base).vocab_size
+    config.vocab_size = read_config(type(config), base).vocab_size
     model = _load_language_model(model_class, base, config, options)
     if trained_vocabulary > config.vocab_size:
         grow_embeddings(model, trained_vocabulary, num_new=trained_vocabulary - config.vocab_size)
@@ -203,7 +203,8 @@ def _add_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
         tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
     if getattr(model.config, "mm_use_im_start_end", False):
         tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-    grow_embeddings(model, len(tokenizer), num_new=0)
+    rows = model.get_input_embeddings().num_embeddings
+    grow_embeddings(model, len(tokenizer), num_new=max(0, len(tokenizer) - rows))
 
 
 def _load_tower(model: PreTrainedModel, device_map: Any, dtype: torch.dtype) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM
 from llava.model.checkpoint_kind import checkpoint_kind
@@ -12,6 +12,15 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlavaLlamaForCausalLM, LlavaConfig),
     "mistral": (LlavaMistralForCausalLM, LlavaMistralConfig),
 }
+
+
+def read_config(config_class: Any, path: str) -> PretrainedConfig:
+    """config.json as `config_class`, whatever model type it says: LLaVA on a base, or LLaVA before 1.2 (`llava`)."""
+    stored, _ = PretrainedConfig.get_config_dict(path)
+    stored.pop("model_type", None)
+    if "torch_dtype" in stored:
+        stored.setdefault("dtype", stored.pop("torch_dtype"))
+    return config_class.from_dict(stored)
 
 
 def open_language_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -24,4 +33,4 @@ def open_language_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
     if not kind.is_llava:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     model_class, config_class = CLASSES[kind.family]
-    return model_class.from_pretrained(path, config=config_class.from_pretrained(path), dtype=dtype)
+    return model_class.from_pretrained(path, config=read_config(config_class, path), dtype=dtype)

@@ -27,7 +27,7 @@ def grow_embeddings(model: Any, num_tokens: int, num_new: int) -> None:
 
     Tables are never shrunk: some vocabularies are padded on purpose.
     """
-    if num_tokens > model.get_input_embeddings().weight.shape[0] or _is_partitioned(model):
+    if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     if num_new == 0:
         return
@@ -40,10 +40,6 @@ def grow_embeddings(model: Any, num_tokens: int, num_new: int) -> None:
             table[first:num_tokens] = table[:first].mean(dim=0, keepdim=True)
 
 
-def _is_partitioned(model: Any) -> bool:
-    return hasattr(model.get_input_embeddings().weight, "ds_id")
-
-
 def add_image_tokens(model: Any, model_args: Any, tokenizer: Any) -> None:
     """Add `<im_patch>`, `<im_start>`, `<im_end>` as asked, grow the tables, and set which of them train.
 
@@ -51,8 +47,8 @@ def add_image_tokens(model: Any, model_args: Any, tokenizer: Any) -> None:
         ValueError: the stage-1 file holds an embedding table of an unexpected shape.
     """
     if model_args.mm_use_im_patch_token:
-        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-        grow_embeddings(model, len(tokenizer), num_new=0)
+        num_new = tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+        grow_embeddings(model, len(tokenizer), num_new)
 
     tune_adapter = getattr(model_args, "tune_mm_mlp_adapter", False)
     if model_args.mm_use_im_start_end:

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field, fields, make_dataclass
 from datetime import timedelta
 from typing import Any
@@ -156,7 +157,10 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
             if self.tf32:
                 logger.warning("--tf32 True needs a GPU and has no effect here.")
             self.tf32 = None  # or it is refused
-        super().__post_init__()
+        with warnings.catch_warnings():
+            # Renamed for transformers 6; the scripts' flag stays.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+            super().__post_init__()
 
     @functools.cached_property
     def _setup_devices(self) -> torch.device:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 from transformers import Trainer
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
 from llava.model.weights import load_weights_only
@@ -40,6 +40,16 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
+class SamplerEpoch(TrainerCallback):
+    """Tells the sampler which epoch begins: on a resume inside an epoch accelerate forgets to."""
+
+    def __init__(self, sampler: LengthGroupedSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
 class LLaVATrainer(Trainer):
     """Trains a LLaVA model; the mode follows from the arguments: adapter (stage 1), LoRA, or full."""
 
@@ -69,13 +79,15 @@ class LLaVATrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if dataset is None or not self.args.group_by_modality_length:
             return super()._get_train_sampler(dataset)
-        return LengthGroupedSampler(
+        sampler = LengthGroupedSampler(
             self.args.train_batch_size,
             world_size=self.args.world_size * self.args.gradient_accumulation_steps,
             lengths=dataset.modality_lengths,
             group_by_modality=True,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
+        self.add_callback(SamplerEpoch(sampler))
+        return sampler
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Groups: weight decay or none, and with `mm_projector_lr` the connector's two apart (train.md 10)."""

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from llava import conversation as conversation_lib
 from llava.extras import require_extra
 from llava.model.checkpoint_kind import checkpoint_kind
-from llava.model.families import CLASSES
+from llava.model.families import CLASSES, read_config
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -57,7 +57,7 @@ def load_language_model(
         if family not in CLASSES:
             raise NotImplementedError(f"{path} is an MPT model, which is not supported: use a Llama or Mistral base")
         model_class, config_class = CLASSES[family]
-        model = model_class.from_pretrained(path, config=config_class.from_pretrained(path), **options)
+        model = model_class.from_pretrained(path, config=read_config(config_class, path), **options)
     model.config.use_cache = False
     return model
 
