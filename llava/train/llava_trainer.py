@@ -6,8 +6,10 @@ import time
 from typing import Any
 
 import torch
+from accelerate.utils import DeepSpeedSchedulerWrapper
 from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
@@ -176,11 +178,13 @@ class LLaVATrainer(Trainer):
             save_tokenizer(self.processing_class, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled and self.is_adapter_mode:
-            # The frozen language model does not belong into every checkpoint of the connector.
-            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
-        else:
+        if not (self.is_deepspeed_enabled and self.is_adapter_mode):
             super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # As in the parent, but the frozen language model does not belong into every checkpoint of the connector.
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     # Resuming
 

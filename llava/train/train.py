@@ -89,9 +89,9 @@ def train(attn_implementation: str | None = None) -> None:
     logging.basicConfig(level=logging.INFO if local_rank in (None, -1, 0) else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     model_args, data_args, training_args = parse_arguments()
-    transformers.set_seed(training_args.seed)  # the connector is initialised before the Trainer seeds
-
     model = load_language_model(model_args, training_args, attn_implementation)
+    # LoRA and the connector are initialised before the Trainer seeds; after loading, which may draw numbers or not.
+    transformers.set_seed(training_args.seed)
     model = freeze_and_adapt(model, model_args, training_args)
     tokenizer, template = prepare_tokenizer(model, model_args, training_args)
     conversation_lib.default_conversation = template  # upstream's users read it there

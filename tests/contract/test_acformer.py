@@ -73,7 +73,9 @@ def test_resampler(case: str) -> None:
     all_cases, towers, facts = cases("resampler.safetensors"), cases("tower.safetensors"), META["resampler"][case]
     recorded = all_cases[case]
     source = "tiny_b1" if case.startswith("tiny") else "grid24_65"
-    weights = {k.removeprefix("mm_projector."): v for k, v in all_cases[source].items() if k.startswith("mm_projector.")}
+    weights = {
+        k.removeprefix("mm_projector."): v for k, v in all_cases[source].items() if k.startswith("mm_projector.")
+    }
     # Some cases come with projector weights of their own beside the shared ones (learnable latents).
     tower = towers.get(case) or towers[f"grid24_{case.rsplit('_', 1)[1]}"] if case[:4] != "tiny" else {}
     features = recorded.get("features", tower.get("features")).clone().requires_grad_(True)

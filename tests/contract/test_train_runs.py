@@ -72,7 +72,9 @@ def check_setup(trainer: LLaVATrainer, name: str) -> None:
         if key in ("use_cache", "pretraining_tp"):
             continue
         assert getattr(model.config, key) == value, key
-    same_template = [k for k, v in conversation_lib.conv_templates.items() if v is conversation_lib.default_conversation]
+    same_template = [
+        k for k, v in conversation_lib.conv_templates.items() if v is conversation_lib.default_conversation
+    ]
     assert set(recorded["default_conversation"]) <= set(same_template)
     assert type(trainer._get_train_sampler(trainer.train_dataset)).__name__ == recorded["sampler"]
 
@@ -103,9 +105,7 @@ def test_flags(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llava
 
 
 @pytest.mark.parametrize("name, comparable", [("pretrain", 4), ("finetune", 4), ("lora", 2)])
-def test_runs(
-    name: str, comparable: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llava_vectors: Path
-) -> None:
+def test_runs(name: str, comparable: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llava_vectors: Path) -> None:
     """Loss curve, final weights and written files; a LoRA run starts from random adapters, so two losses only."""
     trainer, output = run(name, tmp_path, monkeypatch)
     recorded = [entry["loss"] for entry in RUNS[name]["log_history"] if "loss" in entry]

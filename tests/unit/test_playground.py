@@ -179,12 +179,12 @@ def test_splits_share_no_picture_and_no_scene(data: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tokenizer():  # noqa: ANN201
+def tokenizer():
     transformers = pytest.importorskip("transformers")
     return transformers.AutoTokenizer.from_pretrained(BASES / "tiny-llama")
 
 
-def test_tokenizer_is_llama_like(tokenizer) -> None:  # noqa: ANN001
+def test_tokenizer_is_llama_like(tokenizer) -> None:
     assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert type(tokenizer).__name__.startswith("LlamaTokenizer") and len(tokenizer) <= 600
     for word in vocabulary():
@@ -195,7 +195,7 @@ def test_tokenizer_is_llama_like(tokenizer) -> None:  # noqa: ANN001
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
 
 
-def test_pretraining_tokens_are_what_the_tokenizer_gives(tokenizer) -> None:  # noqa: ANN001
+def test_pretraining_tokens_are_what_the_tokenizer_gives(tokenizer) -> None:
     from playground.pretrain_language import Writer
     from playground.tokenizer import load_pieces
 
@@ -241,3 +241,25 @@ def test_recorded_scores(name: str) -> None:
     scores = json.loads((BASES / "scores.json").read_text())[name]["held_out"]
     needed = {"cls_items": 0.95} if name == "tiny-clip" else dict.fromkeys(CATEGORIES, 0.95)
     assert all(scores[key] >= floor for key, floor in needed.items()), scores
+
+
+def test_branches_equal_separate_conversations() -> None:
+    """Questions that share a description in one sequence get the logits they would get on their own."""
+    torch = pytest.importorskip("torch")
+    from playground.pretrain_language import LanguageRecipe, Writer, build_llama, pad, run
+    from playground.tokenizer import load_pieces
+
+    writer = Writer(load_pieces(BASES / "tiny-llama"))
+    torch.manual_seed(0)
+    model = build_llama(LanguageRecipe(), 570).eval()
+    scene = describe(SCENE, random.Random(0))
+    pairs = [("Is there a star?", "no"), ("How many shapes are there?", "3"), ("Where is the circle?", "left")]
+    together = writer.single_turns(scene, pairs)
+    with torch.no_grad():
+        logits = run(model, *[pad([together])[i] for i in (0, 2)])[0]
+        for i, pair in enumerate(pairs):
+            alone = writer.conversation(scene, [pair])
+            rows = [j for j, b in enumerate(together.branch) if b in (0, i + 1)]
+            assert [together.ids[j] for j in rows] == alone.ids
+            expected = model(input_ids=torch.tensor([alone.ids])).logits[0]
+            torch.testing.assert_close(logits[rows], expected, atol=2e-4, rtol=1e-4)

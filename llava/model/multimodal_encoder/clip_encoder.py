@@ -87,9 +87,11 @@ class CLIPVisionTower(nn.Module):
             logger.info("%s is already loaded, `load_model` called again, skipping.", self.vision_tower_name)
             return
         self._load_image_processor()
-        clip = CLIPVisionModel.from_pretrained(
-            self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
-        )
+        # Under ZeRO-3 loading draws random numbers; the connector built next must start the same without it.
+        with torch.random.fork_rng(devices=[]):
+            clip = CLIPVisionModel.from_pretrained(
+                self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
+            )
         clip.requires_grad_(False)
         self.vision_tower = ClipBackbone(clip)
         self.is_loaded = True

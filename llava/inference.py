@@ -1,0 +1,88 @@
+"""One reply from a LLaVA model: where it runs, how pictures reach it, how token ids become text.
+
+Shared by the command line chat and the answer generators (contract: eval.md 1, serve.md 8).
+"""
+
+import logging
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from llava.image_utils import process_images
+from llava.program import RequestError
+
+logger = logging.getLogger(__name__)
+
+Images = torch.Tensor | list[torch.Tensor]
+
+
+def inference_options(device: str = "cuda") -> dict[str, Any]:
+    """Options for `load_pretrained_model` that suit this machine.
+
+    On a CPU the model runs in float32, where float16 is slow and coarse. CUDA falls back to the CPU where there is
+    none, and says so.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("This machine has no CUDA device: the model runs on the CPU, in float32.")
+        device = "cpu"
+    if device == "cpu":
+        return {"device": device, "dtype": torch.float32}
+    return {"device": device}
+
+
+def prepare_images(
+    pictures: list[Image.Image], image_processor: Any, config: Any
+) -> tuple[Images, list[tuple[int, int]]]:
+    """Pictures as the tower wants them, and their sizes (width, height).
+
+    Raises:
+        RequestError: there is no image processor: the model takes no pictures.
+    """
+    if image_processor is None:
+        raise RequestError("this is a plain language model, without a vision tower: it cannot take pictures")
+    return process_images(pictures, image_processor, config), [picture.size for picture in pictures]
+
+
+def place_images(images: Images | None, model: PreTrainedModel) -> Images | None:
+    """Pixel values on the model's device and in its dtype."""
+    if images is None:
+        return None
+    if isinstance(images, list):
+        return [image.to(model.device, model.dtype) for image in images]
+    return images.to(model.device, model.dtype)
+
+
+def generate_reply(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    input_ids: torch.Tensor,
+    images: Images | None = None,
+    image_sizes: list[tuple[int, int]] | None = None,
+    temperature: float = 0.2,
+    **options: Any,
+) -> str:
+    """The reply to one prompt as plain text: no special tokens, no space around it.
+
+    Args:
+        input_ids: `[1, n]`, IMAGE_TOKEN_INDEX where a picture goes.
+        images: pixel values, see `prepare_images`; None for a text-only prompt.
+        temperature: 0 decodes greedily (or with beams), more samples.
+        options: for `generate`: `max_new_tokens`, `num_beams`, `top_p`, `streamer`, ...
+    """
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    if temperature <= 0:
+        options.pop("top_p", None)  # means nothing then, and transformers would say so
+    # Without a padding token transformers picks the end token too, but with a message for every reply.
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    new_ids = model.generate(
+        input_ids.to(model.device),
+        images=place_images(images, model),
+        image_sizes=image_sizes,
+        use_cache=True,
+        pad_token_id=pad,
+        **sampling,
+        **options,
+    )
+    return tokenizer.decode(new_ids[0], skip_special_tokens=True).strip()

@@ -1,0 +1,22 @@
+"""How command line programs end: what the user can repair is reported in one line, without a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from llava.image_utils import ImageError
+
+
+class RequestError(ValueError):
+    """Something asked for that cannot be done as it stands; the message says what to change."""
+
+
+# Anything else is a fault of the program and keeps its traceback.
+USER_ERRORS = (RequestError, ImageError, OSError, ImportError)
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program; an error of its user ends it with status 1 and one message on stderr."""
+    try:
+        main()
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")

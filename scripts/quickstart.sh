@@ -1,0 +1,87 @@
+#!/bin/bash
+# The main job on the embedded playground, without GPU, weights or network after the installation: builds pictures,
+# trains a LLaVA in two stages by the real scripts, evaluates it on held-out pictures, and answers a question.
+#   bash scripts/quickstart.sh                        AcFormer, and LLaVA-1.5's MLP as the baseline
+#   CONNECTOR=mlp2x_gelu BASELINE= bash scripts/quickstart.sh
+# A second run skips what is done; delete checkpoints/playground to start afresh.
+set -u
+. "$(dirname "$0")/lib/setup.sh"
+ensure_venv "train"
+started=$SECONDS
+
+CONNECTOR=${CONNECTOR:-acformer}
+BASELINE=${BASELINE-mlp2x_gelu} # empty: none
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+DATA=playground/data/shapes
+RUNS=checkpoints/playground
+export BASE_MODEL=playground/bases/tiny-llama VISION_TOWER=playground/bases/tiny-clip
+export TOKENS=${TOKENS:-17} IMAGE_FOLDER=$DATA
+# What fits two CPU cores instead of eight GPUs. The learning rates are those of small models.
+SMALL=(--bf16 False --tf32 False --gradient_checkpointing False --report_to none --dataloader_num_workers 0
+    --model_max_length 512 --save_strategy no --logging_steps 10
+    --mm_resampler_depth 2 --mm_resampler_heads 4 --mm_resampler_dim_head 32)
+
+quietly() { # LOG COMMAND...: shows the command's progress bar, keeps everything in the log
+    local log=$1
+    shift
+    mkdir -p "$(dirname "$log")"
+    "$@" > >(tee "$log" | tr '\r' '\n' | grep --line-buffered -E '^ *[0-9]+%.*(0|5)/[0-9]+.*loss=' | awk 'NR % 4 == 1') 2>&1 ||
+        fail "this step failed: $* (the end of $log:)
+$(tail -n 12 "$log")"
+}
+
+train_and_evaluate() { # CONNECTOR
+    local connector=$1 pretrained="$RUNS/llava-$1-pretrain" model="$RUNS/llava-$1"
+    export CONNECTOR=$connector
+    if [ ! -f "$pretrained/mm_projector.bin" ]; then
+        say "$connector, stage 1: the connector learns from captions (scripts/v1_5/pretrain_acformer.sh)"
+        DATA_PATH=$DATA/pretrain.json OUTPUT_DIR=$pretrained quietly "$RUNS/logs/$connector-stage1.log" \
+            bash scripts/v1_5/pretrain_acformer.sh "${SMALL[@]}" --per_device_train_batch_size 32 --learning_rate 2e-3 \
+            --max_steps "${STAGE1_STEPS:-120}"
+    fi
+    if [ ! -f "$model/model.safetensors" ]; then
+        say "$connector, stage 2: connector and language model learn from conversations (scripts/v1_5/finetune_acformer.sh)"
+        DATA_PATH=$DATA/instruct.json OUTPUT_DIR=$model PRETRAINED=$pretrained/mm_projector.bin \
+            DEEPSPEED_CONFIG=./scripts/zero2.json quietly "$RUNS/logs/$connector-stage2.log" \
+            bash scripts/v1_5/finetune_acformer.sh "${SMALL[@]}" --per_device_train_batch_size 16 --learning_rate 1e-3 \
+            --max_steps "${STAGE2_STEPS:-300}"
+    fi
+    for questions in eval_questions eval_questions_blank; do
+        [ -f "$model/$questions.done" ] && continue
+        say "$connector: answering $questions (python -m llava.eval.model_vqa_loader)"
+        python -m llava.eval.model_vqa_loader --model-path "$model" --question-file "$DATA/$questions.jsonl" \
+            --image-folder "$DATA" --answers-file "$model/$questions.answers.jsonl" --temperature 0 \
+            --conv-mode vicuna_v1 --max_new_tokens 8 >"$RUNS/logs/$connector-$questions.log" 2>&1 ||
+            fail "evaluation failed; the end of $RUNS/logs/$connector-$questions.log:
+$(tail -n 12 "$RUNS/logs/$connector-$questions.log")"
+        touch "$model/$questions.done"
+    done
+}
+
+say "Pictures and conversations: $DATA"
+python -m playground.make_data --out "$DATA" || fail "the playground's data could not be made"
+asked=$CONNECTOR
+train_and_evaluate "$asked"
+results=("$RUNS/llava-$asked")
+if [ -n "$BASELINE" ] && [ "$BASELINE" != "$asked" ]; then
+    train_and_evaluate "$BASELINE"
+    results+=("$RUNS/llava-$BASELINE")
+fi
+
+echo
+python -m playground.score --data "$DATA" "${results[@]}" || fail "the answers could not be scored"
+echo
+IFS=$'\t' read -r picture question answer < <(python - "$DATA" <<'PYTHON_END'
+import json, sys
+with open(f"{sys.argv[1]}/eval_questions.jsonl") as file:
+    row = json.loads(file.readline())
+print(f"{sys.argv[1]}/{row['image']}", row["text"], row["answer"], sep="\t")
+PYTHON_END
+)
+say "One question about $picture: $question (right: $answer)"
+python -m llava.eval.run_llava --model-path "$RUNS/llava-$asked" --image-file "$picture" --query "$question" \
+    --conv-mode vicuna_v1 --temperature 0 --max_new_tokens 16 2>"$RUNS/logs/run_llava.log" ||
+    fail "the model could not be asked; see $RUNS/logs/run_llava.log"
+echo
+say "Done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s after the installation. Chat with your model:"
+echo "  .venv/bin/python -m llava.serve.cli --model-path $RUNS/llava-$asked --image-file $picture --device cpu --temperature 0 --conv-mode vicuna_v1"

@@ -1,0 +1,79 @@
+"""DeepSpeed for real, on CPU processes: two are one job, ZeRO-2 equals ZeRO-3, and a cut run goes on exactly."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY, VECTORS
+from tests.unit.training import BASE_FLAGS, final_state
+
+pytestmark = pytest.mark.e2e
+
+CONNECTOR = ["--mm_projector_type", "acformer", "--mm_num_visual_tokens", "9", "--mm_resampler_depth", "1"]
+FULL = ["--version", "v1", "--data_path", "train/data.json", *CONNECTOR]
+STAGE1 = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True", *CONNECTOR]
+LORA = [*FULL, "--lora_enable", "True", "--lora_r", "4", "--gradient_checkpointing", "True"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(output: Path, zero: str, processes: int, *flags: str) -> list[dict]:
+    """`deepspeed train_mem.py` with the base flags and `flags`; gives the log of the finished run."""
+    base = [part for pair in BASE_FLAGS.items() for part in pair]
+    deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(processes)]
+    command = [*deepspeed, "--master_port", str(free_port()), str(REPOSITORY / "llava/train/train_mem.py"),
+               "--deepspeed", str(REPOSITORY / f"scripts/{zero}.json"), *base, "--output_dir", str(output), *flags]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        command, cwd=VECTORS / "llava", env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return json.loads((output / "trainer_state.json").read_text())["log_history"]
+
+
+def losses(log: list[dict]) -> list[float]:
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+def test_two_processes_equal_one_and_zero2_equals_zero3(tmp_path: Path) -> None:
+    flags = [*FULL, "--max_steps", "4", "--save_strategy", "no", "--per_device_train_batch_size", "1"]
+    one = launch(tmp_path / "one", "zero2", 1, *flags, "--gradient_accumulation_steps", "2")
+    two = launch(tmp_path / "two", "zero2", 2, *flags)
+    three = launch(tmp_path / "three", "zero3", 2, *flags)
+    assert len(losses(one)) == 4
+    # Two processes share the data: a step moves as far through the epoch as two accumulated micro-batches.
+    assert [e["epoch"] for e in one if "loss" in e] == [e["epoch"] for e in two if "loss" in e]
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert losses(three) == pytest.approx(losses(two), abs=1e-5)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "three")]
+    assert weights[0].keys() == weights[1].keys() == weights[2].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(weights[2][name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("mode, zero, flags", [("stage1", "zero2", STAGE1), ("lora", "zero3", LORA)])
+def test_resume_under_deepspeed(mode: str, zero: str, flags: list[str], tmp_path: Path) -> None:
+    steps = ["--max_steps", "4", "--save_steps", "2", "--per_device_train_batch_size", "1"]
+    whole = launch(tmp_path / "llava-whole", zero, 2, *flags, *steps)
+    checkpoint = tmp_path / "llava-whole/checkpoint-2"
+    assert (checkpoint / "global_step2").is_dir(), "DeepSpeed was not in use"
+    shutil.copytree(checkpoint, tmp_path / "llava-cut/checkpoint-2")
+    cut = launch(tmp_path / "llava-cut", zero, 2, *flags, *steps)
+    assert losses(cut) == losses(whole)
+    before, after = final_state(tmp_path / "llava-whole", mode), final_state(tmp_path / "llava-cut", mode)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert (tmp_path / "llava-whole/config.json").is_file()

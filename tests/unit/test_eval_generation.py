@@ -1,0 +1,356 @@
+"""What the answer generators and the chat share: templates, markers, pictures, chunks, files, decoding options."""
+
+import http.server
+import io
+import json
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from llava import chat, image_source
+from llava.eval import model_vqa_loader, question_files, run_llava
+from llava.eval.generation import AnswerOptions
+from llava.image_utils import ImageError
+from llava.inference import generate_reply, inference_options, place_images, prepare_images
+from llava.program import RequestError, run_program
+from llava.tokenization import load_tokenizer
+
+PLAIN = SimpleNamespace()
+WITH_TOKENS = SimpleNamespace(mm_use_im_start_end=True)
+
+
+# --- templates and markers ---
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        ("LLaVA-Llama-2-13b-v1", "llava_llama_2"),
+        ("llava-v1.6-mistral-7b", "mistral_instruct"),
+        ("llava-v1.6-34b", "chatml_direct"),
+        ("llava-v1.5-13b", "llava_v1"),
+        ("llava-mpt-7b", "mpt"),
+        ("opt-350m", "llava_v0"),
+    ],
+)
+def test_template_by_name(name: str, template: str) -> None:
+    assert chat.infer_template(name, PLAIN) == template
+
+
+def test_template_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert chat.choose_template(None, "llava-v1.5") == "llava_v1"
+    assert chat.choose_template("llava_v1", "llava-v1.5") == "llava_v1"
+    assert chat.choose_template(None, "llava-v1.5", SimpleNamespace(conv_mode="mpt")) == "mpt"
+    assert capsys.readouterr().out == ""
+    assert chat.choose_template("plain", "llava-v1.5") == "plain"
+    assert capsys.readouterr().out.startswith("[WARNING] ")
+    with pytest.raises(RequestError, match="choose --conv-mode from"):
+        chat.new_conversation("mpt_text")
+
+
+def test_announcing_pictures() -> None:
+    assert chat.announce_images("Q", PLAIN) == "<image>\nQ"
+    assert chat.announce_images("Q", WITH_TOKENS, 2) == "<im_start><image><im_end>\n<im_start><image><im_end>\nQ"
+    assert chat.place_images_in_query("Q", PLAIN, 2) == "<image>\n<image>\nQ"
+    query = "<image-placeholder> or <image-placeholder>?"
+    assert chat.place_images_in_query(query, PLAIN, 2) == "<image> or <image>?"
+    assert chat.place_images_in_query(query, WITH_TOKENS, 2).count("<im_start><image><im_end>") == 2
+    chat.check_markers("<image>\nQ", 1)
+    with pytest.raises(RequestError, match=r"2 image marker\(s\) for 1 picture"):
+        chat.check_markers("<image>\n<image>", 1)
+
+
+# --- pictures by path or web address ---
+
+
+def _png(size: tuple[int, int] = (5, 4)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("P", size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/missing.png":
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.end_headers()
+            if self.path == "/slow.png":
+                time.sleep(1)
+            body = b"<html>" if self.path == "/page" else _png()
+            try:
+                self.wfile.write(body * (1000 if self.path == "/big.png" else 1))
+            except OSError:  # the client has had enough
+                self.close_connection = True
+
+        def log_message(self, *args: Any) -> None:
+            """Not into the test's output."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_picture_from_the_web(site: str) -> None:
+    picture = run_llava.load_image(f"{site}/good.png")
+    assert (picture.size, picture.mode) == ((5, 4), "RGB")
+
+
+def test_refused_downloads(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageError, match=r"missing.png' cannot be fetched .*404"):
+        run_llava.load_image(f"{site}/missing.png")
+    with pytest.raises(ImageError, match=r"/page'.*not in a picture format"):
+        run_llava.load_image(f"{site}/page")
+    with pytest.raises(ImageError, match="larger than the limit of 1000 bytes"):
+        image_source.download(f"{site}/big.png", max_bytes=1000)
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        image_source.download(f"{site}/slow.png", timeout=0.2)
+    monkeypatch.setattr(image_source, "TOTAL_TIMEOUT", -1.0)
+    with pytest.raises(ImageError, match="took longer"):
+        image_source.download(f"{site}/good.png")
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        image_source.download("http://127.0.0.1:9/x.png")
+
+
+def test_only_web_schemes_are_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E-6: a file whose name begins with `http` is a file."""
+    assert image_source.is_url("HTTPS://host/a.png")
+    assert not image_source.is_url("httpfoo.png")
+    assert not image_source.is_url("file:///etc/passwd")
+    monkeypatch.chdir(tmp_path)
+    Path("http_a.png").write_bytes(_png())
+    args = SimpleNamespace(image_file="http_a.png;http_a.png", sep=";")
+    assert [picture.size for picture in run_llava.load_images(run_llava.image_parser(args))] == [(5, 4)] * 2
+
+
+# --- chunks, questions, answers ---
+
+
+def test_chunks() -> None:
+    """E-2: chunks that the items do not reach are empty."""
+    items = list(range(5))
+    assert question_files.split_list(items, 2) == [[0, 1, 2], [3, 4]]
+    assert [question_files.get_chunk(items, 4, k) for k in range(4)] == [[0, 1], [2, 3], [4], []]
+    assert [question_files.get_chunk([], 2, k) for k in range(2)] == [[], []]
+    for n, k in ((2, 2), (2, -1), (0, 0)):
+        with pytest.raises(RequestError):
+            question_files.get_chunk(items, n, k)
+
+
+def test_reading_questions(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"id": 1, "text": "é"}\n\n{"id": 2, "text": ""}\n')
+    assert question_files.read_questions(str(path), ("id",)) == [{"id": 1, "text": "é"}, {"id": 2, "text": ""}]
+    path.write_text('{"id": 1}\n{"id": 2\n')
+    with pytest.raises(RequestError, match=r"q.jsonl, line 2: not JSON"):
+        question_files.read_questions(str(path), ("id",))
+    with pytest.raises(RequestError, match="line 1: the question has no 'image' and no 'text'"):
+        question_files.read_questions(str(path), ("id", "image", "text"))
+    path.write_text("[1]\n")
+    with pytest.raises(RequestError, match="not a JSON object"):
+        question_files.read_questions(str(path), ())
+
+
+def test_answers_reach_the_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E-1, E-4; an older file is replaced."""
+    monkeypatch.chdir(tmp_path)
+    Path("answer.jsonl").write_text("old\n")
+    with question_files.answers_writer("answer.jsonl") as write:
+        write(question_files.answer_record(7, "Q", "A", "m", round_id=0))
+        record = json.loads(Path("answer.jsonl").read_text())
+    assert len(record.pop("answer_id")) == 22
+    assert record == {"question_id": 7, "prompt": "Q", "text": "A", "model_id": "m", "metadata": {}, "round_id": 0}
+    with question_files.answers_writer("new/folder/a.jsonl"):
+        pass
+    assert Path("new/folder/a.jsonl").read_text() == ""
+    assert len({question_files.short_uuid() for _ in range(100)}) == 100
+
+
+# --- decoding ---
+
+
+class FakeModel:
+    """Remembers what `generate` was asked; answers with a BOS, a word and an EOS."""
+
+    device = torch.device("cpu")
+    dtype = torch.float64
+
+    def generate(self, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        self.options = options
+        return torch.tensor([[1, 263, 2]])
+
+
+def test_decoding_options(llava_vectors: Path) -> None:
+    model, tokenizer = FakeModel(), load_tokenizer("assets/tokenizer-llama")
+    ids = torch.tensor([[1, 2]])
+    word = tokenizer.decode([263]).strip()
+    greedy = AnswerOptions(temperature=0, top_p=0.5, num_beams=3, max_new_tokens=9)
+    assert generate_reply(model, tokenizer, ids, **greedy.for_generate()) == word
+    expected = {"images": None, "image_sizes": None, "use_cache": True, "pad_token_id": 2, "max_new_tokens": 9}
+    assert model.options == expected | {"do_sample": False, "num_beams": 3}
+    generate_reply(model, tokenizer, ids, **AnswerOptions(max_new_tokens=9).for_generate())
+    assert model.options == expected | {"do_sample": True, "temperature": 0.2, "top_p": 1.0, "num_beams": 1}
+
+
+def test_images_follow_the_model() -> None:
+    model = FakeModel()
+    assert place_images(None, model) is None
+    assert place_images(torch.zeros(1, 3, 2, 2), model).dtype == torch.float64
+    assert [image.dtype for image in place_images([torch.zeros(1), torch.zeros(2)], model)] == [torch.float64] * 2
+    with pytest.raises(RequestError, match="cannot take pictures"):
+        prepare_images([Image.new("RGB", (2, 2))], None, PLAIN)
+
+
+def test_inference_options(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    on_cpu = {"device": "cpu", "dtype": torch.float32}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert inference_options() == {"device": "cuda"}
+    assert inference_options("cpu") == on_cpu
+    assert inference_options("mps") == {"device": "mps"}
+    assert not caplog.records
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert inference_options("cuda:1") == on_cpu
+    assert len(caplog.records) == 1
+
+
+def test_user_errors_are_one_line() -> None:
+    def fail() -> None:
+        raise RequestError("do it otherwise")
+
+    with pytest.raises(SystemExit) as exit_:
+        run_program(fail)
+    assert exit_.value.code == "error: do it otherwise"
+
+
+# --- model_vqa_loader ---
+
+
+def test_flags() -> None:
+    assert vars(model_vqa_loader.build_parser().parse_args([])) == {
+        "model_path": "facebook/opt-350m",
+        "model_base": None,
+        "image_folder": "",
+        "question_file": "tables/question.jsonl",
+        "answers_file": "answer.jsonl",
+        "conv_mode": "llava_v1",
+        "num_chunks": 1,
+        "chunk_idx": 0,
+        "temperature": 0.2,
+        "top_p": None,
+        "num_beams": 1,
+        "max_new_tokens": 128,
+    }
+    assert vars(run_llava.build_parser().parse_args(["--image-file", "a", "--query", "q"])) == {
+        "model_path": "facebook/opt-350m",
+        "model_base": None,
+        "image_file": "a",
+        "query": "q",
+        "conv_mode": None,
+        "sep": ",",
+        "temperature": 0.2,
+        "top_p": None,
+        "num_beams": 1,
+        "max_new_tokens": 512,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "expected"),
+    [
+        ("llava-plain", "vicuna_v1", "v1_mmtag"),
+        ("llava-plain", "llava_v1", "v1_mmtag"),
+        ("llava-plain", "v0", "v0_mmtag"),
+        ("llava-plain", "v1_mmtag", "v1_mmtag"),
+        ("llava-plain", "mpt", "mpt"),
+        ("llava-Plain", "llava_v1", "llava_v1"),
+        ("llava-plain-finetune", "llava_v1", "llava_v1"),
+    ],
+)
+def test_mmtag(name: str, mode: str, expected: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert model_vqa_loader.template_for(name, mode) == expected
+    assert len(caplog.records) == (mode != expected)
+
+
+@pytest.fixture
+def parts(llava_vectors: Path) -> tuple[Any, Any]:
+    from transformers import CLIPImageProcessor
+
+    return load_tokenizer("assets/tokenizer-llama"), CLIPImageProcessor.from_pretrained("assets/towers/clip-a")
+
+
+def _questions(*images: str) -> list[dict[str, Any]]:
+    return [{"question_id": f"q{i}", "image": image, "text": f"What {i}?"} for i, image in enumerate(images)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_data_loader_keeps_the_order(parts: tuple[Any, Any], num_workers: int) -> None:
+    """Also with a configuration that says nothing about start tokens or aspect ratio (E-7)."""
+    names = [f"img{i}.png" for i in (3, 0, 2, 1)]
+    loader = model_vqa_loader.create_data_loader(
+        _questions(*names), "assets/images", *parts, PLAIN, num_workers=num_workers
+    )
+    sizes = []
+    for ids, images, image_sizes in loader:
+        assert ids.shape[0] == images.shape[0] == 1
+        assert (ids == -200).sum() == 1
+        sizes += image_sizes
+    assert sizes == [Image.open(f"assets/images/{name}").size for name in names]
+    with pytest.raises(AssertionError):
+        model_vqa_loader.create_data_loader([], "", *parts, PLAIN, batch_size=2)
+
+
+def test_data_set_travels_to_spawned_workers(parts: tuple[Any, Any]) -> None:
+    """E-4: nothing global is needed."""
+    loader = model_vqa_loader.create_data_loader(_questions("img0.png"), "assets/images", *parts, PLAIN)
+    copy = pickle.loads(pickle.dumps(loader.dataset))
+    assert torch.equal(copy[0][0], loader.dataset[0][0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_picture_is_named(parts: tuple[Any, Any], tmp_path: Path, num_workers: int) -> None:
+    (tmp_path / "good.png").write_bytes(_png((30, 30)))
+    (tmp_path / "cut.png").write_bytes(_png((300, 300))[:60])
+    for bad, reason in (("cut.png", "damaged"), ("none.png", "does not exist")):
+        loader = model_vqa_loader.create_data_loader(
+            _questions("good.png", bad), str(tmp_path), *parts, PLAIN, num_workers=num_workers
+        )
+        examples = model_vqa_loader._examples(loader)
+        next(examples)
+        with pytest.raises(ImageError, match=reason) as error:
+            next(examples)
+        assert str(error.value).startswith(f"question q1: image '{tmp_path / bad}'")
+        assert "Traceback" not in str(error.value)
+
+
+def test_marker_in_a_question_is_refused(parts: tuple[Any, Any]) -> None:
+    question = {"question_id": 3, "image": "img0.png", "text": "Is <image> nice?"}
+    loader = model_vqa_loader.create_data_loader([question], "assets/images", *parts, PLAIN, num_workers=0)
+    with pytest.raises(RequestError, match="question 3: the prompt has 2 image marker"):
+        next(iter(loader))
+
+
+def test_chunk_without_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E-2: an empty file, for the script that joins the chunks; no model is loaded."""
+    monkeypatch.setattr(model_vqa_loader.Answerer, "open", lambda *a: pytest.fail("loaded"))
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(question) + "\n" for question in _questions(*"abcde")))
+    argv = ["--question-file", str(tmp_path / "q.jsonl"), "--answers-file", str(tmp_path / "out/4_3.jsonl")]
+    model_vqa_loader.eval_model(
+        model_vqa_loader.build_parser().parse_args([*argv, "--num-chunks", "4", "--chunk-idx", "3"])
+    )
+    assert (tmp_path / "out/4_3.jsonl").read_bytes() == b""
