@@ -10,7 +10,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.extras import require_extra
 from llava.model import LlavaMptForCausalLM
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
-from llava.model.families import CLASSES, read_config
+from llava.model.families import CLASSES, NEVER_QUANTISED, read_config
 from llava.model.multimodal_projector.registry import Connector
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.model.weights import adapter_state, load_weights_only
@@ -18,7 +18,6 @@ from llava.tokenization import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-UNQUANTISED = ["mm_projector", "vision_tower", "lm_head"]
 
 
 def load_pretrained_model(
@@ -95,14 +94,14 @@ def _from_pretrained_options(
     if load_8bit or load_4bit:
         require_extra("bitsandbytes", "quant")
     if load_8bit:
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NEVER_QUANTISED)
     elif load_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_quant_type="nf4",
-            llm_int8_skip_modules=UNQUANTISED,
+            llm_int8_skip_modules=NEVER_QUANTISED,
         )
     if use_flash_attn:
         require_extra("flash_attn", "flash")

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from llava import conversation as conversation_lib
 from llava.extras import require_extra
 from llava.model.checkpoint_kind import checkpoint_kind
-from llava.model.families import CLASSES, read_config
+from llava.model.families import CLASSES, NEVER_QUANTISED, read_config
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -69,8 +69,7 @@ def _quantisation(args: TrainingArguments) -> dict[str, Any]:
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=args.bits == 4,
             load_in_8bit=args.bits == 8,
-            # `lm_head` must be named too: a list without it quantises it (platform.md 6).
-            llm_int8_skip_modules=["mm_projector", "vision_tower", "lm_head"],
+            llm_int8_skip_modules=NEVER_QUANTISED,
             llm_int8_threshold=6.0,
             llm_int8_has_fp16_weight=False,
             bnb_4bit_compute_dtype=compute_dtype(args),

@@ -1,12 +1,8 @@
-"""What the answer generators and the chat share: templates, markers, pictures, chunks, files, decoding options."""
+"""What the answer generators share: chunks, files, decoding options, the data loader."""
 
-import http.server
 import io
 import json
 import pickle
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from llava import chat, image_source
 from llava.eval import model_vqa_loader, question_files, run_llava
 from llava.eval.generation import AnswerOptions
 from llava.image_utils import ImageError
@@ -24,119 +19,12 @@ from llava.program import RequestError, run_program
 from llava.tokenization import load_tokenizer
 
 PLAIN = SimpleNamespace()
-WITH_TOKENS = SimpleNamespace(mm_use_im_start_end=True)
-
-
-# --- templates and markers ---
-
-
-@pytest.mark.parametrize(
-    ("name", "template"),
-    [
-        ("LLaVA-Llama-2-13b-v1", "llava_llama_2"),
-        ("llava-v1.6-mistral-7b", "mistral_instruct"),
-        ("llava-v1.6-34b", "chatml_direct"),
-        ("llava-v1.5-13b", "llava_v1"),
-        ("llava-mpt-7b", "mpt"),
-        ("opt-350m", "llava_v0"),
-    ],
-)
-def test_template_by_name(name: str, template: str) -> None:
-    assert chat.infer_template(name, PLAIN) == template
-
-
-def test_template_choice(capsys: pytest.CaptureFixture[str]) -> None:
-    assert chat.choose_template(None, "llava-v1.5") == "llava_v1"
-    assert chat.choose_template("llava_v1", "llava-v1.5") == "llava_v1"
-    assert chat.choose_template(None, "llava-v1.5", SimpleNamespace(conv_mode="mpt")) == "mpt"
-    assert capsys.readouterr().out == ""
-    assert chat.choose_template("plain", "llava-v1.5") == "plain"
-    assert capsys.readouterr().out.startswith("[WARNING] ")
-    with pytest.raises(RequestError, match="choose --conv-mode from"):
-        chat.new_conversation("mpt_text")
-
-
-def test_announcing_pictures() -> None:
-    assert chat.announce_images("Q", PLAIN) == "<image>\nQ"
-    assert chat.announce_images("Q", WITH_TOKENS, 2) == "<im_start><image><im_end>\n<im_start><image><im_end>\nQ"
-    assert chat.place_images_in_query("Q", PLAIN, 2) == "<image>\n<image>\nQ"
-    query = "<image-placeholder> or <image-placeholder>?"
-    assert chat.place_images_in_query(query, PLAIN, 2) == "<image> or <image>?"
-    assert chat.place_images_in_query(query, WITH_TOKENS, 2).count("<im_start><image><im_end>") == 2
-    chat.check_markers("<image>\nQ", 1)
-    with pytest.raises(RequestError, match=r"2 image marker\(s\) for 1 picture"):
-        chat.check_markers("<image>\n<image>", 1)
-
-
-# --- pictures by path or web address ---
 
 
 def _png(size: tuple[int, int] = (5, 4)) -> bytes:
     buffer = io.BytesIO()
     Image.new("P", size).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/missing.png":
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.end_headers()
-            if self.path == "/slow.png":
-                time.sleep(1)
-            body = b"<html>" if self.path == "/page" else _png()
-            try:
-                self.wfile.write(body * (1000 if self.path == "/big.png" else 1))
-            except OSError:  # the client has had enough
-                self.close_connection = True
-
-        def log_message(self, *args: Any) -> None:
-            """Not into the test's output."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_picture_from_the_web(site: str) -> None:
-    picture = run_llava.load_image(f"{site}/good.png")
-    assert (picture.size, picture.mode) == ((5, 4), "RGB")
-
-
-def test_refused_downloads(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ImageError, match=r"missing.png' cannot be fetched .*404"):
-        run_llava.load_image(f"{site}/missing.png")
-    with pytest.raises(ImageError, match=r"/page'.*not in a picture format"):
-        run_llava.load_image(f"{site}/page")
-    with pytest.raises(ImageError, match="larger than the limit of 1000 bytes"):
-        image_source.download(f"{site}/big.png", max_bytes=1000)
-    with pytest.raises(ImageError, match="cannot be fetched"):
-        image_source.download(f"{site}/slow.png", timeout=0.2)
-    monkeypatch.setattr(image_source, "TOTAL_TIMEOUT", -1.0)
-    with pytest.raises(ImageError, match="took longer"):
-        image_source.download(f"{site}/good.png")
-    with pytest.raises(ImageError, match="cannot be fetched"):
-        image_source.download("http://127.0.0.1:9/x.png")
-
-
-def test_only_web_schemes_are_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """E-6: a file whose name begins with `http` is a file."""
-    assert image_source.is_url("HTTPS://host/a.png")
-    assert not image_source.is_url("httpfoo.png")
-    assert not image_source.is_url("file:///etc/passwd")
-    monkeypatch.chdir(tmp_path)
-    Path("http_a.png").write_bytes(_png())
-    args = SimpleNamespace(image_file="http_a.png;http_a.png", sep=";")
-    assert [picture.size for picture in run_llava.load_images(run_llava.image_parser(args))] == [(5, 4)] * 2
 
 
 # --- chunks, questions, answers ---
