@@ -73,7 +73,9 @@ def test_s2_equals_the_written_rule(llava_vectors: Path) -> None:
     small = plain(F.interpolate(images, size=(56, 56), mode="bicubic"))
     rows = []
     for i in range(2):  # 2x2 tiles of the large scale, put together again and averaged 2x2
-        tiles = [[plain(images[i : i + 1, :, 56 * r : 56 * r + 56, 56 * c : 56 * c + 56]) for c in (0, 1)] for r in (0, 1)]
+        tiles = [
+            [plain(images[i : i + 1, :, 56 * r : 56 * r + 56, 56 * c : 56 * c + 56]) for c in (0, 1)] for r in (0, 1)
+        ]
         maps = [[t.transpose(1, 2).view(1, 64, 4, 4) for t in row] for row in tiles]
         whole = torch.cat([torch.cat(row, dim=3) for row in maps], dim=2)
         rows.append(F.avg_pool2d(whole, 2).flatten(2).transpose(1, 2))
