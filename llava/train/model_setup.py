@@ -179,6 +179,17 @@ def add_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
+def match_deepspeed_dtype(model: torch.nn.Module, args: TrainingArguments) -> None:
+    """Everything that trains in bf16, when DeepSpeed runs in bf16: it keeps float32 masters itself.
+
+    The connector and LoRA's matrices are made in float32 beside a bf16 language model, and ZeRO-3 takes one dtype only.
+    """
+    if args.deepspeed and args.bf16:
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype == torch.float32:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def settle_kbit_dtypes(model: Any, args: TrainingArguments) -> None:
     """k-bit training: LoRA in bf16, norms in float32, embeddings and head in bf16 (contract train.md 3, step 9)."""
     from peft.tuners.lora import LoraLayer

@@ -1,0 +1,108 @@
+"""The training scripts of scripts/v1_5 with their own flags (bf16, recomputation, ZeRO-2 and ZeRO-3) on the playground.
+
+Only paths, batch size and number of steps are given on top; each script is started as a user starts it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.model.builder import load_pretrained_model
+from playground.make_data import make_data
+from tests.conftest import REPOSITORY
+from tests.e2e.test_distributed import free_port
+
+pytestmark = pytest.mark.e2e
+
+BASES = REPOSITORY / "playground/bases"
+SCRIPTS = REPOSITORY / "scripts"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("playground")
+    make_data(folder / "data", num_train=12, num_eval=2, turns=3, seed=1)
+    return folder
+
+
+def run_script(
+    name: str, world: Path, output: str, *flags: str, data: str = "instruct", base: str | None = None
+) -> Path:
+    """Start a script; gives its output folder."""
+    command = ["bash", str(SCRIPTS / name), "--vision_tower", str(BASES / "tiny-clip"),
+               "--model_name_or_path", base or str(BASES / "tiny-llama"),
+               "--data_path", str(world / f"data/{data}.json"), "--image_folder", str(world / "data"),
+               "--output_dir", str(world / output), "--per_device_train_batch_size", "2", "--max_steps", "2", *flags]  # fmt: skip
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "DLTS_HOSTFILE": "/nonexistent",
+        "MASTER_PORT": str(free_port()),
+    }
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    assert len(losses(world / output)) == 2
+    return world / output
+
+
+def losses(folder: Path) -> list[float]:
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+def answer(folder: Path, base: str | None = None) -> torch.Tensor:
+    """Open what a script wrote and let it answer; gives the new ids."""
+    options = {"device": "cpu", "dtype": torch.float32}
+    _, model, processor, _ = load_pretrained_model(str(folder), base, folder.name, **options)
+    images = torch.zeros(1, 3, processor.crop_size["height"], processor.crop_size["width"])
+    return model.generate(torch.tensor([[1, 5, -200, 6]]), images=images, max_new_tokens=2, do_sample=False)
+
+
+def test_llava_v15_scripts(world: Path) -> None:
+    """pretrain -> finetune -> finetune_task, and both LoRA scripts; each result opens and answers."""
+    stage1 = run_script("v1_5/pretrain.sh", world, "llava-pretrain", data="pretrain")
+    adapter = ["--pretrain_mm_mlp_adapter", str(stage1 / "mm_projector.bin")]
+    base = str(BASES / "tiny-llama")
+    full = run_script("v1_5/finetune.sh", world, "llava-full", *adapter)
+    lora = run_script("v1_5/finetune_lora.sh", world, "llava-lora", *adapter)
+    task = run_script("v1_5/finetune_task.sh", world, "llava-task", base=str(full))
+    task_lora = run_script("v1_5/finetune_task_lora.sh", world, "llava-task-lora", base=str(full))
+    for folder, opened_on in ((stage1, base), (full, None), (lora, base), (task, None), (task_lora, str(full))):
+        assert answer(folder, opened_on).shape[0] == 1
+
+
+def test_acformer_scripts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENS", "17")
+    stage1 = run_script("v1_5/pretrain_acformer.sh", world, "llava-acformer-pretrain", data="pretrain")
+    monkeypatch.setenv("PRETRAINED", str(stage1 / "mm_projector.bin"))
+    full = run_script("v1_5/finetune_acformer.sh", world, "llava-acformer")
+    assert answer(full).shape[0] == 1
+    config = json.loads((full / "config.json").read_text())
+    assert (config["mm_projector_type"], config["mm_num_visual_tokens"]) == ("acformer", 17)
+
+
+def test_every_script_parses_and_names_known_flags() -> None:
+    """All training scripts, the older ones too: shell syntax, existing files, and flags that the parser knows."""
+    import transformers
+
+    from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, connector_arguments
+
+    parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, connector_arguments()))
+    known = {option for action in parser._actions for option in action.option_strings}
+    scripts = sorted([*SCRIPTS.glob("pretrain*.sh"), *SCRIPTS.glob("finetune*.sh"), *SCRIPTS.glob("v1_5/*.sh")])
+    assert len(scripts) >= 14
+    for script in scripts:
+        text = script.read_text()
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        flags = set(re.findall(r"^    (--\w+)", text, flags=re.M))
+        assert flags and flags <= known, (script.name, flags - known)
+        for path in re.findall(r"\./scripts/\w+\.json|llava/train/\w+\.py", text):
+            assert (REPOSITORY / path).is_file(), (script.name, path)
