@@ -25,7 +25,7 @@ def save_tokenizer(tokenizer: Any, folder: str) -> None:
     if not (os.path.exists(target) and os.path.samefile(source, target)):
         write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
 
-    added = {token_id: token for token_id, token in sorted(tokenizer.added_tokens_decoder.items())}
+    added = dict(sorted(tokenizer.added_tokens_decoder.items()))
     config_path = os.path.join(folder, "tokenizer_config.json")
     with open(config_path, encoding="utf-8") as file:
         config = json.load(file)

@@ -198,18 +198,20 @@ ASK = {
 TURN_WEIGHTS = {"color": 2, "shape": 2, "count": 2, "position": 2, "yesno": 4, "word": 1}
 
 
-def ask(scene: Scene, rng: random.Random, category: str | None = None) -> Question | None:
-    """One question of `category` (default: any); None if this scene does not allow the one that was drawn."""
+def ask(
+    scene: Scene, rng: random.Random, category: str | None = None, weights: dict[str, int] = TURN_WEIGHTS
+) -> Question | None:
+    """One question of `category` (default: any, by `weights`); None if this scene does not allow the one drawn."""
     if category is None:
-        category = rng.choices(list(TURN_WEIGHTS), weights=list(TURN_WEIGHTS.values()))[0]
+        category = rng.choices(list(weights), weights=list(weights.values()))[0]
     return ASK[category](scene, rng)
 
 
-def ask_many(scene: Scene, rng: random.Random, count: int) -> list[Question]:
+def ask_many(scene: Scene, rng: random.Random, count: int, weights: dict[str, int] = TURN_WEIGHTS) -> list[Question]:
     """`count` different questions about one scene (fewer when the scene runs out of them)."""
     found: dict[str, Question] = {}
     for _ in range(6 * count):
-        question = ask(scene, rng)
+        question = ask(scene, rng, weights=weights)
         if question is not None:
             found.setdefault(question.text, question)
         if len(found) == count:

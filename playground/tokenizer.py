@@ -95,5 +95,3 @@ def pieces_of(folder: Path) -> dict[str, int]:
     """Piece -> id of a trained tokenizer."""
     model = load_pieces(folder)
     return {model.id_to_piece(i): i for i in range(model.get_piece_size())}
-
-

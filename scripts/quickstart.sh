@@ -21,11 +21,12 @@ SMALL=(--bf16 False --tf32 False --gradient_checkpointing False --report_to none
     --model_max_length 512 --save_strategy no --logging_steps 10
     --mm_resampler_depth 2 --mm_resampler_heads 4 --mm_resampler_dim_head 32)
 
-quietly() { # LOG COMMAND...: shows the command's progress bar, keeps everything in the log
+quietly() { # LOG COMMAND...: shows ten lines of the progress bar, keeps everything in the log
     local log=$1
     shift
     mkdir -p "$(dirname "$log")"
-    "$@" > >(tee "$log" | tr '\r' '\n' | grep --line-buffered -E '^ *[0-9]+%.*(0|5)/[0-9]+.*loss=' | awk 'NR % 4 == 1') 2>&1 ||
+    "$@" 2>&1 | tee "$log" | python -u scripts/lib/show_progress.py
+    [ "${PIPESTATUS[0]}" = 0 ] ||
         fail "this step failed: $* (the end of $log:)
 $(tail -n 12 "$log")"
 }

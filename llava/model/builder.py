@@ -19,7 +19,6 @@ from llava.tokenization import load_tokenizer
 logger = logging.getLogger(__name__)
 
 
-
 def load_pretrained_model(
     model_path: str,
     model_base: str | None,

@@ -8,8 +8,8 @@ import argparse
 import torch
 from transformers import AutoModelForCausalLM
 
-from llava.model.families import open_language_model
 from llava.model.delta import combine
+from llava.model.families import open_language_model
 from llava.model.utils import auto_upgrade
 from llava.tokenization import load_tokenizer
 from llava.tokenizer_files import save_tokenizer

@@ -1,5 +1,6 @@
 """Whole training runs in this process against upstream's recordings (vectors/llava/ckpt/train_runs.json)."""
 
+import contextlib
 import json
 import sys
 from dataclasses import fields
@@ -44,10 +45,8 @@ def run(
     monkeypatch.setattr(train_module, "LLaVATrainer", Recorded)
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--disable_tqdm", "True", *more])
     monkeypatch.setattr(conversation_lib, "default_conversation", conversation_lib.conv_templates["vicuna_v1"])
-    try:
+    with contextlib.suppress(Stop):
         train_module.train()
-    except Stop:
-        pass
     return made[0], Path(flags[position])
 
 
@@ -96,7 +95,7 @@ def check_setup(trainer: LLaVATrainer, name: str) -> None:
 @pytest.mark.parametrize("name", INSPECT)
 def test_flags(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llava_vectors: Path) -> None:
     if RUNS[name]["error"]:
-        with pytest.raises(Exception, match=".*") as caught:
+        with pytest.raises(BaseException) as caught:
             run(name, tmp_path, monkeypatch, stop_before_training=True)
         assert type(caught.value).__name__ == RUNS[name]["error"]["type"]
         return

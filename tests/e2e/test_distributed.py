@@ -33,8 +33,18 @@ def launch(output: Path, zero: str, processes: int, *flags: str) -> list[dict]:
     """`deepspeed train_mem.py` with the base flags and `flags`; gives the log of the finished run."""
     base = [part for pair in BASE_FLAGS.items() for part in pair]
     deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(processes)]
-    command = [*deepspeed, "--master_port", str(free_port()), str(REPOSITORY / "llava/train/train_mem.py"),
-               "--deepspeed", str(REPOSITORY / f"scripts/{zero}.json"), *base, "--output_dir", str(output), *flags]  # fmt: skip
+    command = [
+        *deepspeed,
+        "--master_port",
+        str(free_port()),
+        str(REPOSITORY / "llava/train/train_mem.py"),
+        "--deepspeed",
+        str(REPOSITORY / f"scripts/{zero}.json"),
+        *base,
+        "--output_dir",
+        str(output),
+        *flags,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     result = subprocess.run(
         command, cwd=VECTORS / "llava", env=environment, capture_output=True, text=True, timeout=400, check=False

@@ -35,10 +35,25 @@ def run_script(
     name: str, world: Path, output: str, *flags: str, data: str = "instruct", base: str | None = None
 ) -> Path:
     """Start a script; gives its output folder."""
-    command = ["bash", str(SCRIPTS / name), "--vision_tower", str(BASES / "tiny-clip"),
-               "--model_name_or_path", base or str(BASES / "tiny-llama"),
-               "--data_path", str(world / f"data/{data}.json"), "--image_folder", str(world / "data"),
-               "--output_dir", str(world / output), "--per_device_train_batch_size", "2", "--max_steps", "2", *flags]  # fmt: skip
+    command = [
+        "bash",
+        str(SCRIPTS / name),
+        "--vision_tower",
+        str(BASES / "tiny-clip"),
+        "--model_name_or_path",
+        base or str(BASES / "tiny-llama"),
+        "--data_path",
+        str(world / f"data/{data}.json"),
+        "--image_folder",
+        str(world / "data"),
+        "--output_dir",
+        str(world / output),
+        "--per_device_train_batch_size",
+        "2",
+        "--max_steps",
+        "2",
+        *flags,
+    ]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",

@@ -126,7 +126,7 @@ def test_dummy_pictures_are_not_encoded(acformer: Any, monkeypatch: pytest.Monke
 
 def test_pictures_and_markers_must_match(model: Any) -> None:
     ids, mask = pad(PROMPTS, "right")
-    with pytest.raises(ImageCountError, match="Row 2 .* needs 2 picture"):
+    with pytest.raises(ImageCountError, match=r"Row 2 .* needs 2 picture"):
         model(ids, attention_mask=mask, images=pictures(3))
     with pytest.raises(ImageCountError, match="5 pictures were given for 4"):
         model(ids, attention_mask=mask, images=pictures(5))
