@@ -38,14 +38,14 @@ train_and_evaluate() { # CONNECTOR
         say "$connector, stage 1: the connector learns from captions (scripts/v1_5/pretrain_acformer.sh)"
         DATA_PATH=$DATA/pretrain.json OUTPUT_DIR=$pretrained quietly "$RUNS/logs/$connector-stage1.log" \
             bash scripts/v1_5/pretrain_acformer.sh "${SMALL[@]}" --per_device_train_batch_size 32 --learning_rate 2e-3 \
-            --max_steps "${STAGE1_STEPS:-120}"
+            --max_steps "${STAGE1_STEPS:-150}"
     fi
     if [ ! -f "$model/model.safetensors" ]; then
         say "$connector, stage 2: connector and language model learn from conversations (scripts/v1_5/finetune_acformer.sh)"
         DATA_PATH=$DATA/instruct.json OUTPUT_DIR=$model PRETRAINED=$pretrained/mm_projector.bin \
             DEEPSPEED_CONFIG=./scripts/zero2.json quietly "$RUNS/logs/$connector-stage2.log" \
             bash scripts/v1_5/finetune_acformer.sh "${SMALL[@]}" --per_device_train_batch_size 16 --learning_rate 1e-3 \
-            --max_steps "${STAGE2_STEPS:-300}"
+            --max_steps "${STAGE2_STEPS:-450}"
     fi
     for questions in eval_questions eval_questions_blank; do
         [ -f "$model/$questions.done" ] && continue
@@ -81,8 +81,8 @@ PYTHON_END
 )
 say "One question about $picture: $question (right: $answer)"
 python -m llava.eval.run_llava --model-path "$RUNS/llava-$asked" --image-file "$picture" --query "$question" \
-    --conv-mode vicuna_v1 --temperature 0 --max_new_tokens 16 2>"$RUNS/logs/run_llava.log" ||
+    --temperature 0 --max_new_tokens 16 2>"$RUNS/logs/run_llava.log" ||
     fail "the model could not be asked; see $RUNS/logs/run_llava.log"
 echo
 say "Done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s after the installation. Chat with your model:"
-echo "  .venv/bin/python -m llava.serve.cli --model-path $RUNS/llava-$asked --image-file $picture --device cpu --temperature 0 --conv-mode vicuna_v1"
+echo "  .venv/bin/python -m llava.serve.cli --model-path $RUNS/llava-$asked --image-file $picture --device cpu --temperature 0"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from llava import conversation as conversation_lib
+from llava.conversation import conv_templates
 from llava.extras import require_extra
 from llava.model.checkpoint_kind import checkpoint_kind
 from llava.model.families import CLASSES, NEVER_QUANTISED, read_config
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 NEVER_ADAPTED = ("mm_projector", "vision_tower", "vision_resampler")
 PAD_TOKEN = "[PAD]"
+DEFAULT_TEMPLATE = "vicuna_v1"
 
 
 def compute_dtype(args: TrainingArguments) -> torch.dtype:
@@ -130,22 +131,24 @@ def prepare_tokenizer(model: Any, model_args: ModelArguments, args: TrainingArgu
         model_max_length=args.model_max_length,
         padding_side="right",
     )
-    version = model_args.version
-    if version == "v0":
+    if model_args.version == "v0":
         if tokenizer.pad_token is None:
             smart_tokenizer_and_embedding_resize({"pad_token": PAD_TOKEN}, tokenizer, model)
-        return tokenizer, conversation_lib.default_conversation
-    # Some tokenizers have no unk token; padding is masked by length, so any token will do.
-    tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    if version == "v0.5":
-        return tokenizer, conversation_lib.default_conversation
-    if version not in conversation_lib.conv_templates:
-        logger.warning(
-            "--version %s is no prompt format, vicuna_v1 is used; known: %s",
-            version,
-            ", ".join(conversation_lib.conv_templates),
-        )
-    return tokenizer, conversation_lib.conv_templates.get(version, conversation_lib.conv_templates["vicuna_v1"])
+    else:
+        # Some tokenizers have no unk token; padding is masked by length, so any token will do.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer, conv_templates[template_name(model_args.version)]
+
+
+def template_name(version: str) -> str:
+    """Key of `conv_templates` that --version trains; `v0` and `v0.5` are vicuna_v1, as is an unknown one."""
+    if version in ("v0", "v0.5"):
+        return DEFAULT_TEMPLATE
+    if version not in conv_templates:
+        known = ", ".join(conv_templates)
+        logger.warning("--version %s is no prompt format, %s is used; known: %s", version, DEFAULT_TEMPLATE, known)
+        return DEFAULT_TEMPLATE
+    return version
 
 
 def add_vision(
@@ -172,6 +175,8 @@ def add_vision(
         inner.mm_projector.requires_grad_(False)
     if args.bits in (4, 8):
         inner.mm_projector.to(dtype=compute_dtype(args), device=args.device)
+    if not model_args.tune_mm_mlp_adapter:  # stage 1 leaves the language model with its own prompt format
+        config.conv_mode = template_name(model_args.version)
     config.mm_use_im_start_end = data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
     config.mm_projector_lr = args.mm_projector_lr
     args.mm_use_im_start_end = model_args.mm_use_im_start_end
