@@ -58,10 +58,20 @@ def checkpoint_kind(model_path: str, model_base: str | None, model_name: str) ->
 
 
 def read_config_dict(path: str, required: bool) -> dict[str, Any]:
-    """The raw config.json; empty if there is none and it is not required."""
+    """The raw config.json; empty if there is none and it is not required.
+
+    Raises:
+        OSError: it is required and cannot be read.
+    """
     if not required and find_file(path, "config.json") is None:
         return {}
-    return PretrainedConfig.get_config_dict(path)[0]
+    try:
+        return PretrainedConfig.get_config_dict(path)[0]
+    except OSError as error:
+        raise OSError(
+            f"{path} is neither a folder with a readable config.json nor a Hub repository that can be reached; "
+            "check the path (and, for the Hub, HF_HUB_OFFLINE and the network)"
+        ) from error
 
 
 def _family_of_name(name: str) -> str:

@@ -34,10 +34,19 @@ def write_vision_config(config: Any, model_args: Any, tower: Any, has_projector:
     config.mm_patch_merge_type = model_args.mm_patch_merge_type
     if getattr(model_args, "s2", False):
         config.s2, config.s2_scales = True, model_args.s2_scales
-    if config.mm_projector_type in CONNECTORS:
-        for setting in fields(CONNECTORS[config.mm_projector_type].config_class):
-            given = getattr(model_args, setting.name, None)
-            setattr(config, setting.name, setting.default if given is None else given)
+    own = CONNECTORS[config.mm_projector_type].config_class if config.mm_projector_type in CONNECTORS else None
+    names = {f.name: f.default for f in fields(own)} if own else {}
+    for name, default in names.items():
+        given = getattr(model_args, name, None)
+        setattr(config, name, default if given is None else given)
+    for name in sorted(connector_setting_names() - names.keys()):
+        if getattr(model_args, name, None) is not None:
+            logger.warning("--%s has no effect on the connector %s.", name, config.mm_projector_type)
+
+
+def connector_setting_names() -> set[str]:
+    """Names of the settings of all connectors."""
+    return {setting.name for connector in CONNECTORS.values() for setting in fields(connector.config_class)}
 
 
 def _keep_checkpoint_settings(config: Any, model_args: Any) -> None:

@@ -1,0 +1,116 @@
+"""Training paths beside the recorded ones: text only, Mistral, S2, other connectors, bad samples, loggers."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.model import LlavaLlamaForCausalLM, LlavaMistralForCausalLM
+from llava.model.builder import load_pretrained_model
+from tests.unit.training import losses_of, run_training
+
+V1 = ["--version", "v1", "--data_path", "train/data.json", "--save_strategy", "no", "--max_steps", "1"]
+
+
+@pytest.fixture
+def mistral(tmp_path: Path, llava_vectors: Path) -> str:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from llava.tokenization import load_tokenizer
+
+    config = MistralConfig(
+        vocab_size=720, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
+    load_tokenizer("assets/base-llama").save_pretrained(tmp_path / "mistral")
+    return str(tmp_path / "mistral")
+
+
+def test_mistral_bases_get_the_mistral_class(mistral: str, tmp_path: Path) -> None:
+    out = tmp_path / "llava-out"
+    trainer = run_training(out, *V1, "--model_name_or_path", mistral, "--mm_projector_type", "mlp2x_gelu")
+    assert isinstance(trainer.model, LlavaMistralForCausalLM)
+    assert json.loads((out / "config.json").read_text())["model_type"] == "llava_mistral"
+    assert isinstance(load_pretrained_model(str(out), None, "llava", dtype=torch.float32)[1], LlavaMistralForCausalLM)
+
+
+def test_text_only_training_of_a_plain_llm(
+    tmp_path: Path, llava_vectors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.unit import training
+
+    flags = {k: v for k, v in training.BASE_FLAGS.items() if k != "--vision_tower"}
+    monkeypatch.setattr(training, "BASE_FLAGS", flags)
+    trainer = run_training(tmp_path, *V1, "--data_path", "train/data_text.json", "--group_by_modality_length", "True")
+    assert type(trainer.model).__name__ == "LlamaForCausalLM"
+    assert len(losses_of(trainer)) == 1
+    model, processor = load_pretrained_model(str(tmp_path), None, "vicuna", dtype=torch.float32)[1:3]
+    assert processor is None and not isinstance(model, LlavaLlamaForCausalLM)
+
+
+def test_s2_tower_trains_and_opens_again(tmp_path: Path, llava_vectors: Path) -> None:
+    run_training(tmp_path, *V1, "--s2", "True", "--s2_scales", "56,112", "--image_aspect_ratio", "pad")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["s2"], config["s2_scales"], config["mm_hidden_size"]) == (True, "56,112", 128)
+    _, model, processor, _ = load_pretrained_model(str(tmp_path), None, "llava", dtype=torch.float32)
+    assert processor.crop_size["height"] == 112
+    images = torch.zeros(1, 3, 112, 112)
+    assert model.generate(torch.tensor([[1, -200, 5]]), images=images, max_new_tokens=2).shape[0] == 1
+
+
+def test_full_acformer_model_round_trip(tmp_path: Path, llava_vectors: Path) -> None:
+    flags = ["--mm_projector_type", "acformer", "--mm_num_visual_tokens", "9", "--mm_resampler_depth", "2"]
+    trainer = run_training(tmp_path, *V1, *flags)
+    _, model, _, _ = load_pretrained_model(str(tmp_path), None, "llava", dtype=torch.float32)
+    ids, images = torch.tensor([[1, 300, -200, 301]]), torch.randn(1, 3, 56, 56)
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = model(ids, images=images).logits
+        torch.testing.assert_close(logits, trainer.model(ids, images=images).logits, rtol=0, atol=1e-5)
+    assert logits.shape[1] == 3 + 9
+    assert (model.config.conv_mode, model.num_visual_tokens) == ("v1", 9)
+
+
+def test_checkpoints_connector_cannot_be_swapped_silently(tmp_path: Path, llava_vectors: Path) -> None:
+    base = ["--model_name_or_path", "checkpoints/llava-v1-tiny-mlp2x"]
+    with pytest.raises(ValueError, match="has the connector 'mlp2x_gelu'"):
+        run_training(tmp_path / "a", *V1, *base, "--mm_projector_type", "acformer")
+    trainer = run_training(tmp_path / "b", *V1, *base)  # the flag's default asks for nothing
+    assert trainer.model.config.mm_projector_type == "mlp2x_gelu"
+
+
+def test_settings_of_other_connectors_are_named(
+    tmp_path: Path, llava_vectors: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        run_training(tmp_path, *V1, "--mm_projector_type", "mlp2x_gelu", "--mm_num_visual_tokens", "9")
+    assert "--mm_num_visual_tokens has no effect on the connector mlp2x_gelu" in caplog.text
+    assert "mm_num_visual_tokens" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_bad_samples(tmp_path: Path, llava_vectors: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = json.loads(Path("train/data_plain.json").read_text())
+    records[1]["image"] = "missing.png"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    flags = ["--version", "plain", "--data_path", str(tmp_path / "data.json"), "--tune_mm_mlp_adapter", "True"]
+    flags += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--save_strategy", "no"]
+    with pytest.raises(ValueError, match=r"p1.*missing\.png"):
+        run_training(tmp_path / "stop", *flags)
+    with caplog.at_level(logging.WARNING):
+        trainer = run_training(tmp_path / "skip", *flags, "--on_bad_sample", "skip")
+    assert losses_of(trainer)
+    assert "missing.png" in caplog.text
+
+
+def test_loggers_and_ignored_flags(tmp_path: Path, llava_vectors: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logs = tmp_path / "logs"
+    ignored = ["--save_safetensors", "False", "--overwrite_output_dir", "True", "--use_liger_kernel", "True"]
+    with caplog.at_level(logging.WARNING):
+        run_training(tmp_path / "out", *V1, "--report_to", "tensorboard", "--logging_dir", str(logs), *ignored)
+    assert list(logs.rglob("events.out.tfevents*"))
+    for name in ("save_safetensors", "overwrite_output_dir", "use_liger_kernel"):
+        assert f"--{name}" in caplog.text
+    assert "llm_tokens_per_second" in (tmp_path / "out/trainer_state.json").read_text()
