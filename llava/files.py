@@ -1,8 +1,10 @@
 """Files are written whole or not at all."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -22,6 +24,22 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+@contextmanager
+def write_folder_atomically(folder: str) -> Iterator[str]:
+    """A temporary folder beside the files of `folder`; when the block ends well, each file moves into place at once.
+
+    Other files of `folder` stay. If the block fails, nothing of it is left.
+    """
+    os.makedirs(folder, exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=folder, prefix=".saving-")
+    try:
+        yield temporary
+        for name in sorted(os.listdir(temporary)):
+            os.replace(os.path.join(temporary, name), os.path.join(folder, name))
+    finally:
+        shutil.rmtree(temporary)
 
 
 def write_text_atomically(path: str, text: str) -> None:

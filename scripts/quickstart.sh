@@ -12,8 +12,8 @@ started=$SECONDS
 CONNECTOR=${CONNECTOR:-acformer}
 BASELINE=${BASELINE-mlp2x_gelu} # empty: none
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
-DATA=playground/data/shapes
-RUNS=checkpoints/playground
+DATA=${DATA:-playground/data/shapes}
+RUNS=${RUNS:-checkpoints/playground}
 export BASE_MODEL=playground/bases/tiny-llama VISION_TOWER=playground/bases/tiny-clip
 export TOKENS=${TOKENS:-17} IMAGE_FOLDER=$DATA
 # What fits two CPU cores instead of eight GPUs. The learning rates are those of small models.
@@ -60,7 +60,7 @@ $(tail -n 12 "$RUNS/logs/$connector-$questions.log")"
 }
 
 say "Pictures and conversations: $DATA"
-python -m playground.make_data --out "$DATA" || fail "the playground's data could not be made"
+python -m playground.make_data --out "$DATA" --num-train "${PICTURES:-8000}" --num-eval "${QUESTIONS:-100}" || fail "the playground's data could not be made"
 asked=$CONNECTOR
 train_and_evaluate "$asked"
 results=("$RUNS/llava-$asked")

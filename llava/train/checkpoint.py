@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llava.files import save_torch_atomically
+from llava.files import save_torch_atomically, write_folder_atomically
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ def save_adapter(model: Any, args: Any, folder: str, is_writer: bool, weights_pa
     """`mm_projector.bin` (or `weights_path`) and config.json; all ranks must call it, one writes."""
     state = get_mm_adapter_state_maybe_zero_3(model.named_parameters(), adapter_keys(args))
     if is_writer:
-        os.makedirs(folder, exist_ok=True)
-        model.config.save_pretrained(folder)
+        with write_folder_atomically(folder) as temporary:
+            model.config.save_pretrained(temporary)
         save_torch_atomically(weights_path or os.path.join(folder, STAGE1_WEIGHTS), state)
 
 
@@ -90,10 +90,10 @@ def save_lora(model: Any, bias: str, folder: str, is_writer: bool) -> None:
     adapter = get_peft_state_maybe_zero_3(model.named_parameters(), bias)
     extras = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
     if is_writer:
-        os.makedirs(folder, exist_ok=True)
-        model.config.save_pretrained(folder)
-        model.save_pretrained(folder, state_dict=adapter, save_embedding_layers=False)
-        save_torch_atomically(os.path.join(folder, LORA_EXTRAS), extras)
+        with write_folder_atomically(folder) as temporary:
+            model.config.save_pretrained(temporary)
+            model.save_pretrained(temporary, state_dict=adapter, save_embedding_layers=False)
+            torch.save(extras, os.path.join(temporary, LORA_EXTRAS))
 
 
 def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:

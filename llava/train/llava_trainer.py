@@ -12,6 +12,7 @@ from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
+from llava.files import write_folder_atomically
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
 from llava.model.weights import load_weights_only
 from llava.tokenizer_files import save_tokenizer
@@ -170,8 +171,12 @@ class LLaVATrainer(Trainer):
             super().save_model(folder, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        self._save_tokenizer(output_dir or self.args.output_dir)
+        if not self.args.should_save:  # takes part in gathering only
+            super()._save(output_dir, state_dict)
+            return
+        with write_folder_atomically(output_dir or self.args.output_dir) as temporary:
+            super()._save(temporary, state_dict)
+            self._save_tokenizer(temporary)
 
     def _save_tokenizer(self, folder: str) -> None:
         if self.args.should_save and self.processing_class is not None:

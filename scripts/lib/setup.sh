@@ -66,6 +66,19 @@ if not torch.cuda.is_available():
 PYTHON_END
 }
 
+# Whether some earlier call installed these extras, perhaps among others, and nothing has changed since.
+is_installed() { # $1: extras, $2: key
+    local stamp extra
+    for stamp in "$VENV"/installed-*; do
+        [ "$(cat "$stamp" 2>/dev/null)" = "$2" ] || continue
+        for extra in ${1//,/ }; do
+            case "$stamp-" in *"-$extra-"*) ;; *) continue 2 ;; esac
+        done
+        return 0
+    done
+    return 1
+}
+
 # ensure_venv EXTRAS: afterwards .venv holds the package with these extras, and is first on PATH.
 ensure_venv() {
     local extras=$1 key stamp log
@@ -76,7 +89,7 @@ ensure_venv() {
     cd "$REPOSITORY" || exit 1
     key=$(cat requirements.lock setup.py pyproject.toml scripts/lib/setup.sh | cksum | cut -d' ' -f1)
     stamp="$VENV/installed-${extras//,/-}"
-    [ "$(cat "$stamp" 2>/dev/null)" = "$key" ] && return
+    is_installed "$extras" "$key" && return
     check_python
     check_disk
     say "Installing into .venv (extras: $extras)..."

@@ -68,3 +68,23 @@ def test_out_of_disk_leaves_no_half_file(tmp_path: Path, llava_vectors: Path, mo
     with pytest.raises(OSError, match="No space left"):
         run_training(tmp_path, *STAGE1, "--max_steps", "1", "--save_steps", "5")
     assert not list(tmp_path.rglob("*mm_projector*"))
+
+
+def test_interrupted_full_save_leaves_the_older_model(
+    tmp_path: Path, llava_vectors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llava.train import llava_trainer
+
+    out, steps = tmp_path / "llava", ["--max_steps", "1", "--save_strategy", "no"]
+    run_training(out, *FULL, *steps)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def fails(tokenizer: object, folder: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(llava_trainer, "save_tokenizer", fails)
+    with pytest.raises(OSError, match="No space left"):
+        run_training(out, *FULL, *steps, "--seed", "7")
+    after = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert before.keys() == after.keys()
+    assert before["model.safetensors"] == after["model.safetensors"]
