@@ -45,7 +45,7 @@ train_and_evaluate() { # CONNECTOR
         DATA_PATH=$DATA/instruct.json OUTPUT_DIR=$model PRETRAINED=$pretrained/mm_projector.bin \
             DEEPSPEED_CONFIG=./scripts/zero2.json quietly "$RUNS/logs/$connector-stage2.log" \
             bash scripts/v1_5/finetune_acformer.sh "${SMALL[@]}" --per_device_train_batch_size 16 --learning_rate 1e-3 \
-            --max_steps "${STAGE2_STEPS:-450}"
+            --max_steps "${STAGE2_STEPS:-700}"
     fi
     for questions in eval_questions eval_questions_blank; do
         [ -f "$model/$questions.done" ] && continue
