@@ -10,8 +10,9 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.extras import require_extra
 from llava.model import LlavaMptForCausalLM
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
-from llava.model.families import CLASSES, NEVER_QUANTISED, read_config
+from llava.model.families import CLASSES, read_config
 from llava.model.multimodal_projector.registry import Connector
+from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.model.weights import adapter_state, load_weights_only
 from llava.tokenization import load_tokenizer
@@ -82,6 +83,7 @@ def load_pretrained_model(
 
     _add_tokens(model, tokenizer)
     _load_tower(model, options["device_map"], dtype)
+    guard_cpu_packing(model, will_train=False)
     model.eval()
     return tokenizer, model, model.get_vision_tower().image_processor, _context_length(model)
 

@@ -12,9 +12,6 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlavaLlamaForCausalLM, LlavaConfig),
     "mistral": (LlavaMistralForCausalLM, LlavaMistralConfig),
 }
-# As transformers matches them: from the start of a module's full name. `lm_head` must be named too: a list without it
-# quantises it (platform.md 6).
-NEVER_QUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 
 
 def read_config(config_class: Any, path: str) -> PretrainedConfig:

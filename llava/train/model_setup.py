@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from llava.conversation import conv_templates
 from llava.extras import require_extra
 from llava.model.checkpoint_kind import checkpoint_kind
-from llava.model.families import CLASSES, NEVER_QUANTISED, read_config
+from llava.model.families import CLASSES, read_config
+from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -97,6 +98,7 @@ def freeze_and_adapt(model: PreTrainedModel, model_args: ModelArguments, args: T
     if args.bits in (4, 8):
         from peft import prepare_model_for_kbit_training
 
+        guard_cpu_packing(model, will_train=True)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
     if args.gradient_checkpointing:
         model.enable_input_require_grads()
