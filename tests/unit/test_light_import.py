@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-MODULES = ["llava", "llava.constants", "llava.conversation", "llava.mm_utils", "llava.utils", "llava.chat", "llava.files"]
+MODULES = ["llava.constants", "llava.conversation", "llava.mm_utils", "llava.utils", "llava.chat", "llava.files"]
 HEAVY = ["torch", "transformers", "requests", "gradio", "tokenizers", "numpy"]
 
 
