@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,17 +14,15 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
 
     Nothing is left behind, and an older file stays as it was, if writing fails.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
-    os.close(handle)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
     try:
         write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 @contextmanager
@@ -57,9 +56,3 @@ def save_torch_atomically(path: str, state: Mapping[str, Any]) -> None:
     import torch
 
     write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

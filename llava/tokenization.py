@@ -24,14 +24,18 @@ def load_tokenizer(path: str, **kwargs: Any) -> "PreTrainedTokenizerBase":
     A Llama folder that does not say ``legacy`` means ``legacy=True`` (transformers 5 reads False), and one that does
     not say ``padding_side`` pads on the right (transformers 5: left). ``kwargs`` win over both.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaTokenizer
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
     hub_keys = ("cache_dir", "force_download", "token", "revision", "local_files_only", "subfolder")
     stored = get_tokenizer_config(path, **{key: kwargs[key] for key in hub_keys if key in kwargs})
+    # By its own class where the folder names it: for the model types llava and mistral AutoTokenizer does not believe
+    # the folder and takes a tokenizer without the space pieces.
+    is_llama = stored.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast")
+    loader = LlamaTokenizer if is_llama else AutoTokenizer
+    tokenizer = loader.from_pretrained(path, **kwargs)
     if hasattr(tokenizer, "legacy") and "legacy" not in stored and "legacy" not in kwargs:
-        tokenizer = AutoTokenizer.from_pretrained(path, legacy=True, **kwargs)
+        tokenizer = loader.from_pretrained(path, legacy=True, **kwargs)
     if "padding_side" not in stored and "padding_side" not in kwargs:
         tokenizer.padding_side = "right"
     return tokenizer

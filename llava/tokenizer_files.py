@@ -19,8 +19,8 @@ def save_tokenizer(tokenizer: Any, folder: str) -> None:
     """Write all tokenizer files to `folder`, in the old and the new layout."""
     tokenizer.save_pretrained(folder)
     source = getattr(tokenizer, "vocab_file", None)
-    if source is None or not os.path.isfile(source):
-        return  # not a sentencepiece tokenizer: tokenizer.json is all there is
+    if source is None or not os.path.isfile(source) or not hasattr(tokenizer, "legacy"):
+        return  # not a Llama tokenizer: tokenizer.json is all there is
     target = os.path.join(folder, SENTENCEPIECE_FILE)
     if not (os.path.exists(target) and os.path.samefile(source, target)):
         write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))

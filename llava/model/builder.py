@@ -10,7 +10,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.extras import require_extra
 from llava.model import LlavaMptForCausalLM
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
-from llava.model.families import CLASSES, read_config
+from llava.model.families import classes_of, read_config
 from llava.model.multimodal_projector.registry import Connector
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
@@ -48,7 +48,7 @@ def load_pretrained_model(
 
     Raises:
         OSError: the checkpoint or one of its files is missing, or needs `model_base`.
-        NotImplementedError: an MPT checkpoint.
+        NotImplementedError: a LLaVA checkpoint on another family than Llama and Mistral.
         ImportError: bitsandbytes or flash-attn is wanted and missing; names the extra.
     """
     dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or torch.float16
@@ -61,7 +61,7 @@ def load_pretrained_model(
         tokenizer, model = _load_plain(model_path, model_base, options)
         return tokenizer, model, None, _context_length(model)
 
-    model_class, config_class = CLASSES[kind.family]
+    model_class, config_class = classes_of(kind.family, model_path)
     if model_base is None:
         if kind.is_lora:
             raise OSError(
@@ -117,7 +117,7 @@ def _load_plain(model_path: str, model_base: str | None, options: dict[str, Any]
 
     model = AutoModelForCausalLM.from_pretrained(model_base, **options)
     merged = PeftModel.from_pretrained(model, model_path).merge_and_unload()
-    return load_tokenizer(model_base), merged.to(options["dtype"])
+    return load_tokenizer(model_base), merged if "quantization_config" in options else merged.to(options["dtype"])
 
 
 def _load_language_model(model_class: Any, path: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:

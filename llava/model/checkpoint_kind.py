@@ -17,7 +17,7 @@ class CheckpointKind:
 
     Attributes:
         is_llava: it has (or goes with) a vision tower and a connector.
-        family: `llama`, `mistral` or `mpt`.
+        family: `llama`, `mistral` or `mpt`; of another model, its type.
         is_lora: it holds a PEFT adapter.
     """
 
@@ -50,10 +50,10 @@ def checkpoint_kind(model_path: str, model_base: str | None, model_name: str) ->
         return CheckpointKind("llava" in name, _family_of_name(name), is_lora)
     model_type = config.get("model_type", "")
     is_llava = model_type.startswith("llava") or "mm_vision_tower" in config
-    family = _family_of_name(model_type) if model_type not in ("", "llava") else _family_of_name(name)
+    family = _family_of_type(model_type, name)
     if is_lora and model_base is not None:
         # Old LoRA folders say llava_llama whatever their base is.
-        family = _family_of_name(read_config_dict(model_base, required=True).get("model_type", ""))
+        family = _family_of_type(read_config_dict(model_base, required=True).get("model_type", ""), name)
     return CheckpointKind(is_llava, family, is_lora)
 
 
@@ -72,6 +72,13 @@ def read_config_dict(path: str, required: bool) -> dict[str, Any]:
             f"{path} is neither a folder with a readable config.json nor a Hub repository that can be reached; "
             "check the path (and, for the Hub, HF_HUB_OFFLINE and the network)"
         ) from error
+
+
+def _family_of_type(model_type: str, name: str) -> str:
+    """By config.json's model type; where that leaves the family open, by the model's name."""
+    if model_type in ("", "llava"):
+        return _family_of_name(name)
+    return model_type.removeprefix("llava_")
 
 
 def _family_of_name(name: str) -> str:

@@ -14,6 +14,19 @@ CLASSES: dict[str, tuple[Any, Any]] = {
 }
 
 
+def classes_of(family: str, path: str) -> tuple[Any, Any]:
+    """Model and configuration class of a family.
+
+    Raises:
+        NotImplementedError: models of this family cannot take pictures here.
+    """
+    if family not in CLASSES:
+        raise NotImplementedError(
+            f"{path}: models of type {family!r} are not supported with pictures; use a Llama or Mistral base"
+        )
+    return CLASSES[family]
+
+
 def read_config(config_class: Any, path: str) -> PretrainedConfig:
     """config.json as `config_class`, whatever model type it says: LLaVA on a base, or LLaVA before 1.2 (`llava`)."""
     stored, _ = PretrainedConfig.get_config_dict(path)
@@ -32,5 +45,5 @@ def open_language_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
     kind = checkpoint_kind(path, None, path)
     if not kind.is_llava:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    model_class, config_class = CLASSES[kind.family]
+    model_class, config_class = classes_of(kind.family, path)
     return model_class.from_pretrained(path, config=read_config(config_class, path), dtype=dtype)

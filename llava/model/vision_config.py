@@ -64,6 +64,7 @@ def _keep_checkpoint_settings(config: Any, model_args: Any) -> None:
         "mm_vision_select_layer": "mm_vision_select_layer",
         "mm_vision_select_feature": "mm_vision_select_feature",
         "mm_patch_merge_type": "mm_patch_merge_type",
+        **{name: name for name in connector_setting_names()},
     }
     for key, flag in pairs.items():
         asked, real = getattr(model_args, flag, None), getattr(config, key, None)

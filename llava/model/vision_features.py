@@ -1,6 +1,7 @@
 """What a vision tower hands to a connector."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +21,11 @@ class VisionFeatures:
     hidden: torch.Tensor
     cls_attention: torch.Tensor | None = None
 
-    def to(self, dtype: torch.dtype) -> "VisionFeatures":
-        """The same features with `hidden` in `dtype`; the attention stays float32, because it is ranked."""
-        return VisionFeatures(self.hidden.to(dtype), self.cls_attention)
+    def to(self, *args: Any, **kwargs: Any) -> "VisionFeatures":
+        """As `Tensor.to`, for a dtype or a device; the attention stays float32, because it is ranked.
+
+        accelerate's hooks call it with the device of the layer that comes next.
+        """
+        hidden = self.hidden.to(*args, **kwargs)
+        attention = None if self.cls_attention is None else self.cls_attention.to(hidden.device)
+        return VisionFeatures(hidden, attention)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.utils import is_torch_tf32_available
 
 from llava.model.multimodal_encoder.s2 import S2_DEFAULT_SCALES
 from llava.model.multimodal_projector.builder import known_projector_types
@@ -160,8 +161,9 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
             self.use_liger_kernel = False
         if not torch.cuda.is_available():
             self.use_cpu = True  # or --bf16 True is refused
+        if not is_torch_tf32_available():
             if self.tf32:
-                logger.warning("--tf32 True needs a GPU and has no effect here.")
+                logger.warning("--tf32 True needs an Ampere GPU or a newer one and has no effect here.")
             self.tf32 = None  # or it is refused
         with warnings.catch_warnings():
             # Renamed for transformers 6; the scripts' flag stays.

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from llava.files import save_torch_atomically, write_folder_atomically
-from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
+from llava.files import save_torch_atomically, write_folder_atomically, write_text_atomically
+from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,24 @@ def save_lora(model: Any, bias: str, folder: str, is_writer: bool) -> None:
         with write_folder_atomically(folder) as temporary:
             model.config.save_pretrained(temporary)
             model.save_pretrained(temporary, state_dict=adapter, save_embedding_layers=False)
+            _trim_adapter_config(os.path.join(temporary, ADAPTER_CONFIG))
             torch.save(extras, os.path.join(temporary, LORA_EXTRAS))
+
+
+# What adapter_config.json held in the days of LLaVA-1.5; an older PEFT refuses any other key.
+_PORTABLE_ADAPTER_KEYS = """
+    alpha_pattern auto_mapping base_model_name_or_path bias fan_in_fan_out inference_mode init_lora_weights
+    layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout megatron_config megatron_core
+    modules_to_save peft_type r rank_pattern revision target_modules task_type
+""".split()  # noqa: SIM905
+
+
+def _trim_adapter_config(path: str) -> None:
+    """Drop the keys that newer PEFT adds; this package never sets them to anything that loading would need."""
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    portable = {key: value for key, value in config.items() if key in _PORTABLE_ADAPTER_KEYS}
+    write_text_atomically(path, json.dumps(portable, indent=2, sort_keys=True) + "\n")
 
 
 def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
@@ -107,8 +124,7 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
         weights_path = None
         if last.startswith("checkpoint-"):
             weights_path = os.path.join(parent, "mm_projector", f"{last}.bin")
-        is_writer = trainer.args.local_rank in (-1, 0)
-        save_adapter(trainer.model, trainer.args, output_dir, is_writer, weights_path)
+        save_adapter(trainer.model, trainer.args, output_dir, trainer.args.should_save, weights_path)
         return
     trainer.save_model(output_dir)
 

@@ -97,7 +97,7 @@ class LLaVATrainer(Trainer):
         if self.optimizer is None:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class(self.optimizer_groups(), **options)
-            if optimizer_class.__name__ == "Adam8bit":
+            if "bitsandbytes" in str(optimizer_class) and options.get("optim_bits") == 8:
                 self._keep_embeddings_at_32_bits()
         return self.optimizer
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from llava.conversation import conv_templates
 from llava.extras import require_extra
 from llava.model.checkpoint_kind import checkpoint_kind
-from llava.model.families import CLASSES, read_config
+from llava.model.families import classes_of, read_config
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
@@ -40,7 +40,7 @@ def load_language_model(
     """The base model in its own class: Llama or Mistral with pictures, or a plain LLM without a vision tower.
 
     Raises:
-        NotImplementedError: an MPT base.
+        NotImplementedError: a base with a vision tower that is neither Llama nor Mistral.
     """
     options: dict[str, Any] = {
         "cache_dir": training_args.cache_dir,
@@ -48,17 +48,15 @@ def load_language_model(
         "dtype": torch.bfloat16 if training_args.bf16 else torch.float32,
     }
     if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
+        half = training_args.bf16 or training_args.fp16
+        options["attn_implementation"] = attn_implementation if half else "sdpa"  # FlashAttention takes half precision
     if training_args.bits in (4, 8):
         options |= _quantisation(training_args)
     path = model_args.model_name_or_path
     if model_args.vision_tower is None:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
-        family = checkpoint_kind(path, None, path).family
-        if family not in CLASSES:
-            raise NotImplementedError(f"{path} is an MPT model, which is not supported: use a Llama or Mistral base")
-        model_class, config_class = CLASSES[family]
+        model_class, config_class = classes_of(checkpoint_kind(path, None, path).family, path)
         model = model_class.from_pretrained(path, config=read_config(config_class, path), **options)
     model.config.use_cache = False
     return model
@@ -105,10 +103,12 @@ def freeze_and_adapt(model: PreTrainedModel, model_args: ModelArguments, args: T
     if args.lora_enable:
         from peft import LoraConfig, get_peft_model
 
+        targets = find_all_linear_names(model)
         config = LoraConfig(
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
-            target_modules=find_all_linear_names(model),
+            target_modules=targets,
+            exclude_modules=_spared_by_name(model, targets),
             lora_dropout=args.lora_dropout,
             bias=args.lora_bias,
             task_type="CAUSAL_LM",
@@ -117,6 +117,16 @@ def freeze_and_adapt(model: PreTrainedModel, model_args: ModelArguments, args: T
             model.to(compute_dtype(args))
         model = get_peft_model(model, config)
     return model
+
+
+def _spared_by_name(model: torch.nn.Module, targets: list[str]) -> list[str] | None:
+    """Layers that the targets' bare names match where nothing is adapted: in a tower that came with the checkpoint."""
+    spared = [
+        name
+        for name, _ in model.named_modules()
+        if any(part in name for part in NEVER_ADAPTED) and name.rsplit(".", 1)[-1] in targets
+    ]
+    return spared or None
 
 
 def smart_tokenizer_and_embedding_resize(special_tokens_dict: dict[str, str], tokenizer: Any, model: Any) -> None:
@@ -161,6 +171,7 @@ def add_vision(
     inner.initialize_vision_modules(model_args=model_args, fsdp=args.fsdp)
     tower = model.get_vision_tower()
     tower.to(dtype=tower_dtype(args), device=args.device)
+    tower.requires_grad_(False)  # also one that came with the checkpoint
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
 
@@ -186,15 +197,22 @@ def add_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
-def match_deepspeed_dtype(model: torch.nn.Module, args: TrainingArguments) -> None:
-    """Everything that trains in bf16, when DeepSpeed runs in bf16: it keeps float32 masters itself.
+def settle_trained_dtype(model: torch.nn.Module, args: TrainingArguments) -> None:
+    """The dtype of what trains, where the mixed-precision engine insists on one.
 
-    The connector and LoRA's matrices are made in float32 beside a bf16 language model, and ZeRO-3 takes one dtype only.
+    DeepSpeed in bf16 keeps float32 masters itself and ZeRO-3 takes one dtype only, while the connector and LoRA's
+    matrices are made in float32 beside a bf16 language model. Without DeepSpeed, --fp16 scales gradients of float32
+    parameters only.
     """
     if args.deepspeed and args.bf16:
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dtype == torch.float32:
-                parameter.data = parameter.data.to(torch.bfloat16)
+        made, wanted = torch.float32, torch.bfloat16
+    elif args.fp16 and not args.deepspeed:
+        made, wanted = torch.float16, torch.float32
+    else:
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == made:
+            parameter.data = parameter.data.to(wanted)
 
 
 def settle_kbit_dtypes(model: Any, args: TrainingArguments) -> None:

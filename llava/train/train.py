@@ -33,9 +33,9 @@ from llava.train.model_setup import (
     find_all_linear_names,
     freeze_and_adapt,
     load_language_model,
-    match_deepspeed_dtype,
     prepare_tokenizer,
     settle_kbit_dtypes,
+    settle_trained_dtype,
     smart_tokenizer_and_embedding_resize,
 )
 from llava.train.preprocess import (
@@ -102,7 +102,7 @@ def train(attn_implementation: str | None = None) -> None:
         add_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.bits in (4, 8):
         settle_kbit_dtypes(model, training_args)
-    match_deepspeed_dtype(model, training_args)
+    settle_trained_dtype(model, training_args)
 
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)

@@ -20,6 +20,7 @@ from llava.model.consolidate import consolidate_ckpt
 from llava.model.make_delta import make_delta
 from llava.model.utils import auto_upgrade
 from llava.tokenization import load_tokenizer
+from llava.tokenizer_files import save_tokenizer
 from tests.conftest import REPOSITORY, VECTORS
 
 LOADS = json.loads((VECTORS / "llava/ckpt/loads.json").read_text())
@@ -98,8 +99,12 @@ def test_old_model_type_llava(llava_vectors: Path, tmp_path: Path) -> None:
     shutil.copytree("checkpoints/llava-v1-tiny-mlp2x", copy)
     config = json.loads((copy / "config.json").read_text()) | {"model_type": "llava"}
     (copy / "config.json").write_text(json.dumps(config))
-    _, model, _, _ = load(str(copy))
+    tokenizer, model, _, _ = load(str(copy))
     assert isinstance(model, LlavaLlamaForCausalLM)
+    prompt = "USER: <image>\nhi ASSISTANT: a</s>"  # AutoTokenizer would take another tokenizer for this model type
+    expected = load_tokenizer("checkpoints/llava-v1-tiny-mlp2x")
+    assert tokenizer_image_token(prompt, tokenizer) == tokenizer_image_token(prompt, expected)
+    save_tokenizer(tokenizer, str(tmp_path / "saved"))
     model.save_pretrained(tmp_path / "saved")
     assert json.loads((tmp_path / "saved/config.json").read_text())["model_type"] == "llava_llama"
 
@@ -133,8 +138,6 @@ def test_saved_as_upstream_saves(name: str, llava_vectors: Path, tmp_path: Path)
     """Same files, tensor names, shapes and config keys, so that upstream reads what this package writes."""
     tokenizer, model, _, _ = load(f"checkpoints/{name}")
     model.save_pretrained(tmp_path)
-    from llava.tokenizer_files import save_tokenizer
-
     save_tokenizer(tokenizer, str(tmp_path))
     recorded = json.loads(Path("ckpt/files.json").read_text())[name]["model.safetensors"]["keys"]
     saved = load_file(tmp_path / "model.safetensors")
@@ -289,3 +292,23 @@ def test_hostile_files_are_not_executed(llava_vectors: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="plain tensors"):
         load(str(folder), "assets/base-llama")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "llava", "mistral", "llava_llama", "llava_mistral"])
+def test_the_tokenizer_does_not_depend_on_the_model_type(model_type: str, llava_vectors: Path, tmp_path: Path) -> None:
+    shutil.copytree("assets/tokenizer-llama", tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": model_type}))
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    recorded = json.loads(Path("mm_utils/tokenizer_image_token.json").read_text())["tokenizer-llama"]
+    assert all(tokenizer_image_token(row["prompt"], tokenizer) == row["ids"] for row in recorded)
+    save_tokenizer(tokenizer, str(tmp_path / "saved"))
+    again = load_tokenizer(str(tmp_path / "saved"))
+    assert all(tokenizer_image_token(row["prompt"], again) == row["ids"] for row in recorded)
+
+
+def test_other_families_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "mm_vision_tower": "x"}))
+    with pytest.raises(NotImplementedError, match=r"'qwen2'.*Llama or Mistral"):
+        load(str(tmp_path), name="llava-qwen")
+    with pytest.raises(NotImplementedError, match=r"'qwen2'.*Llama or Mistral"):
+        consolidate_ckpt(str(tmp_path), str(tmp_path / "out"))

@@ -126,6 +126,10 @@ def check_files(folder: Path, recorded: dict[str, Any]) -> None:
         if "keys" in facts:
             state = load_file(path) if name.endswith(".safetensors") else torch.load(path, weights_only=True)
             assert {k: [list(v.shape), str(v.dtype)] for k, v in state.items()} == facts["keys"], name
+        if name == "adapter_config.json":
+            stored = json.loads(path.read_text())
+            assert stored.keys() == facts["json"].keys()
+            assert sorted(stored["target_modules"]) == sorted(facts["json"]["target_modules"])
         if name == "config.json" and "json" in facts:
             stored = json.loads(path.read_text())
             ignored = {"_name_or_path", "transformers_version", "architectures"}

@@ -145,3 +145,11 @@ def test_unknown_type_lists_the_known_ones() -> None:
     with pytest.raises(ValueError) as caught:
         build_vision_projector(SimpleNamespace(mm_projector_type="acfromer", mm_hidden_size=4, hidden_size=4))
     assert all(name in str(caught.value) for name in known_projector_types())
+
+
+def test_features_move_whole() -> None:
+    """accelerate moves what it hands to a layer on another device by calling `to(device)`."""
+    moved = features().to("meta")
+    assert moved.hidden.device.type == moved.cls_attention.device.type == "meta"
+    half = features().to(torch.bfloat16)
+    assert (half.hidden.dtype, half.cls_attention.dtype) == (torch.bfloat16, torch.float32)

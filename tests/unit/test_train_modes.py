@@ -9,6 +9,7 @@ import torch
 
 from llava.model import LlavaLlamaForCausalLM, LlavaMistralForCausalLM
 from llava.model.builder import load_pretrained_model
+from llava.tokenizer_files import save_tokenizer
 from tests.unit.training import losses_of, run_training
 
 V1 = ["--version", "v1", "--data_path", "train/data.json", "--save_strategy", "no", "--max_steps", "1"]
@@ -114,3 +115,30 @@ def test_loggers_and_ignored_flags(tmp_path: Path, llava_vectors: Path, caplog: 
     for name in ("save_safetensors", "overwrite_output_dir", "use_liger_kernel"):
         assert f"--{name}" in caplog.text
     assert "llm_tokens_per_second" in (tmp_path / "out/trainer_state.json").read_text()
+
+
+def test_a_tower_of_the_checkpoint_stays_frozen_and_without_adapters(tmp_path: Path, llava_vectors: Path) -> None:
+    """LLaVA-1.6 checkpoints hold their tower (unfreeze_mm_vision_tower); training leaves it alone all the same."""
+    tokenizer, model, _, _ = load_pretrained_model(
+        "checkpoints/llava-v1-tiny-mlp2x", None, "llava", dtype=torch.float32
+    )
+    model.config.unfreeze_mm_vision_tower = True
+    model.save_pretrained(tmp_path / "base")
+    save_tokenizer(tokenizer, str(tmp_path / "base"))
+    base = ["--model_name_or_path", str(tmp_path / "base"), "--mm_projector_type", "mlp2x_gelu"]
+    for name, more in (("full", []), ("lora", ["--lora_enable", "True", "--lora_r", "4"])):
+        trainer = run_training(tmp_path / name, *V1, *base, *more)
+        tower = [(n, p) for n, p in trainer.model.named_parameters() if "vision_tower" in n]
+        assert tower and not any(p.requires_grad or "lora_" in n for n, p in tower)
+
+
+def test_a_checkpoints_settings_win_and_are_named(
+    tmp_path: Path, llava_vectors: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--mm_projector_type", "acformer", "--mm_resampler_depth", "1"]
+    run_training(tmp_path / "base", *V1, *flags, "--mm_num_visual_tokens", "9")
+    again = ["--model_name_or_path", str(tmp_path / "base"), "--mm_num_visual_tokens", "5"]
+    with caplog.at_level(logging.WARNING):
+        trainer = run_training(tmp_path / "again", *V1, *flags, *again)
+    assert trainer.model.config.mm_num_visual_tokens == 9
+    assert "mm_num_visual_tokens 9 is kept" in caplog.text
