@@ -11,7 +11,7 @@ IMAGE_FOLDER=${IMAGE_FOLDER:-./playground/data}
 PRETRAINED=${PRETRAINED:-./checkpoints/llava-v1.5-7b-$CONNECTOR-$TOKENS-pretrain/mm_projector.bin}
 OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/llava-v1.5-7b-$CONNECTOR-$TOKENS}
 DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG:-./scripts/zero3.json}
-deepspeed llava/train/train_mem.py \
+deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
     --deepspeed "$DEEPSPEED_CONFIG" \
     --model_name_or_path "$BASE_MODEL" \
     --version v1 \

@@ -9,7 +9,7 @@ VISION_TOWER=${VISION_TOWER:-openai/clip-vit-large-patch14-336}
 DATA_PATH=${DATA_PATH:-./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}
 IMAGE_FOLDER=${IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}
 OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/llava-v1.5-7b-$CONNECTOR-$TOKENS-pretrain}
-deepspeed llava/train/train_mem.py \
+deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
     --deepspeed ./scripts/zero2.json \
     --model_name_or_path "$BASE_MODEL" \
     --version plain \

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.e2e.test_distributed import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -16,6 +17,7 @@ def quickstart(tmp_path: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {
         "RUNS": str(tmp_path / "runs"), "DATA": str(tmp_path / "data"), "PICTURES": "40", "QUESTIONS": "4",
         "STAGE1_STEPS": "2", "STAGE2_STEPS": "2", "BASELINE": "", "OMP_NUM_THREADS": "1",
+        "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     return subprocess.run(
         ["bash", str(REPOSITORY / "scripts/quickstart.sh")],

@@ -57,7 +57,6 @@ def run_script(
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
-        "DLTS_HOSTFILE": "/nonexistent",
         "MASTER_PORT": str(free_port()),
     }
     result = subprocess.run(
