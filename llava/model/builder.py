@@ -75,10 +75,10 @@ def load_pretrained_model(
         tokenizer = load_tokenizer(model_base)
         config = read_config(config_class, model_path)
         if kind.is_lora:
-            model = _load_lora(model_class, model_path, model_base, config, tokenizer, options)
+            model = _load_lora(model_class, model_path, model_base, config, options)
         else:
             logger.info("Loading LLaVA from base model...")
-            model = _load_on_base(model_class, model_base, config, tokenizer, options)
+            model = _load_on_base(model_class, model_base, config, options)
             _load_projector(model, _required_file(model_path, STAGE1_WEIGHTS), dtype)
 
     _add_tokens(model, tokenizer)
@@ -133,7 +133,7 @@ def _tower_from_its_own_folder(model: PreTrainedModel, info: dict[str, Any]) -> 
         tower.is_loaded = False  # built empty, and the checkpoint did not fill it
 
 
-def _load_on_base(model_class: Any, base: str, config: Any, tokenizer: Any, options: dict[str, Any]) -> PreTrainedModel:
+def _load_on_base(model_class: Any, base: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
     """Base weights under a LLaVA configuration; the vocabulary may have grown in training."""
     trained_vocabulary = config.vocab_size
     config.vocab_size = read_config(type(config), base).vocab_size
@@ -146,19 +146,17 @@ def _load_on_base(model_class: Any, base: str, config: Any, tokenizer: Any, opti
 def _load_projector(model: PreTrainedModel, path: str, dtype: torch.dtype) -> None:
     """Stage-1 file: the connector, and the embedding rows that were trained with it."""
     state = load_weights_only(path)
-    model.get_model().load_adapter_file(path)
+    model.get_model().load_adapter_state(state, path)
     rest = {key: value.to(dtype) for key, value in state.items() if "mm_projector." not in key}
     _load_non_strict(model, rest)
 
 
-def _load_lora(
-    model_class: Any, path: str, base: str, config: Any, tokenizer: Any, options: dict[str, Any]
-) -> PreTrainedModel:
+def _load_lora(model_class: Any, path: str, base: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
     """The LoRA recipe of contract package.md 10; the tower is not loaded yet, so its `q_proj` do not match."""
     from peft import PeftModel
 
     logger.info("Loading LLaVA from base model...")
-    model = _load_on_base(model_class, base, config, tokenizer, options)
+    model = _load_on_base(model_class, base, config, options)
     logger.info("Loading additional LLaVA weights...")
     extras = _clean_keys(load_weights_only(_required_file(path, LORA_EXTRAS)))
     _load_non_strict(model, {key: value.to(options["dtype"]) for key, value in extras.items()})

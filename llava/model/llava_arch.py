@@ -76,15 +76,19 @@ class LlavaMetaModel:
             self.mm_projector.requires_grad_(True)  # LoRA may have frozen it
 
         if getattr(model_args, "pretrain_mm_mlp_adapter", None):
-            self.load_adapter_file(model_args.pretrain_mm_mlp_adapter)
+            path = model_args.pretrain_mm_mlp_adapter
+            self.load_adapter_state(load_weights_only(path), path)
 
-    def load_adapter_file(self, path: str) -> None:
-        """Read connector (and `image_newline`, if both sides have one) from a stage-1 file, whatever its prefixes.
+    def load_adapter_state(self, state: dict[str, torch.Tensor], path: str) -> None:
+        """Take connector (and `image_newline`, if both sides have one) from a stage-1 file, whatever its prefixes.
+
+        Args:
+            state: the file's entries.
+            path: where they come from, for the error.
 
         Raises:
             ValueError: the file's entries do not fit the connector.
         """
-        state = load_weights_only(path)
         projector = adapter_state(state, "mm_projector")
         if isinstance(self.mm_projector, Connector):
             projector = self.mm_projector.load_published_state(projector)
