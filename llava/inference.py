@@ -3,6 +3,7 @@
 Shared by the command line chat and the answer generators (contract: eval.md 1, serve.md 8).
 """
 
+import argparse
 import logging
 from typing import Any
 
@@ -30,6 +31,27 @@ def inference_options(device: str = "cuda") -> dict[str, Any]:
     if device == "cpu":
         return {"device": device, "dtype": torch.float32}
     return {"device": device}
+
+
+def add_connector_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that open a checkpoint with another budget or connector, spelt as in training."""
+    parser.add_argument(
+        *("--mm_num_visual_tokens", "--mm-num-visual-tokens"),
+        type=int,
+        default=None,
+        help="visual tokens per picture instead of the checkpoint's; not for learned queries (perceiver)",
+    )
+    parser.add_argument(
+        *("--mm_projector_type", "--mm-projector-type"),
+        type=str,
+        default=None,
+        help="open with another connector, without training: top_p, evit, pooling or visionzip on an MLP checkpoint",
+    )
+
+
+def connector_overrides(args: Any) -> dict[str, Any]:
+    """What `add_connector_arguments` added, for `load_pretrained_model`; absent ones are None."""
+    return {name: getattr(args, name, None) for name in ("mm_num_visual_tokens", "mm_projector_type")}
 
 
 def prepare_images(

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from llava.chat import check_markers
-from llava.inference import Images, generate_reply, inference_options, prepare_images
+from llava.inference import Images, add_connector_arguments, generate_reply, inference_options, prepare_images
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 
@@ -56,12 +56,18 @@ class Answerer:
     image_processor: Any
 
     @classmethod
-    def open(cls, model_path: str, model_base: str | None) -> "Answerer":
-        """Load a checkpoint on this machine's accelerator, else on the CPU; `~` is expanded."""
+    def open(cls, model_path: str, model_base: str | None, **connector: Any) -> "Answerer":
+        """Load a checkpoint on this machine's accelerator, else on the CPU; `~` is expanded.
+
+        Args:
+            connector: another budget or connector than the checkpoint's, see `load_pretrained_model`.
+        """
         path = os.path.expanduser(model_path)
         base = None if model_base is None else os.path.expanduser(model_base)
         name = get_model_name_from_path(path)
-        tokenizer, model, image_processor, _ = load_pretrained_model(path, base, name, **inference_options())
+        tokenizer, model, image_processor, _ = load_pretrained_model(
+            path, base, name, **inference_options(), **connector
+        )
         return cls(name, tokenizer, model, image_processor)
 
     def answer(self, prompt: str, pictures: list[Image.Image], options: AnswerOptions) -> str:
@@ -104,7 +110,8 @@ def add_generator_arguments(
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser, max_new_tokens: int | None = None) -> None:
-    """The flags, with underscores, that most generators have; the last only with a default for it."""
+    """The flags, with underscores, that all generators have; the last only with a default for it."""
+    add_connector_arguments(parser)
     parser.add_argument("--top_p", type=float, default=None)
     parser.add_argument("--num_beams", type=int, default=1)
     if max_new_tokens is not None:

@@ -25,7 +25,7 @@ from llava.eval.generation import (
 )
 from llava.eval.question_files import answer_record, answers_writer, get_chunk, read_questions, split_list
 from llava.image_utils import ImageError, open_image
-from llava.inference import Images, prepare_images
+from llava.inference import Images, connector_overrides, prepare_images
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.program import RequestError, run_program
 
@@ -146,7 +146,7 @@ def eval_model(args: Any, num_workers: int = 4) -> None:
     check_template(conv_mode)
     questions = read_questions(args.question_file, required=("question_id", "image", "text"))
     questions = get_chunk(questions, args.num_chunks, args.chunk_idx)
-    answerer = Answerer.open(args.model_path, args.model_base) if questions else None
+    answerer = Answerer.open(args.model_path, args.model_base, **connector_overrides(args)) if questions else None
     with answers_writer(args.answers_file) as write:
         if answerer is None:
             return

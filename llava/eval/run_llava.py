@@ -15,6 +15,7 @@ from PIL import Image
 from llava.chat import build_prompt, check_template, choose_template, place_images_in_query
 from llava.eval.generation import Answerer, AnswerOptions, add_decoding_arguments
 from llava.image_source import load_image
+from llava.inference import connector_overrides
 from llava.program import run_program
 
 __all__ = ["eval_model", "image_parser", "load_image", "load_images"]
@@ -45,7 +46,7 @@ def eval_model(args: Any) -> None:
     """
     check_template(args.conv_mode)
     pictures = load_images(image_parser(args))
-    answerer = Answerer.open(args.model_path, args.model_base)
+    answerer = Answerer.open(args.model_path, args.model_base, **connector_overrides(args))
     config = answerer.model.config
     template = choose_template(args.conv_mode, answerer.name, config)
     prompt = build_prompt(place_images_in_query(args.query, config, len(pictures)), template)

@@ -10,11 +10,13 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.extras import require_extra
 from llava.model import LlavaMptForCausalLM
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
+from llava.model.connector_choice import choose_connector, pop_overrides
 from llava.model.families import classes_of, read_config
 from llava.model.multimodal_projector.registry import Connector
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.model.weights import adapter_state, load_weights_only
+from llava.program import RequestError
 from llava.tokenization import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,9 @@ def load_pretrained_model(
         device_map: as in transformers. With `auto` the vision tower stays in float32, else it gets the model's dtype.
         device: anything but `cuda` puts the whole model on that device.
         use_flash_attn: ask for FlashAttention-2.
-        kwargs: for `from_pretrained`; `dtype` (or `torch_dtype`) replaces the default float16.
+        kwargs: for `from_pretrained`; `dtype` (or `torch_dtype`) replaces the default float16. The connector's
+            settings under their config.json names replace the checkpoint's where no training is needed for it:
+            `mm_num_visual_tokens=65` on an AcFormer, `mm_projector_type="top_p"` on an MLP (see `connector_choice`).
 
     Returns:
         `(tokenizer, model, image_processor, context_len)`; the image processor is None for a plain language model.
@@ -49,8 +53,10 @@ def load_pretrained_model(
     Raises:
         OSError: the checkpoint or one of its files is missing, or needs `model_base`.
         NotImplementedError: a LLaVA checkpoint on another family than Llama and Mistral.
+        RequestError: a connector or setting is asked for that would need training.
         ImportError: bitsandbytes or flash-attn is wanted and missing; names the extra.
     """
+    overrides = pop_overrides(kwargs)
     dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or torch.float16
     options = _from_pretrained_options(load_8bit, load_4bit, device_map, device, use_flash_attn, dtype) | kwargs
     kind = checkpoint_kind(model_path, model_base, model_name)
@@ -58,6 +64,10 @@ def load_pretrained_model(
         LlavaMptForCausalLM.from_pretrained(model_path)
 
     if not kind.is_llava:
+        if overrides:
+            raise RequestError(
+                f"{model_path} is a plain language model: it has no connector for {', '.join(overrides)}"
+            )
         tokenizer, model = _load_plain(model_path, model_base, options)
         return tokenizer, model, None, _context_length(model)
 
@@ -70,10 +80,14 @@ def load_pretrained_model(
             )
         tokenizer = load_tokenizer(model_path)
         config = read_config(config_class, model_path)
-        model = _load_language_model(model_class, model_path, config, options)
+        projector = choose_connector(config, model_path, None, overrides)
+        model = _load_language_model(model_class, model_path, config, options, projector_follows=bool(projector))
+        if projector:
+            model.get_model().load_adapter_state(projector, model_path)
     else:
         tokenizer = load_tokenizer(model_base)
         config = read_config(config_class, model_path)
+        choose_connector(config, model_path, model_base, overrides)
         if kind.is_lora:
             model = _load_lora(model_class, model_path, model_base, config, options)
         else:
@@ -120,9 +134,24 @@ def _load_plain(model_path: str, model_base: str | None, options: dict[str, Any]
     return load_tokenizer(model_base), merged if "quantization_config" in options else merged.to(options["dtype"])
 
 
-def _load_language_model(model_class: Any, path: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
-    """Full checkpoint; a tower that trains with the model comes from the checkpoint too, if it holds one."""
-    model, info = model_class.from_pretrained(path, config=config, output_loading_info=True, **options)
+def _load_language_model(
+    model_class: Any, path: str, config: Any, options: dict[str, Any], projector_follows: bool
+) -> PreTrainedModel:
+    """Full checkpoint; a tower that trains with the model comes from the checkpoint too, if it holds one.
+
+    With `projector_follows` the connector's weights are loaded next: transformers' report, which would call them
+    missing, is replaced by a warning about all the others.
+    """
+    report = logging.getLogger("transformers.modeling_utils")
+    level = report.level
+    try:
+        report.setLevel(logging.ERROR if projector_follows else level)
+        model, info = model_class.from_pretrained(path, config=config, output_loading_info=True, **options)
+    finally:
+        report.setLevel(level)
+    missing = [key for key in info["missing_keys"] if "mm_projector" not in key and "vision_tower" not in key]
+    if projector_follows and missing:
+        logger.warning("%s lacks %s: newly initialised.", path, ", ".join(sorted(missing)))
     _tower_from_its_own_folder(model, info)
     return model
 
@@ -137,7 +166,7 @@ def _load_on_base(model_class: Any, base: str, config: Any, options: dict[str, A
     """Base weights under a LLaVA configuration; the vocabulary may have grown in training."""
     trained_vocabulary = config.vocab_size
     config.vocab_size = read_config(type(config), base).vocab_size
-    model = _load_language_model(model_class, base, config, options)
+    model = _load_language_model(model_class, base, config, options, projector_follows=True)
     if trained_vocabulary > config.vocab_size:
         grow_embeddings(model, trained_vocabulary, num_new=trained_vocabulary - config.vocab_size)
     return model

@@ -121,13 +121,26 @@ class LlavaMetaForCausalLM(ABC):
             return projector.num_visual_tokens
         return tower.num_patches + (tower.select_feature == "cls_patch")
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`."""
+    def encode_images(self, images: torch.Tensor, num_visual_tokens: int | None = None) -> torch.Tensor:
+        """Pictures or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`.
+
+        Args:
+            num_visual_tokens: another T than the model's own, for this call.
+
+        Raises:
+            ValueError: the connector cannot change its number of tokens, or not to this one.
+        """
         projector, tower = self.get_model().mm_projector, self.get_vision_tower()
         dtype = next((p.dtype for p in projector.parameters()), images.dtype)
-        if isinstance(projector, Connector):
-            return projector(tower.encode(images, projector.needs_cls_attention).to(dtype))
-        return projector(tower(images).to(dtype))
+        if num_visual_tokens is not None and not getattr(projector, "is_elastic", False):
+            raise ValueError(
+                f"The connector {self.config.mm_projector_type!r} has a fixed number of visual tokens, "
+                f"{self.num_visual_tokens}; num_visual_tokens cannot be {num_visual_tokens}"
+            )
+        if not isinstance(projector, Connector):
+            return projector(tower(images).to(dtype))
+        features = tower.encode(images, projector.needs_cls_attention, projector.needs_patch_keys).to(dtype)
+        return projector(features) if num_visual_tokens is None else projector(features, num_visual_tokens)
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -140,6 +153,7 @@ class LlavaMetaForCausalLM(ABC):
         image_sizes: list[tuple[int, int]] | None = None,
         *,
         padding_side: str | None = None,
+        num_visual_tokens: int | None = None,
     ) -> tuple[Any, ...]:
         """Splice the pictures into the text (contract package.md 8.3).
 
@@ -148,6 +162,7 @@ class LlavaMetaForCausalLM(ABC):
             images: `[N, 3, H, W]`; or `[N, M, 3, H, W]`, or a list of `[M, 3, H, W]` or `[3, H, W]`, M crops each.
             image_sizes: (width, height) per picture, for spatial merging.
             padding_side: instead of `config.tokenizer_padding_side`.
+            num_visual_tokens: per picture or crop, instead of the model's own number (elastic connectors).
 
         Returns:
             `(input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels)`; input_ids is None when
@@ -169,7 +184,8 @@ class LlavaMetaForCausalLM(ABC):
 
         merge_type_of(config)  # refuse an unknown one before any work
         rows = assign_pictures(count_markers(input_ids, attention_mask), len(images))
-        visual, unused_term = self._encode_pictures(images, image_sizes, [i for row in rows for i in row])
+        shown = [i for row in rows for i in row]
+        visual, unused_term = self._encode_pictures(images, image_sizes, shown, num_visual_tokens)
         text_embeds = self.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0))
         batch = splice_rows(
             text_embeds=text_embeds,
@@ -191,7 +207,11 @@ class LlavaMetaForCausalLM(ABC):
         )
 
     def _encode_pictures(
-        self, images: torch.Tensor | list[torch.Tensor], image_sizes: Any, used: list[int]
+        self,
+        images: torch.Tensor | list[torch.Tensor],
+        image_sizes: Any,
+        used: list[int],
+        num_visual_tokens: int | None,
     ) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
         """Visual tokens `[T_i, d]` of the pictures that are shown, by number.
 
@@ -203,18 +223,20 @@ class LlavaMetaForCausalLM(ABC):
         if not chosen:
             return {}, None
         if isinstance(images, torch.Tensor) and images.ndim == 4:
-            tokens = self.encode_images(images[chosen] if len(chosen) < len(images) else images)
+            tokens = self.encode_images(images[chosen] if len(chosen) < len(images) else images, num_visual_tokens)
             features = list(tokens)
         else:
-            features = self._encode_crops(images, image_sizes, chosen)
+            features = self._encode_crops(images, image_sizes, chosen, num_visual_tokens)
         if zero_term_only:
             return {}, features[0].sum() * 0
         return dict(zip(chosen, features, strict=True)), None
 
-    def _encode_crops(self, images: Any, image_sizes: Any, chosen: list[int]) -> list[torch.Tensor]:
+    def _encode_crops(
+        self, images: Any, image_sizes: Any, chosen: list[int], num_visual_tokens: int | None
+    ) -> list[torch.Tensor]:
         """All crops of the chosen pictures as one batch, merged per picture."""
         crops = [images[i] if images[i].ndim == 4 else images[i].unsqueeze(0) for i in chosen]
-        tokens = self.encode_images(torch.cat(crops)).split([len(c) for c in crops])
+        tokens = self.encode_images(torch.cat(crops), num_visual_tokens).split([len(c) for c in crops])
         newline = getattr(self.get_model(), "image_newline", None)
         return [
             merge_crops(

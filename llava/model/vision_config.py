@@ -75,7 +75,7 @@ def _keep_checkpoint_settings(config: Any, model_args: Any) -> None:
 
 
 def check_vision_config(config: Any, tower: Any, projector: nn.Module) -> None:
-    """Refuse, when the model is built, what could only fail at the first picture.
+    """Refuse, when the model is built, what could only fail at the first picture; write the true token count.
 
     Raises:
         ValueError: the connector does not fit the tower, or spatial merging is asked of one without a patch grid.
@@ -92,3 +92,5 @@ def check_vision_config(config: Any, tower: Any, projector: nn.Module) -> None:
                 f"The connector {config.mm_projector_type!r} needs the class token, which the S2 tower has not"
             )
         projector.check_tower(tower.config.num_attention_heads, tower.num_patches)
+        if hasattr(config, "mm_num_visual_tokens"):
+            config.mm_num_visual_tokens = projector.num_visual_tokens

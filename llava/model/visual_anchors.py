@@ -31,6 +31,29 @@ def legal_token_counts(num_heads: int, num_patches: int) -> str:
     return f"Legal values of mm_num_visual_tokens for this tower are {shown} (1 + a multiple of {num_heads} heads)."
 
 
+def count_anchor_tokens(wanted: int, num_heads: int, num_patches: int) -> int:
+    """Tokens that `wanted` comes to: the class token and the same number of anchors from every head.
+
+    Raises:
+        ValueError: `wanted` is too small or too large; names the legal values.
+    """
+    return num_anchors_per_head(wanted - 1, num_heads, num_patches) * num_heads + 1
+
+
+def gather_tokens(hidden: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Rows of `hidden` `[B, n, D]` at `indices` `[B, T]` -> `[B, T, D]`."""
+    return hidden.gather(1, indices.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+
+def rank_patches(scores: torch.Tensor) -> torch.Tensor:
+    """Patch indices `[..., P]` from the highest to the lowest score; among equals the larger index comes first.
+
+    A stable descending sort of the reversed row does that; the plain one leaves the order of equals to the device.
+    """
+    order = scores.flip(-1).argsort(dim=-1, descending=True, stable=True)
+    return scores.shape[-1] - 1 - order
+
+
 def select_visual_anchors(cls_attention: torch.Tensor, num_anchors: int) -> torch.Tensor:
     """Pick visual anchors by the progressive per-head rule (contract acformer.md 2.2).
 
@@ -53,10 +76,7 @@ def select_visual_anchors(cls_attention: torch.Tensor, num_anchors: int) -> torc
     batch, num_heads, num_patches = cls_attention.shape
     per_head = num_anchors_per_head(num_anchors, num_heads, num_patches)
 
-    # A stable descending sort of the reversed row puts the larger patch index first among equals.
-    order = cls_attention.flip(-1).argsort(dim=-1, descending=True, stable=True)
-    order = num_patches - 1 - order  # [B, H, P] patches of each head, most attended first
-
+    order = rank_patches(cls_attention)  # [B, H, P]
     taken = torch.zeros(batch, num_patches, dtype=torch.bool, device=cls_attention.device)
     for head in range(num_heads):
         free = ~taken.gather(1, order[:, head])

@@ -1,10 +1,15 @@
 """Reading the torch files of a checkpoint as data, never as code."""
 
+import json
 import os
 import pickle
+import zipfile
 from typing import Any
 
 import torch
+from safetensors import safe_open
+
+from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS, find_file
 
 
 def load_weights_only(path: str) -> dict[str, torch.Tensor]:
@@ -17,7 +22,8 @@ def load_weights_only(path: str) -> dict[str, torch.Tensor]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No weight file at {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that what is not used is not read; files of torch before 1.6 are no zip archives and cannot be.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} is not a torch file of plain tensors, and nothing else is read from it: {error}"
@@ -25,6 +31,41 @@ def load_weights_only(path: str) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path} does not hold a flat dictionary of tensors")
     return state
+
+
+def read_projector(model_path: str, model_base: str | None) -> dict[str, torch.Tensor]:
+    """The connector's entries of a checkpoint as they stand in its files, without prefix; empty if it has none.
+
+    Only the files that hold them are opened, and of those nothing else is read (old torch files excepted).
+
+    Args:
+        model_path: folder or Hub name.
+        model_base: None for a full checkpoint; else a stage-1 or LoRA checkpoint is meant.
+    """
+    names = [STAGE1_WEIGHTS, LORA_EXTRAS] if model_base is not None else _files_with_projector(model_path)
+    state: dict[str, torch.Tensor] = {}
+    for name in names:
+        path = find_file(model_path, name)
+        if path is None:
+            continue
+        if path.endswith(".safetensors"):
+            with safe_open(path, framework="pt") as file:
+                state |= {key: file.get_tensor(key) for key in file.keys() if "mm_projector." in key}  # noqa: SIM118
+        else:
+            state |= load_weights_only(path)
+    return adapter_state(state, "mm_projector")
+
+
+def _files_with_projector(model_path: str) -> list[str]:
+    for weights in ("model.safetensors", "pytorch_model.bin"):
+        index = find_file(model_path, f"{weights}.index.json")
+        if index is not None:
+            with open(index, encoding="utf-8") as file:
+                places = json.load(file)["weight_map"]
+            return sorted({name for key, name in places.items() if "mm_projector." in key})
+        if find_file(model_path, weights) is not None:
+            return [weights]
+    return []
 
 
 def adapter_state(state: dict[str, Any], name: str) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from llava.chat import announce_images, check_template, choose_template, new_con
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
 from llava.image_source import load_image
-from llava.inference import generate_reply, inference_options, prepare_images
+from llava.inference import (
+    add_connector_arguments,
+    connector_overrides,
+    generate_reply,
+    inference_options,
+    prepare_images,
+)
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.program import run_program
@@ -38,7 +44,9 @@ def main(args: Any) -> None:
     base = None if args.model_base is None else os.path.expanduser(args.model_base)
     name = get_model_name_from_path(path)
     tokenizer, model, image_processor, _ = load_pretrained_model(
-        path, base, name, args.load_8bit, args.load_4bit, **inference_options(args.device)
+        *(path, base, name, args.load_8bit, args.load_4bit),
+        **inference_options(args.device),
+        **connector_overrides(args),
     )
     images, sizes = prepare_images([picture], image_processor, model.config)
     conversation = new_conversation(choose_template(args.conv_mode, name, model.config))
@@ -99,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--load-8bit", action="store_true")
     parser.add_argument("--load-4bit", action="store_true")
+    add_connector_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show every prompt and reply")
     return parser
 

@@ -74,16 +74,16 @@ class DataArguments:
 
 def connector_arguments() -> type:
     """A dataclass with one optional flag per connector setting; what is not given stays None."""
-    settings = {}
+    settings: dict[str, list[Any]] = {}
     for connector in CONNECTORS.values():
         for setting in fields(connector.config_class):
-            help_text = f"{setting.metadata['help']} (default {setting.default})"
-            settings[setting.name] = (
-                setting.name,
-                setting.type | None,
-                field(default=None, metadata={"help": help_text}),
-            )
-    return make_dataclass("ConnectorArguments", list(settings.values()))
+            settings.setdefault(setting.name, []).append(setting)
+    flags = []
+    for name, variants in settings.items():
+        defaults = ", ".join(dict.fromkeys(str(variant.default) for variant in variants))
+        help_text = f"{variants[0].metadata['help']} (default {defaults})"
+        flags.append((name, variants[0].type | None, field(default=None, metadata={"help": help_text})))
+    return make_dataclass("ConnectorArguments", flags)
 
 
 # Flags of transformers 4.37 that have no meaning any more. `None` as default: anything else was given by the user.

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from llava.conversation import conv_templates
 from llava.extras import require_extra
 from llava.model.checkpoint_kind import checkpoint_kind
+from llava.model.connector_choice import choose_published
 from llava.model.families import classes_of, read_config
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
@@ -57,7 +58,11 @@ def load_language_model(
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
         model_class, config_class = classes_of(checkpoint_kind(path, None, path).family, path)
-        model = model_class.from_pretrained(path, config=read_config(config_class, path), **options)
+        config = read_config(config_class, path)
+        projector = choose_published(config, path, vars(model_args))
+        model = model_class.from_pretrained(path, config=config, **options)
+        if projector:
+            model.get_model().load_adapter_state(projector, path)
     model.config.use_cache = False
     return model
 

@@ -10,6 +10,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.acformer import AcFormer, AcFormerConfig
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.published_keys import settings_of_published
+from llava.model.multimodal_projector.token_reducer import TokenReducer
 from llava.model.vision_features import VisionFeatures
 from llava.model.visual_anchors import select_visual_anchors
 from tests.conftest import VECTORS
@@ -103,13 +106,31 @@ def test_resampler(case: str) -> None:
         assert_close(query.grad, recorded["grad_query"])
     if "grad_features" in recorded:
         assert_close(features.grad, recorded["grad_features"])
-    norms = connector.load_published_state(
-        {k.removeprefix("mm_projector."): v for k, v in facts.get("grad_norms", {}).items() if k[0] != "<" and v}
-    )
+    expected = {key: norm for key, norm in facts.get("grad_norms", {}).items() if key[0] != "<" and norm}
+    assert expected or "grad_norms" not in facts
+    gradients = published_gradients(connector)
+    for key, norm in expected.items():
+        assert gradients[key].norm().item() == pytest.approx(norm, rel=1e-4), key
+
+
+def published_gradients(connector: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients under the published names; only what concerns the picture is stored together here."""
+    gradients = {}
     for name, parameter in connector.named_parameters():
-        if name in norms:
-            assert parameter.grad.norm().item() == pytest.approx(norms[name], rel=1e-4), name
-    assert norms or "grad_norms" not in facts
+        if name.startswith("resampler.media."):
+            part = {"norm_weight": "norm_media.weight", "norm_bias": "norm_media.bias", "to_kv": "to_kv.weight"}
+            for i, gradient in enumerate(parameter.grad):
+                gradients[f"0.layers.{i}.0.{part[name.rsplit('.', 1)[1]]}"] = gradient
+        elif name.startswith("mlp."):
+            _, index, kind = name.split(".")
+            gradients[f"{int(index) + 1}.{kind}"] = parameter.grad
+        elif name.startswith("resampler.norm."):
+            gradients[name.replace("resampler.", "0.")] = parameter.grad
+        else:
+            _, _, layer, rest = name.split(".", 3)
+            inner = f"1.{rest.removeprefix('feed_forward.')}" if rest.startswith("feed_forward") else f"0.{rest}"
+            gradients[f"0.layers.{layer}.{inner}"] = parameter.grad
+    return gradients
 
 
 def weights_of(recorded: dict, all_cases: dict) -> dict[str, torch.Tensor]:
@@ -141,10 +162,81 @@ def test_whole_connector(case: str) -> None:
 
 
 def test_every_published_key_has_a_place() -> None:
-    """The 73 entries of the 7B connector map one to one onto ours, with equal shapes."""
+    """The 73 entries of the 7B connector all find a place in ours, with the right shapes."""
     recorded = json.loads((ROOT / "official_keys_vicuna7b.json").read_text())
-    shapes = {k.removeprefix("model.mm_projector."): tuple(v) for k, v in recorded.items()}
+    published = {k.removeprefix("model.mm_projector."): torch.empty(v, device="meta") for k, v in recorded.items()}
+    settings = settings_of_published(published)
+    assert settings["mm_projector_type"] == "acformer"
+    config = SimpleNamespace(mm_hidden_size=1024, hidden_size=4096, **settings)
     with torch.device("meta"):
-        connector = AcFormer(AcFormerConfig(), vision_width=1024, llm_width=4096)
-    mapped = connector.load_published_state(shapes)
-    assert mapped == {k: tuple(v.shape) for k, v in connector.state_dict().items()}
+        connector = build_vision_projector(config)
+        perceiver = build_vision_projector(
+            SimpleNamespace(**(vars(config) | {"mm_projector_type": "pr", "mm_num_visual_tokens": 144}))
+        )
+    for module in (connector, perceiver):
+        module.load_state_dict(module.load_published_state(published), strict=True, assign=True)
+
+
+FAMILY = sorted(k for k in cases("resampler.safetensors") if k.startswith(("pooling", "top_p", "random", "pr_")))
+
+
+@pytest.mark.parametrize("case", FAMILY)
+def test_family(case: str) -> None:
+    """The ablation connectors whole: features in, visual tokens out."""
+    all_cases = cases("resampler.safetensors")
+    recorded, tokens = all_cases[case], int(case.rsplit("_", 1)[1])
+    tower = cases("tower.safetensors")[f"grid24_{tokens}"]
+    name = {"pr_learnable": "perceiver"}.get(case.rsplit("_", 1)[0], case.rsplit("_", 1)[0])
+    shared = META["resampler"]["grid24_65"]
+    weights = weights_of(recorded, all_cases)
+    if name == "perceiver":
+        weights["0.latents"] = recorded["query"][0]
+    config = SimpleNamespace(
+        mm_projector_type=name,
+        mm_num_visual_tokens=tokens,
+        mm_hidden_size=shared["dim"],
+        hidden_size=shared["out_dim"],
+        mm_resampler_depth=shared["depth"],
+        mm_resampler_heads=shared["heads"],
+        mm_resampler_dim_head=shared["dim_head"],
+    )
+    connector = build_vision_projector(config).eval()
+    if isinstance(connector, TokenReducer):
+        mlp = {k: v for k, v in weights.items() if k[0] in "13"}
+        connector.mlp.load_state_dict({f"{int(k[0]) - 1}{k[1:]}": v for k, v in mlp.items()})
+    else:
+        connector.load_state_dict(connector.load_published_state(weights), strict=True)
+    features = VisionFeatures(tower["features"], tower["cls_attention"][..., 1:])
+    if isinstance(connector, TokenReducer):
+        assert_close(connector.reduce(features, tokens), recorded["query"])
+    elif name != "random_pr":
+        assert_close(connector.queries(features.hidden, features, tokens), recorded["query"])
+    else:  # the draw is ours; what is made of a draw is recorded
+        assert_close(connector.mlp(connector.resampler(recorded["query"], features.hidden)), recorded["output"])
+        return
+    assert_close(connector(features), recorded["output"])
+
+
+@pytest.mark.parametrize("case", META["cabstractor"])
+def test_c_abstractor(case: str) -> None:
+    recorded, facts = cases("cabstractor.safetensors")[case], META["cabstractor"][case]
+    weights = {k.removeprefix("mm_projector."): v for k, v in recorded.items() if k.startswith("mm_projector.")}
+    settings = settings_of_published(weights)
+    assert (settings["mm_projector_type"], settings["mm_abstractor_depth"]) == ("c_abstractor", facts["depth"])
+    config = SimpleNamespace(mm_hidden_size=facts["dim"], hidden_size=facts["dim"], **settings)
+    config.mm_num_visual_tokens = facts["tokens"]
+    config.mm_projector_mlp = "mlp2x_gelu"  # the recording stops before the MLP
+    connector = build_vision_projector(config)
+    loaded = connector.load_state_dict(connector.load_published_state(weights), strict=False)
+    assert not loaded.unexpected_keys and all(key.startswith("mlp.") for key in loaded.missing_keys)
+    hidden = recorded["features"].clone().requires_grad_(True)
+    output = connector.abstract(VisionFeatures(hidden), facts["tokens"])
+    assert_close(output, recorded["output"])
+    (output * recorded["probe"]).sum().backward()
+    assert_close(hidden.grad, recorded["grad_features"])
+    named = {key: torch.zeros(()) for key in facts["grad_norms"] if key[0] != "<"}
+    places = connector.load_published_state({f"0.{key}": torch.tensor(i) for i, key in enumerate(named)})
+    for place, number in places.items():
+        key = list(named)[int(number)]
+        gradient = connector.get_parameter(place).grad
+        assert gradient.norm().item() == pytest.approx(facts["grad_norms"][key], rel=1e-4), key

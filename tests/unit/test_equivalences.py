@@ -110,7 +110,7 @@ def test_cached_equals_uncached(which: str, request: pytest.FixtureRequest) -> N
 def test_dummy_pictures_are_not_encoded(acformer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     encode = acformer.encode_images
-    monkeypatch.setattr(acformer, "encode_images", lambda images: seen.append(len(images)) or encode(images))
+    monkeypatch.setattr(acformer, "encode_images", lambda x, budget: seen.append(len(x)) or encode(x, budget))
     ids, mask = pad(PROMPTS, "right")
     acformer(ids, attention_mask=mask, images=pictures(4))
     assert seen == [3]

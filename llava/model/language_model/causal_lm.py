@@ -29,18 +29,26 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         images: torch.Tensor | list[torch.Tensor] | None = None,
         image_sizes: list[tuple[int, int]] | None = None,
         return_dict: bool | None = None,
+        num_visual_tokens: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """The language model's forward; pictures are spliced in first unless `inputs_embeds` is given.
 
         Args:
             input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
-            images, image_sizes: see `prepare_inputs_labels_for_multimodal`.
+            images, image_sizes, num_visual_tokens: see `prepare_inputs_labels_for_multimodal`.
         """
         if inputs_embeds is None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
-                    input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes
+                    input_ids,
+                    position_ids,
+                    attention_mask,
+                    past_key_values,
+                    labels,
+                    images,
+                    image_sizes,
+                    num_visual_tokens=num_visual_tokens,
                 )
             )
         optional = {
@@ -66,12 +74,14 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         inputs: torch.Tensor | None = None,
         images: torch.Tensor | list[torch.Tensor] | None = None,
         image_sizes: list[tuple[int, int]] | None = None,
+        num_visual_tokens: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate from a prompt with pictures; the result holds only new token ids `[B, m]`, never the prompt.
 
         Rows are padded at the left inside, whatever the configuration says, so that a batch answers as its rows would
-        one by one. `attention_mask` `[B, n]` marks the padding of `inputs`.
+        one by one. `attention_mask` `[B, n]` marks the padding of `inputs`. `num_visual_tokens` is the budget per
+        picture in this call, where the connector leaves the choice.
 
         Raises:
             NotImplementedError: `inputs_embeds` was passed.
@@ -86,7 +96,15 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs)
         _, _, spliced_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
-            inputs, None, attention_mask, None, None, images, image_sizes, padding_side="left"
+            inputs,
+            None,
+            attention_mask,
+            None,
+            None,
+            images,
+            image_sizes,
+            padding_side="left",
+            num_visual_tokens=num_visual_tokens,
         )
         if embeds is None:
             embeds, spliced_mask = self._embed_left_padded(inputs, attention_mask)

@@ -52,8 +52,8 @@ class CLIPVisionTower(nn.Module):
 
     Args:
         vision_tower: folder or Hub name of the CLIP model.
-        args: carries `mm_vision_select_layer`, optionally `mm_vision_select_feature` (`patch` or `cls_patch`) and
-            `unfreeze_mm_vision_tower`.
+        args: carries `mm_vision_select_layer`, optionally `mm_vision_select_feature` (`patch` or `cls_patch`),
+            `mm_anchor_layer` and `unfreeze_mm_vision_tower`.
         delay_load: fetch the configuration only; `load_model()` does the rest. A tower that is to be trained
             (`unfreeze_mm_vision_tower`) is built at once all the same: the language model's checkpoint fills it.
     """
@@ -64,6 +64,7 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower_name = vision_tower
         self.select_layer: int = args.mm_vision_select_layer
         self.select_feature: str = getattr(args, "mm_vision_select_feature", "patch")
+        self.anchor_layer: int | None = getattr(args, "mm_anchor_layer", None)  # None: the select layer
 
         if delay_load and not getattr(args, "unfreeze_mm_vision_tower", False):
             self.cfg_only = CLIPVisionConfig.from_pretrained(vision_tower)
@@ -116,48 +117,68 @@ class CLIPVisionTower(nn.Module):
             return hidden
         raise ValueError(f"Unexpected select feature: {self.select_feature}")
 
-    def _num_blocks_to_run(self) -> int:
-        """Hidden state 0 is the embedding, hidden state k the output of block k-1."""
+    def _hidden_state_index(self, layer: int, flag: str) -> int:
+        """0 is the embedding, k the output of block k-1; a negative `layer` counts from the end."""
         blocks = self.config.num_hidden_layers
-        index = self.select_layer if self.select_layer >= 0 else blocks + 1 + self.select_layer
+        index = layer if layer >= 0 else blocks + 1 + layer
         if not 0 <= index <= blocks:
             raise ValueError(
-                f"mm_vision_select_layer {self.select_layer} is outside the {blocks + 1} hidden states of "
-                f"{self.vision_tower_name}; use -{blocks + 1} to {blocks}"
+                f"{flag} {layer} is outside the {blocks + 1} hidden states of {self.vision_tower_name}; "
+                f"use -{blocks + 1} to {blocks}"
             )
         return index
 
-    def _encode(self, images: torch.Tensor, need_cls_attention: bool = False) -> VisionFeatures:
-        """Run CLIP up to the select layer only. `images` `[N, 3, H, W]` on any device, of any float dtype."""
+    def _anchor_block(self) -> int:
+        """The block whose class attention is wanted: the one that makes the anchor layer's hidden state."""
+        flag, layer = "mm_anchor_layer", self.anchor_layer
+        if layer is None:
+            flag, layer = "mm_vision_select_layer", self.select_layer
+        index = self._hidden_state_index(layer, flag)
+        if index == 0:
+            raise ValueError(
+                f"{flag} selects the embeddings, in front of the first block: there is no class attention there. "
+                "Choose a later layer, for example -2"
+            )
+        return index - 1
+
+    def _encode(
+        self, images: torch.Tensor, need_cls_attention: bool = False, need_patch_keys: bool = False
+    ) -> VisionFeatures:
+        """Run the blocks that are needed, no more. `images` `[N, 3, H, W]` on any device, of any float dtype."""
+        select_index = self._hidden_state_index(self.select_layer, "mm_vision_select_layer")
+        anchor_block = self._anchor_block() if need_cls_attention or need_patch_keys else -1
         clip = self.vision_tower.vision_model
         hidden = clip.embeddings(images.to(device=self.device, dtype=self.dtype))
-        hidden = clip.pre_layrnorm(hidden)
-        layers = clip.encoder.layers[: self._num_blocks_to_run()]
-        if need_cls_attention and len(layers) == 0:
-            raise ValueError(
-                "mm_vision_select_layer selects the embeddings, in front of the first block: there is no class "
-                "attention there. Choose a later layer, for example -2"
-            )
-        cls_attention = None
-        for i, layer in enumerate(layers):
-            if need_cls_attention and i == len(layers) - 1:
+        selected = hidden = clip.pre_layrnorm(hidden)
+        cls_attention, keys = None, None
+        for i, layer in enumerate(clip.encoder.layers[: max(select_index, anchor_block + 1)]):
+            if i == anchor_block:
                 with torch.no_grad():
-                    cls_attention = class_token_attention(layer, hidden)
+                    cls_attention, keys = class_token_attention(layer, hidden)
+            if i >= select_index and i == anchor_block:
+                break  # of an anchor layer above the select layer only the attention is wanted
             hidden = layer(hidden, None)
-        return VisionFeatures(hidden, cls_attention)
+            if i + 1 == select_index:
+                selected = hidden
+        return VisionFeatures(
+            selected, cls_attention if need_cls_attention else None, keys if need_patch_keys else None
+        )
 
-    def encode(self, images: torch.Tensor, need_cls_attention: bool = False) -> VisionFeatures:
+    def encode(
+        self, images: torch.Tensor, need_cls_attention: bool = False, need_patch_keys: bool = False
+    ) -> VisionFeatures:
         """Features for a connector, class token included, whatever `select_feature` says.
 
         Args:
             images: `[N, 3, H, W]`.
-            need_cls_attention: also compute the class token's attention row of the select layer's block.
+            need_cls_attention: also compute the class token's attention row of the select (or anchor) layer's block.
+            need_patch_keys: also hand over that block's attention keys.
 
         Returns:
             `VisionFeatures`; `hidden` is in the dtype of `images`.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trainable):
-            return self._encode(images, need_cls_attention).to(images.dtype)
+            return self._encode(images, need_cls_attention, need_patch_keys).to(images.dtype)
 
     @property
     def is_trainable(self) -> bool:
@@ -222,7 +243,9 @@ class CLIPVisionTowerS2(CLIPVisionTower):
         self.image_processor.size = {"shortest_edge": size}
         self.image_processor.crop_size = {"height": size, "width": size}
 
-    def encode(self, images: torch.Tensor, need_cls_attention: bool = False) -> VisionFeatures:
+    def encode(
+        self, images: torch.Tensor, need_cls_attention: bool = False, need_patch_keys: bool = False
+    ) -> VisionFeatures:
         raise ValueError(
             "The S2 tower gives multi-scale patch features and no class token; use a grid connector "
             "(linear, mlp2x_gelu) with it, or set s2 to false"

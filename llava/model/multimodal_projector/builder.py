@@ -4,7 +4,18 @@ from typing import Any
 
 from torch import nn
 
-from llava.model.multimodal_projector import acformer  # noqa: F401  registers itself
+from llava.model.multimodal_projector import (  # noqa: F401  each registers itself
+    acformer,
+    c_abstractor,
+    evit,
+    perceiver,
+    pixel_shuffle,
+    pooling,
+    pooling_pr,
+    random_pr,
+    top_p,
+    visionzip,
+)
 from llava.model.multimodal_projector.mlp import IdentityMap, SimpleResBlock, build_mlp, mlp_depth
 from llava.model.multimodal_projector.registry import CONNECTORS, Connector, read_settings
 

@@ -42,3 +42,15 @@ def build_mlp(depth: int, in_width: int, out_width: int) -> nn.Sequential:
     for _ in range(1, depth):
         layers += [nn.GELU(), nn.Linear(out_width, out_width)]
     return nn.Sequential(*layers)
+
+
+def build_projection(mlp_type: str, in_width: int, out_width: int) -> nn.Sequential:
+    """The MLP at the end of a connector, from its setting `mm_projector_mlp`.
+
+    Raises:
+        ValueError: `mlp_type` is not `mlp<k>x_gelu`.
+    """
+    depth = mlp_depth(mlp_type)
+    if depth is None:
+        raise ValueError(f"mm_projector_mlp must be mlp<k>x_gelu, for example mlp2x_gelu, not {mlp_type!r}")
+    return build_mlp(depth, in_width, out_width)

@@ -1,5 +1,6 @@
 """The list of connectors. Adding one = adding a file that registers itself, and one import line in builder.py."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -8,6 +9,8 @@ from torch import nn
 
 from llava.model.vision_features import VisionFeatures
 
+logger = logging.getLogger(__name__)
+
 
 class Connector(nn.Module):
     """Turns `VisionFeatures` into what the language model takes. Stateless between calls.
@@ -15,21 +18,45 @@ class Connector(nn.Module):
     Attributes:
         space: `"input"`: `forward` gives visual tokens `[B, T, d]` that are spliced into the sequence.
         needs_cls_attention: whether the tower must supply `VisionFeatures.cls_attention`.
+        needs_patch_keys: whether the tower must supply `VisionFeatures.patch_keys`.
+        is_elastic: whether the weights do not depend on the number of visual tokens, so that it can be changed when a
+            checkpoint is opened and in every call.
         is_grid: whether the tokens are a square patch map, as unpadding and newline embeddings (anyres) require.
         num_visual_tokens: T, the tokens handed over per picture.
     """
 
     space: ClassVar[str] = "input"
     needs_cls_attention: ClassVar[bool] = False
+    needs_patch_keys: ClassVar[bool] = False
+    is_elastic: ClassVar[bool] = False
     is_grid: ClassVar[bool] = False
     num_visual_tokens: int
 
-    def check_tower(self, num_heads: int, num_patches: int) -> None:
-        """Refuse, before any work, a vision tower that this connector cannot read.
+    def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
+        """Tokens that come out when `wanted` are asked for, on a tower of so many heads and patches.
 
         Raises:
             ValueError: names the numbers that do not fit and the legal ones.
         """
+        return wanted
+
+    def check_tower(self, num_heads: int, num_patches: int) -> None:
+        """Refuse, before any work, a vision tower that this connector cannot read; else settle `num_visual_tokens`.
+
+        Raises:
+            ValueError: see `count_tokens`.
+        """
+        wanted = self.num_visual_tokens
+        self.num_visual_tokens = self.count_tokens(wanted, num_heads, num_patches)
+        if self.num_visual_tokens != wanted:
+            logger.warning(
+                "%s gives %d visual tokens where mm_num_visual_tokens asks for %d (tower: %d heads, %d patches).",
+                type(self).__name__,
+                self.num_visual_tokens,
+                wanted,
+                num_heads,
+                num_patches,
+            )
 
     def reset_parameters(self) -> None:
         """Initialise bare parameters and buffers; called when a checkpoint does not hold this connector."""
@@ -38,7 +65,8 @@ class Connector(nn.Module):
         """Map a published checkpoint's key names (without prefix) to this module's; the default changes nothing."""
         return state
 
-    def forward(self, features: VisionFeatures) -> Any:
+    def forward(self, features: VisionFeatures, num_visual_tokens: int | None = None) -> Any:
+        """`num_visual_tokens` (elastic connectors only) replaces the module's own in this call."""
         raise NotImplementedError
 
 
@@ -70,9 +98,13 @@ def register_connector(name: str, config_class: type) -> Callable[[type[Connecto
     return decorate
 
 
-def setting(default: Any, help_text: str) -> Any:
-    """A dataclass field with a default and the text shown by `--help`."""
-    return field(default=default, metadata={"help": help_text})
+def setting(default: Any, help_text: str, at_load: bool = False) -> Any:
+    """A dataclass field with a default and the text shown by `--help`.
+
+    Args:
+        at_load: no weight depends on it, so that it may be changed when a checkpoint is opened.
+    """
+    return field(default=default, metadata={"help": help_text, "at_load": at_load})
 
 
 def read_settings(config_class: type, config: Any) -> Any:

@@ -1,0 +1,174 @@
+"""Which connector a checkpoint is opened with: its own, a published one known by its keys, or one asked for."""
+
+import copy
+import logging
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.mlp import mlp_depth
+from llava.model.multimodal_projector.perceiver import Perceiver
+from llava.model.multimodal_projector.published_keys import is_published, settings_of_published
+from llava.model.multimodal_projector.registry import CONNECTORS
+from llava.model.vision_config import DEFAULT_PROJECTOR, check_vision_config, connector_setting_names
+from llava.model.weights import read_projector
+from llava.program import RequestError
+
+logger = logging.getLogger(__name__)
+
+TYPE, TOKENS, HEADS = "mm_projector_type", "mm_num_visual_tokens", "mm_resampler_heads"
+
+
+def pop_overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the connector's name and settings out of `options`; None means not given."""
+    names = {TYPE, *connector_setting_names()} & options.keys()
+    taken = {name: options.pop(name) for name in sorted(names)}
+    return {name: value for name, value in taken.items() if value is not None}
+
+
+def choose_connector(
+    config: Any, model_path: str, model_base: str | None, overrides: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Write into `config` the connector to build for a checkpoint.
+
+    Args:
+        config: the checkpoint's, changed in place.
+        overrides: `mm_projector_type` and settings that replace the checkpoint's.
+
+    Returns:
+        The connector's entries as they stand in the checkpoint's files, if they have other names than the connector's
+        own and must be loaded by `load_adapter_state`; else nothing.
+
+    Raises:
+        RequestError: the checkpoint's weights cannot serve as that connector without training, a setting is asked for
+            that was fixed when they were trained, or the tower does not allow it; names what is possible.
+    """
+    try:
+        state = _choose(config, model_path, model_base, overrides)
+        if overrides:
+            _check_before_loading(config)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    return {f"mm_projector.{key}": value for key, value in state.items()}
+
+
+def _check_before_loading(config: Any) -> None:
+    with torch.device("meta"):
+        tower = build_vision_tower(config, delay_load=True)
+        check_vision_config(copy.copy(config), tower, build_vision_projector(config))
+
+
+def _choose(config: Any, model_path: str, model_base: str | None, overrides: dict[str, Any]) -> dict[str, torch.Tensor]:
+    own_type = getattr(config, TYPE, None) or DEFAULT_PROJECTOR
+    keeps_own = overrides.get(TYPE, own_type) == own_type
+    if keeps_own and own_type in CONNECTORS:
+        _apply_settings(config, own_type, overrides)
+        return {}
+
+    state = read_projector(model_path, model_base)
+    published = settings_of_published(state, overrides.get(HEADS, 8))
+    if keeps_own and not published:
+        if overrides.keys() - {TYPE}:
+            _describe_plain_projector(config, own_type)
+            raise ValueError(
+                f"{model_path} has the connector {own_type!r}, without {', '.join(sorted(overrides.keys() - {TYPE}))}. "
+                f"Without training it can be opened with {TYPE} {' or '.join(_possible_types(config, state))}"
+            )
+        return {}
+
+    if published:
+        _describe_published(config, published, model_path, overrides)
+    elif own_type not in CONNECTORS:
+        _describe_plain_projector(config, own_type)
+    new_type = config.mm_projector_type if keeps_own else overrides[TYPE]
+    possible = _possible_types(config, state)
+    if new_type not in possible:
+        raise ValueError(
+            f"The connector in {model_path} ({getattr(config, TYPE)!r}) cannot serve as {new_type!r} without training. "
+            f"Its weights fit: {', '.join(possible) or 'itself only'}"
+        )
+    config.mm_projector_type = new_type
+    if _counts_latents(new_type, state):
+        config.mm_num_visual_tokens = len(state["0.latents"])
+    _apply_settings(config, new_type, overrides)
+    return state
+
+
+def choose_published(config: Any, model_path: str, flags: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """`choose_connector` for a full checkpoint that training starts from: only if its keys are published ones.
+
+    Args:
+        flags: may hold `mm_projector_type`, `mm_num_visual_tokens` and `mm_resampler_heads`.
+    """
+    own_type = getattr(config, TYPE, None) or DEFAULT_PROJECTOR
+    if getattr(config, "mm_vision_tower", None) is None or own_type in CONNECTORS:
+        return {}
+    if not is_published(read_projector(model_path, None)):
+        return {}
+    asked = {name: flags[name] for name in (TYPE, TOKENS, HEADS) if flags.get(name) is not None}
+    if asked.get(TYPE) == DEFAULT_PROJECTOR:  # the flag's default asks for nothing
+        del asked[TYPE]
+    return choose_connector(config, model_path, None, asked)
+
+
+def _describe_published(config: Any, published: dict[str, Any], model_path: str, overrides: dict[str, Any]) -> None:
+    """config.json calls it a plain MLP; the shapes say more, the caller the rest."""
+    for name, value in published.items():
+        setattr(config, name, value)
+    unsaid = [name for name in (TOKENS, HEADS) if name not in overrides]
+    if unsaid:
+        logger.warning(
+            "%s is a published-style %s and does not record %s: the defaults are used unless you give them.",
+            *(model_path, config.mm_projector_type, " and ".join(unsaid)),
+        )
+
+
+def _describe_plain_projector(config: Any, own_type: str) -> None:
+    """LLaVA's own projector as the MLP of a connector."""
+    if mlp_depth(own_type) is not None:
+        config.mm_projector_mlp = own_type
+    elif own_type == "linear":
+        config.mm_projector_mlp = "mlp1x_gelu"
+
+
+def _apply_settings(config: Any, connector_type: str, overrides: dict[str, Any]) -> None:
+    entry = CONNECTORS[connector_type]
+    settings = {f.name: f for f in fields(entry.config_class)}
+    for name in sorted(overrides.keys() - {TYPE}):
+        if name not in settings:
+            raise ValueError(f"The connector {connector_type!r} has no setting {name}; it has {', '.join(settings)}")
+        stated = getattr(config, name, None)
+        free = entry.connector_class.is_elastic if name == TOKENS else settings[name].metadata["at_load"]
+        if not free and stated is not None and stated != overrides[name]:
+            raise ValueError(
+                f"{name} is {stated} in this checkpoint and is built into the weights of {connector_type!r}; "
+                f"it cannot be {overrides[name]} without training"
+            )
+        setattr(config, name, overrides[name])
+
+
+def _possible_types(config: Any, state: dict[str, torch.Tensor]) -> list[str]:
+    """The connectors whose weights are exactly what the checkpoint has."""
+    return [name for name in CONNECTORS if _fits(config, name, state)]
+
+
+def _fits(config: Any, connector_type: str, state: dict[str, torch.Tensor]) -> bool:
+    trial = copy.copy(config)
+    trial.mm_projector_type = connector_type
+    if _counts_latents(connector_type, state):
+        trial.mm_num_visual_tokens = len(state["0.latents"])
+    with torch.device("meta"):
+        connector = build_vision_projector(trial)
+    try:
+        mapped = connector.load_published_state(state)
+    except ValueError:  # entries that this connector's published form does not have
+        return False
+    return {k: v.shape for k, v in mapped.items()} == {k: v.shape for k, v in connector.state_dict().items()}
+
+
+def _counts_latents(connector_type: str, state: dict[str, torch.Tensor]) -> bool:
+    """Whether the published learned queries tell the number of visual tokens."""
+    return "0.latents" in state and CONNECTORS[connector_type].connector_class is Perceiver

@@ -1,0 +1,39 @@
+"""PR, the perceiver resampler: learned queries (contract acformer.md 5)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.model.multimodal_projector.published_keys import map_resampler_keys
+from llava.model.multimodal_projector.registry import register_connector
+from llava.model.multimodal_projector.resampler import ResamplerConnector, ResamplerSettings
+from llava.model.vision_features import VisionFeatures
+
+
+@dataclass
+class PerceiverConfig(ResamplerSettings):
+    """Settings of the connector: config.json keys, defaults and command-line flags at once."""
+
+
+@register_connector("perceiver", PerceiverConfig)
+@register_connector("pr", PerceiverConfig)
+class Perceiver(ResamplerConnector):
+    """`y = MLP(Resampler(z, F))` with z `[T, D]` learned, one for all pictures, F `[B, 1+P, D]` -> `[B, T, d]`."""
+
+    def __init__(self, settings: PerceiverConfig, vision_width: int, llm_width: int) -> None:
+        super().__init__(settings, vision_width, llm_width)
+        if self.num_visual_tokens < 1:
+            raise ValueError(f"mm_num_visual_tokens is {self.num_visual_tokens}; perceiver needs 1 or more")
+        self.latents = nn.Parameter(torch.randn(self.num_visual_tokens, self.width))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.latents)
+
+    def load_published_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        return map_resampler_keys(state, keep_latents=True)
+
+    def queries(self, media: torch.Tensor, features: VisionFeatures, num_visual_tokens: int) -> torch.Tensor:
+        return self.latents.expand(len(media), -1, -1)
