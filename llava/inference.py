@@ -50,8 +50,9 @@ def add_connector_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def connector_overrides(args: Any) -> dict[str, Any]:
-    """What `add_connector_arguments` added, for `load_pretrained_model`; absent ones are None."""
-    return {name: getattr(args, name, None) for name in ("mm_num_visual_tokens", "mm_projector_type")}
+    """What was given of the flags of `add_connector_arguments`, for `load_pretrained_model`."""
+    values = {name: getattr(args, name, None) for name in ("mm_num_visual_tokens", "mm_projector_type")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def prepare_images(

@@ -1,15 +1,17 @@
 #!/bin/bash
 # AcFormer stage 2: instruction tuning of connector and language model.
 # Flags given to this script come last and win: bash scripts/v1_5/finetune_acformer.sh --learning_rate 1e-4
-# Settings by environment variable; the defaults are the paper's recipe (arXiv 2405.17815) for 7B on 8 GPUs.
+# Settings by environment variable; the defaults are the paper's recipe (arXiv 2405.17815) on 8 GPUs.
+# SIZE=13b takes the larger language model.
+SIZE=${SIZE:-7b}
 CONNECTOR=${CONNECTOR:-acformer}
 TOKENS=${TOKENS:-145}
-BASE_MODEL=${BASE_MODEL:-lmsys/vicuna-7b-v1.5}
+BASE_MODEL=${BASE_MODEL:-lmsys/vicuna-$SIZE-v1.5}
 VISION_TOWER=${VISION_TOWER:-openai/clip-vit-large-patch14-336}
 DATA_PATH=${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}
 IMAGE_FOLDER=${IMAGE_FOLDER:-./playground/data}
-PRETRAINED=${PRETRAINED:-./checkpoints/llava-v1.5-7b-$CONNECTOR-$TOKENS-pretrain/mm_projector.bin}
-OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/llava-v1.5-7b-$CONNECTOR-$TOKENS}
+PRETRAINED=${PRETRAINED:-./checkpoints/llava-v1.5-$SIZE-$CONNECTOR-$TOKENS-pretrain/mm_projector.bin}
+OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/llava-v1.5-$SIZE-$CONNECTOR-$TOKENS}
 DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG:-./scripts/zero3.json}
 deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
     --deepspeed "$DEEPSPEED_CONFIG" \

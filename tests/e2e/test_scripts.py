@@ -98,9 +98,25 @@ def test_acformer_scripts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage1 = run_script("v1_5/pretrain_acformer.sh", world, "llava-acformer-pretrain", data="pretrain")
     monkeypatch.setenv("PRETRAINED", str(stage1 / "mm_projector.bin"))
     full = run_script("v1_5/finetune_acformer.sh", world, "llava-acformer")
-    assert answer(full).shape[0] == 1
+    lora = run_script("v1_5/finetune_acformer_lora.sh", world, "llava-acformer-lora")
+    for folder, opened_on in ((full, None), (lora, str(BASES / "tiny-llama"))):
+        assert answer(folder, opened_on).shape[0] == 1
     config = json.loads((full / "config.json").read_text())
     assert (config["mm_projector_type"], config["mm_num_visual_tokens"]) == ("acformer", 17)
+
+
+def test_size_chooses_base_model_and_folders() -> None:
+    """SIZE=13b, with the launcher replaced by one that prints its arguments."""
+    for name, folder in (("pretrain", "-pretrain"), ("finetune", ""), ("finetune", "-lora")):
+        script = SCRIPTS / f"v1_5/{name}_acformer{'_lora' if folder == '-lora' else ''}.sh"
+        shown = subprocess.run(
+            ["bash", "-c", f'deepspeed() {{ echo "$@"; }}; . {script}'],
+            env={**os.environ, "SIZE": "13b", "TOKENS": "257"}, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert "--model_name_or_path lmsys/vicuna-13b-v1.5 " in shown
+        assert f"--output_dir ./checkpoints/llava-v1.5-13b-acformer-257{folder} " in shown
+        rate = {"-pretrain": "5e-4", "": "2e-5", "-lora": "2e-4"}[folder]
+        assert f"--learning_rate {rate} " in shown
 
 
 def test_every_script_parses_and_names_known_flags() -> None:
@@ -111,7 +127,7 @@ def test_every_script_parses_and_names_known_flags() -> None:
 
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, connector_arguments()))
     known = {option for action in parser._actions for option in action.option_strings}
-    scripts = sorted([*SCRIPTS.glob("pretrain*.sh"), *SCRIPTS.glob("finetune*.sh"), *SCRIPTS.glob("v1_5/*.sh")])
+    scripts = sorted(SCRIPTS.glob("**/pretrain*.sh")) + sorted(SCRIPTS.glob("**/finetune*.sh"))
     assert len(scripts) >= 14
     for script in scripts:
         text = script.read_text()

@@ -53,6 +53,8 @@ def test_flags() -> None:
         "load_8bit": False,
         "load_4bit": False,
         "debug": False,
+        "mm_num_visual_tokens": None,
+        "mm_projector_type": None,
     }
     assert cli.build_parser().parse_args(["--image-file", "a.png", "--load-4bit"]).load_4bit
     with pytest.raises(SystemExit):

@@ -143,6 +143,8 @@ def test_flags() -> None:
         "top_p": None,
         "num_beams": 1,
         "max_new_tokens": 128,
+        "mm_num_visual_tokens": None,
+        "mm_projector_type": None,
     }
     assert vars(run_llava.build_parser().parse_args(["--image-file", "a", "--query", "q"])) == {
         "model_path": "facebook/opt-350m",
@@ -155,6 +157,8 @@ def test_flags() -> None:
         "top_p": None,
         "num_beams": 1,
         "max_new_tokens": 512,
+        "mm_num_visual_tokens": None,
+        "mm_projector_type": None,
     }
 
 

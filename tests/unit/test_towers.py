@@ -99,3 +99,34 @@ def test_gradients_only_where_asked(llava_vectors: Path) -> None:
     assert not clip.encode(images).hidden.requires_grad
     clip.requires_grad_(True)
     assert clip.encode(images).hidden.requires_grad
+
+
+def test_a_tower_without_class_token_is_refused(tmp_path: Path) -> None:
+    from transformers import SiglipVisionConfig
+
+    SiglipVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"'siglip_vision_model'; only CLIP is supported, whose class token"):
+        build_vision_tower(SimpleNamespace(mm_vision_tower=str(tmp_path), mm_vision_select_layer=-2), delay_load=True)
+
+
+@pytest.mark.parametrize("anchor_layer", [1, 2, -2, -1, None])
+def test_anchor_layer(anchor_layer: int | None, llava_vectors: Path) -> None:
+    """The attention is that of the block that makes the anchor layer's hidden state, wherever the select layer is."""
+    args = SimpleNamespace(mm_vision_select_layer=-2, mm_anchor_layer=anchor_layer)
+    tower = CLIPVisionTower("assets/towers/clip-a", args)
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    got = tower.encode(images, need_cls_attention=True)
+    clip = tower.vision_tower.vision_model
+    clip.set_attn_implementation("eager")
+    out = clip(images, output_hidden_states=True, output_attentions=True)
+    layer = -2 if anchor_layer is None else anchor_layer
+    index = layer if layer >= 0 else len(out.hidden_states) + layer
+    torch.testing.assert_close(got.cls_attention, out.attentions[index - 1][:, :, 0, 1:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(got.hidden, out.hidden_states[-2], rtol=0, atol=1e-4)
+
+
+def test_anchor_layer_outside_the_tower(llava_vectors: Path) -> None:
+    for layer, message in ((9, "mm_anchor_layer 9 is outside"), (0, "mm_anchor_layer selects the embeddings")):
+        args = SimpleNamespace(mm_vision_select_layer=-2, mm_anchor_layer=layer)
+        with pytest.raises(ValueError, match=message):
+            CLIPVisionTower("assets/towers/clip-a", args, delay_load=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PretrainedConfig
 from transformers.models.clip import CLIPImageProcessorPil
 
 from llava.model.multimodal_encoder.cls_attention import class_token_attention
@@ -47,6 +47,20 @@ def is_building_on_meta() -> bool:
     return torch.empty(0).device.type == "meta"
 
 
+def check_is_clip(vision_tower: str) -> None:
+    """Refuse towers of other kinds, which transformers would open as a CLIP with random weights.
+
+    Raises:
+        ValueError: the folder's config.json says another model type.
+    """
+    model_type = PretrainedConfig.get_config_dict(vision_tower)[0].get("model_type", "clip")
+    if model_type not in ("clip", "clip_vision_model"):
+        raise ValueError(
+            f"{vision_tower} is a vision tower of type {model_type!r}; only CLIP is supported, whose class token the "
+            "connectors need (SigLIP has none). Use for example openai/clip-vit-large-patch14-336"
+        )
+
+
 class CLIPVisionTower(nn.Module):
     """A frozen CLIP image encoder that returns the hidden state of one layer.
 
@@ -66,6 +80,7 @@ class CLIPVisionTower(nn.Module):
         self.select_feature: str = getattr(args, "mm_vision_select_feature", "patch")
         self.anchor_layer: int | None = getattr(args, "mm_anchor_layer", None)  # None: the select layer
 
+        check_is_clip(vision_tower)
         if delay_load and not getattr(args, "unfreeze_mm_vision_tower", False):
             self.cfg_only = CLIPVisionConfig.from_pretrained(vision_tower)
         elif is_building_on_meta():
@@ -76,6 +91,9 @@ class CLIPVisionTower(nn.Module):
             self.is_loaded = True
         else:
             self.load_model()
+        self._hidden_state_index(self.select_layer, "mm_vision_select_layer")  # refuse a wrong one before any work
+        if self.anchor_layer is not None:
+            self._anchor_block()
 
     def load_model(self, device_map: Any = None, dtype: torch.dtype | None = None) -> None:
         """Load weights and image processor, and freeze the weights. A second call only says so.
