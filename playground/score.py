@@ -33,7 +33,7 @@ def accuracies(questions: Path, answers: Path) -> dict[str, float]:
 def training_facts(model: Path) -> dict[str, str]:
     """Visual tokens and seconds per step of both stages, from what the training runs wrote."""
     config = json.loads((model / "config.json").read_text())
-    tokens = config.get("mm_num_visual_tokens") if config["mm_projector_type"] == "acformer" else None
+    tokens = config.get("mm_num_visual_tokens")
     tower = json.loads((Path(config["mm_vision_tower"]) / "config.json").read_text())
     facts = {"visual tokens": str(tokens or (tower["image_size"] // tower["patch_size"]) ** 2)}
     for stage, folder in (("stage 1", model.with_name(f"{model.name}-pretrain")), ("stage 2", model)):

@@ -77,3 +77,14 @@ def test_four_bits_bfloat16_crops_and_text_only_rows(name: str, tmp_path: Path, 
         rows = torch.tensor([[1, 5, -200, 6], [1, 7, 8, 9]])
         both = full(rows, images=images).logits
         torch.testing.assert_close(both[1, :4], full(rows[1:]).logits[0], rtol=0, atol=1e-4)
+
+
+def test_compiled_encoding_equals_plain(tmp_path: Path, llava_vectors: Path) -> None:
+    """Tower, selection and connector in one compiled function."""
+    run_training(tmp_path, *STAGE2, *flags("acformer"))
+    model = open_model(tmp_path)
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        compiled = torch.compile(model.encode_images, backend="aot_eager")(images)
+        torch.testing.assert_close(compiled, model.encode_images(images), rtol=0, atol=1e-5)
+    torch._dynamo.reset()

@@ -220,3 +220,11 @@ def test_query_order_does_not_matter_to_the_resampler() -> None:
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
     shuffled = module.resampler(query[:, order], batch.hidden)
     torch.testing.assert_close(shuffled, module.resampler(query, batch.hidden)[:, order], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONNECTOR_NAMES)
+@pytest.mark.parametrize("training", [False, True])
+def test_no_value_is_read_by_the_host(name: str, training: bool) -> None:
+    """Tensors without storage go through: on a GPU nothing waits for a result, whatever the pictures show."""
+    module = connector(name).train(training).to("meta")
+    assert module(features().to("meta")).shape == (2, TOKENS[name][1], 48)
