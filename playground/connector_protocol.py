@@ -1,0 +1,117 @@
+"""What the comparison of connectors keeps equal, what one run and one evaluation are, and where their results lie."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .make_data import stamp_of
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is equal for all connectors. Results record it, and one of another protocol is not reused.
+
+    The learning rates, the batches and the resampler's size are those of `scripts/quickstart.sh`: small models. There
+    are far fewer steps than there, where all good connectors end near 100 %: with these they differ most.
+    """
+
+    tokens: int = 17
+    stage1_steps: int = 75
+    stage2_steps: int = 200
+    pictures: int = 4000
+    questions: int = 100
+    stage1_batch: int = 32
+    stage2_batch: int = 16
+    stage1_learning_rate: float = 2e-3
+    stage2_learning_rate: float = 1e-3
+    turns: int = 8
+    data_seed: int = 0
+    resampler_depth: int = 2
+    resampler_heads: int = 4
+    resampler_dim_head: int = 32
+
+    def data_stamp(self) -> dict[str, int]:
+        """The stamp that `playground.make_data` gives this protocol's data."""
+        return stamp_of(self.pictures, self.questions, self.turns, self.data_seed)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things are: the playground's data, and this comparison's checkpoints, logs and results."""
+
+    data: Path
+    runs: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training from the base models to a finished checkpoint."""
+
+    connector: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.connector}-seed{self.seed}"
+
+    def stage1(self, folders: Folders) -> Path:
+        return folders.runs / f"llava-{self.name}-pretrain"
+
+    def stage2(self, folders: Folders) -> Path:
+        return folders.runs / f"llava-{self.name}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The held-out questions, put to a finished run.
+
+    Attributes:
+        table: the part of the report: `trained`, `elastic`, `training_free` or `blank`.
+        connector, tokens: override the checkpoint's at load; None keeps them.
+    """
+
+    run: Run
+    table: str = "trained"
+    connector: str | None = None
+    tokens: int | None = None
+
+    @property
+    def name(self) -> str:
+        changes = [str(change) for change in (self.connector, self.tokens) if change is not None]
+        return "-".join([self.run.name, *([] if self.table == "trained" else [self.table]), *changes])
+
+    def overrides(self) -> dict[str, Any]:
+        """As keyword arguments of `load_pretrained_model`, which are flags of the evaluation too."""
+        given = {"mm_projector_type": self.connector, "mm_num_visual_tokens": self.tokens}
+        return {key: value for key, value in given.items() if value is not None}
+
+    def result_file(self, folders: Folders) -> Path:
+        return folders.runs / "results" / f"{self.name}.json"
+
+    def settings(self, protocol: Protocol) -> dict[str, Any]:
+        """All that decides the result; equal settings, equal result."""
+        return asdict(self) | asdict(protocol)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def finished_result(evaluation: Evaluation, protocol: Protocol, folders: Folders) -> dict[str, Any] | None:
+    """The stored result, or None if there is none or it was made with other settings."""
+    result = read_json(evaluation.result_file(folders))
+    return result if result and result["settings"] == evaluation.settings(protocol) else None
+
+
+def changed_settings(evaluation: Evaluation, protocol: Protocol, folders: Folders) -> list[str]:
+    """In which settings a stored result differs, as `stage2_steps 250 -> 300`; empty if there is none."""
+    old = (read_json(evaluation.result_file(folders)) or {}).get("settings", {})
+    new = evaluation.settings(protocol)
+    return [f"{key} {old[key]} -> {new.get(key)}" for key in old if old[key] != new.get(key)]

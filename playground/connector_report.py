@@ -1,0 +1,279 @@
+"""Make the report of the connector comparison from its raw results: `python -m playground.connector_report`.
+
+Reads `connectors.json`, writes `connectors.md`, `connectors.png` and `elastic.png` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from .connector_plots import draw_comparison, draw_elastic
+from .files import write_bytes
+from .language import CATEGORIES
+from .published_results import ABLATION_7B, BENCHMARKS
+
+RAW_RESULTS = "connectors.json"
+KINDS = (*CATEGORIES, "mean")
+
+Result = dict[str, Any]
+Rows = list[list[str]]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; None for the latter with less than two values."""
+    return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def scores(results: Iterable[Result], kind: str = "mean") -> list[float]:
+    """One number per seed: the accuracy of a question kind, or the mean over the kinds, in percent."""
+    return [result["mean"] if kind == "mean" else result["accuracy"][kind] for result in results]
+
+
+def cell(values: Sequence[float]) -> str:
+    """`81.3 ± 1.2`, or without a deviation for one value, or a dash for none."""
+    if not values:
+        return "–"
+    average, deviation = spread(values)
+    return f"{average:.1f}" if deviation is None else f"{average:.1f} ± {deviation:.1f}"
+
+
+def table(header: Sequence[str], rows: Rows) -> str:
+    """A Markdown table; numbers on the right, the first column on the left."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def of_table(raw: Result, name: str, connector: str | None = None) -> list[Result]:
+    """The results of one part of the report, in the order of the seeds."""
+    chosen = [r for r in raw["results"] if r["table"] == name and connector in (None, r["connector"])]
+    return sorted(chosen, key=lambda result: result["seed"])
+
+
+def missing_runs(raw: Result) -> list[str]:
+    """Connectors and seeds that were asked for and have no result."""
+    there = {(result["connector"], result["seed"]) for result in of_table(raw, "trained")}
+    wanted = [(connector, seed) for connector in raw["connectors"] for seed in raw["seeds"]]
+    return [f"{connector} seed {seed}" for connector, seed in wanted if (connector, seed) not in there]
+
+
+def tokens_of(results: Sequence[Result]) -> str:
+    return " / ".join(str(tokens) for tokens in sorted({result["visual_tokens"] for result in results}))
+
+
+# ---- the parts of the page
+
+
+def protocol_part(raw: Result) -> str:
+    protocol, results = raw["protocol"], raw["results"]
+    times = raw["step_times"] or {}
+    dates = sorted({result["date"] for result in results})
+    commits = sorted({result["commit"] for result in results} | ({times["commit"]} if times else set()))
+    machines = sorted({result["machine"] for result in results})
+    steps = "{} steps of {} samples, learning rate {:g}"
+    first, second = (
+        steps.format(*(protocol[f"{stage}_{key}"] for key in ("steps", "batch", "learning_rate")))
+        for stage in ("stage1", "stage2")
+    )
+    rows = [
+        ["data", f"`playground.make_data`: {protocol['pictures']} training pictures of 96 x 96, "
+                 f"{protocol['turns']} questions each, data seed {protocol['data_seed']}"],
+        ["stage 1", f"captions (`--version plain`), connector only: {first}"],
+        ["stage 2", f"conversations (`--version v1`), connector and language model: {second}"],
+        ["both", "AdamW, cosine schedule, warm-up 0.03, no weight decay, fp32"],
+        ["seeds", ", ".join(map(str, raw["seeds"])) + " (connector's initialisation, order of samples)"],
+        ["tower", "tiny-clip: 4 layers, width 128, 4 heads, 8 x 8 = 64 patches; frozen, features of layer -2"],
+        ["language model", "tiny-llama: 4 layers, width 128, vocabulary 570"],
+        ["resampler", f"{protocol['resampler_depth']} layers, {protocol['resampler_heads']} heads of "
+                      f"{protocol['resampler_dim_head']}, where the connector has one"],
+        ["evaluation", f"{protocol['questions']} held-out questions of each of {len(CATEGORIES)} kinds, "
+                       "`llava.eval.model_vqa_loader`, greedy, exact match"],
+        ["step time", step_time_protocol(times)],
+        ["machine", "; ".join(machines)],
+        ["date", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "–"],
+        ["commit", ", ".join(commits) + (" (+: with uncommitted changes)" if any("+" in c for c in commits) else "")],
+        ["command", f"`{raw['command']}`"],
+    ]  # fmt: skip
+    head = "Equal for every connector: data, steps, batches, learning rates, seeds. Raw results: `connectors.json`."
+    return f"{head}\n\n" + "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def step_time_protocol(times: Result) -> str:
+    if not times:
+        return "not measured"
+    return (
+        f"forward and backward of the whole model on the same pictures, {times['threads']} thread(s), median ratio "
+        f"over {times['rounds']} rounds, all connectors in turn in one process ({times['date']}; {times['machine']})"
+    )
+
+
+def main_part(raw: Result) -> str:
+    baseline = (raw["step_times"] or {}).get("baseline", "the first")
+    header = ["connector", "visual tokens", *KINDS, f"step 1 vs {baseline}", f"step 2 vs {baseline}"]
+    rows = []
+    for connector in raw["connectors"]:
+        results = of_table(raw, "trained", connector)
+        if results:
+            accuracies = [cell(scores(results, kind)) for kind in KINDS]
+            times = [step_ratio(raw, stage, connector) for stage in ("stage1", "stage2")]
+            rows.append([connector, tokens_of(results), *accuracies, *(f"{t:.2f}" if t else "–" for t in times)])
+    blank = of_table(raw, "blank")
+    if blank:
+        rows.append(["a blank picture", "", *(cell(scores(blank, kind)) for kind in KINDS), "", ""])
+    error = sampling_error(raw)
+    notes = (
+        "Percent right: mean ± standard deviation over the seeds. The deviation is that of training; all connectors "
+        f"get the same questions, whose own sampling error is about {error:.1f} points of the mean. A step time below "
+        "1 is faster; text is most of the sequence here, so step times differ less than with 576 patches. Training is "
+        "short: the table shows how fast a connector learns as well as what it can carry."
+    )
+    missing = missing_runs(raw)
+    if missing:
+        notes += f"\n\n**Missing: {', '.join(missing)}.**"
+    return f"{table(header, rows)}\n\n{notes}\n\n![Accuracy against visual tokens and step time](connectors.png)"
+
+
+def step_ratio(raw: Result, stage: str, connector: str) -> float | None:
+    """Step time relative to the baseline's; None if it was not measured."""
+    return ((raw["step_times"] or {}).get("stages", {}).get(stage, {}).get(connector) or {}).get("ratio")
+
+
+def sampling_error(raw: Result) -> float:
+    """Standard error of the mean accuracy that the finite number of questions gives, in points; binomial."""
+    shares = [score / 100 for score in scores(of_table(raw, "trained"))] or [0.5]
+    share = mean(shares)
+    return 100 * (share * (1 - share) / (raw["protocol"]["questions"] * len(CATEGORIES))) ** 0.5
+
+
+def elastic_part(raw: Result) -> str:
+    results = of_table(raw, "elastic")
+    budgets = sorted({result["visual_tokens"] for result in results})
+    rows = []
+    for budget in budgets:
+        at_budget = [result for result in results if result["visual_tokens"] == budget]
+        trained = {r["visual_tokens"] for r in of_table(raw, "trained", at_budget[0]["trained_as"])}
+        name = f"{budget} (trained)" if budget in trained else str(budget)
+        rows.append([name, *(cell(scores(at_budget, kind)) for kind in KINDS)])
+    text = (
+        "One trained AcFormer checkpoint per seed, opened with `mm_num_visual_tokens` set to other budgets, "
+        "without any further training."
+    )
+    return f"{text}\n\n{table(['visual tokens', *KINDS], rows)}\n\n![Accuracy against budget](elastic.png)"
+
+
+def training_free_part(raw: Result) -> str:
+    results = of_table(raw, "training_free")
+    source = results[0]["trained_as"]
+    rows = []
+    for connector in dict.fromkeys(result["connector"] for result in results):
+        own = [result for result in results if result["connector"] == connector]
+        rows.append([f"{connector} (training-free)", tokens_of(own), *(cell(scores(own, kind)) for kind in KINDS)])
+    trained = of_table(raw, "trained", source)
+    if trained:
+        rows.insert(0, [f"{source} as trained", tokens_of(trained), *(cell(scores(trained, k)) for k in KINDS)])
+    text = f"The {source} checkpoints, opened with `mm_projector_type` set to another connector: nothing is trained."
+    return f"{text}\n\n{table(['connector', 'visual tokens', *KINDS], rows)}"
+
+
+def published_part() -> str:
+    budgets = sorted({budget for by_budget in ABLATION_7B.values() for budget in by_budget})
+    rows = [
+        [name, *(" / ".join(f"{s:.1f}" for s in by_budget[b]) if b in by_budget else "–" for b in budgets)]
+        for name, by_budget in ABLATION_7B.items()
+    ]
+    text = (
+        f"**Published, not measured here, and from another harness:** {' / '.join(BENCHMARKS)} of the AcFormer paper's "
+        "ablation (arXiv 2405.17815; 7B language model, CLIP ViT-L/14-336). `evit` has one token more than the column "
+        "says, `c_abstractor`'s published code one less."
+    )
+    return f"{text}\n\n{table(['connector', *(f'{budget} tokens' for budget in budgets)], rows)}"
+
+
+def page(raw: Result) -> str:
+    """The whole report as Markdown."""
+    parts = ["# Connectors compared on the playground", "## Protocol", protocol_part(raw), "## Trained", main_part(raw)]
+    if of_table(raw, "elastic"):
+        parts += ["## Elastic budget", elastic_part(raw)]
+    if of_table(raw, "training_free"):
+        parts += ["## Training-free use", training_free_part(raw)]
+    parts += ["## Published figures", published_part()]
+    parts.append("Made by `python -m playground.connector_report` from `connectors.json`.")
+    return "\n\n".join(parts) + "\n"
+
+
+def plot_points(raw: Result) -> list[dict[str, Any]]:
+    """What the comparison's plot shows, one point per trained connector."""
+    points = []
+    for connector in raw["connectors"]:
+        results = of_table(raw, "trained", connector)
+        if results:
+            average, deviation = spread(scores(results))
+            points.append(
+                {
+                    "name": connector,
+                    "tokens": results[0]["visual_tokens"],
+                    "time": step_ratio(raw, "stage2", connector),
+                    "accuracy": average,
+                    "deviation": deviation or 0.0,
+                }
+            )
+    return points
+
+
+def elastic_curve(raw: Result) -> list[tuple[int, float, float]]:
+    """(visual tokens, mean accuracy, standard deviation) of the elastic part, ascending."""
+    results = of_table(raw, "elastic")
+    curve = []
+    for budget in sorted({result["visual_tokens"] for result in results}):
+        average, deviation = spread(scores(r for r in results if r["visual_tokens"] == budget))
+        curve.append((budget, average, deviation or 0.0))
+    return curve
+
+
+def write_report(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: there are no raw results.
+        ImportError: matplotlib is missing; names the extra.
+    """
+    path = folder / RAW_RESULTS
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; scripts/v1_5/connector_table.sh makes it")
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    if not of_table(raw, "trained"):
+        raise ValueError(f"{path} holds no finished run: there is nothing to report")
+    baseline = (raw["step_times"] or {}).get("baseline", "the first")
+    write_bytes(folder / "connectors.md", page(raw).encode())
+    write_bytes(folder / "connectors.png", draw_comparison(plot_points(raw), baseline))
+    if curve := elastic_curve(raw):
+        lines = {name: mean(scores(found)) for name, found in reference_lines(raw).items() if found}
+        trained_at = {result["visual_tokens"] for result in of_table(raw, "trained", "acformer")}
+        write_bytes(folder / "elastic.png", draw_elastic(curve, trained_at, lines))
+
+
+def reference_lines(raw: Result) -> dict[str, list[Result]]:
+    """What the elastic curve is held against: the trained MLP with all patches, and a blank picture."""
+    mlp = of_table(raw, "trained", "mlp2x_gelu")
+    return {f"mlp2x_gelu, {tokens_of(mlp)} tokens": mlp, "a blank picture": of_table(raw, "blank")}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m playground.connector_report", description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"), help=f"where {RAW_RESULTS} is")
+    args = parser.parse_args(argv)
+    try:
+        write_report(args.folder)
+    except (ValueError, ImportError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"wrote {args.folder / 'connectors.md'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
