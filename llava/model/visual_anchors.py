@@ -45,25 +45,36 @@ def gather_tokens(hidden: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return hidden.gather(1, indices.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
-def rank_patches(scores: torch.Tensor) -> torch.Tensor:
-    """Patch indices `[..., P]` from the highest to the lowest score; among equals the larger index comes first.
+def rank_patches(scores: torch.Tensor, count: int | None = None) -> torch.Tensor:
+    """Patch indices from the highest to the lowest score; among equals the larger index comes first.
 
-    A stable descending sort of the reversed row does that; the plain one leaves the order of equals to the device.
+    Score and index go together into one whole number, so that no two are equal: the order is then the same on every
+    device, and the first few can be found without sorting all.
+
+    Args:
+        scores: `[..., P]`; compared in float32.
+        count: how many patches are wanted; all by default.
+
+    Returns:
+        `[..., count]` int64.
     """
-    order = scores.flip(-1).argsort(dim=-1, descending=True, stable=True)
-    return scores.shape[-1] - 1 - order
+    patches = scores.shape[-1]
+    bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # now in the order of the scores, negative ones too
+    keys = bits.long() * patches + torch.arange(patches, device=scores.device)
+    return keys.topk(patches if count is None else count, dim=-1).indices
 
 
 def select_visual_anchors(cls_attention: torch.Tensor, num_anchors: int) -> torch.Tensor:
     """Pick visual anchors by the progressive per-head rule (contract acformer.md 2.2).
 
     Heads take turns in their own order; each adds its `num_anchors // H` most attended patches that no earlier head has
-    taken. Among equal attention values the larger patch index wins. All pictures are handled together: one sort, then
-    one small step per head, with no copy to the host.
+    taken. Among equal attention values the larger patch index wins. All pictures are handled together: one
+    ranking, then one small step per head, with no copy to the host.
 
     Args:
-        cls_attention: `[B, H, P]`, the class token's attention to the patches, without its own column. Any float dtype;
-            the values are ranked as they are.
+        cls_attention: `[B, H, P]`, the class token's attention to the patches, without its own column. Ranked in
+            float32, into which half-precision values go unchanged.
         num_anchors: wanted number of anchors K.
 
     Returns:
@@ -75,14 +86,16 @@ def select_visual_anchors(cls_attention: torch.Tensor, num_anchors: int) -> torc
     """
     batch, num_heads, num_patches = cls_attention.shape
     per_head = num_anchors_per_head(num_anchors, num_heads, num_patches)
+    total = per_head * num_heads
 
-    order = rank_patches(cls_attention)  # [B, H, P]
-    taken = torch.zeros(batch, num_patches, dtype=torch.bool, device=cls_attention.device)
-    for head in range(num_heads):
-        free = ~taken.gather(1, order[:, head])
-        newly_taken = free & (free.cumsum(dim=1) <= per_head)
-        taken = taken.scatter(1, order[:, head], newly_taken | ~free)
+    # Earlier heads take less than `total` patches, so every head finds its own among its first `total`.
+    order = rank_patches(cls_attention, total)  # [B, H, K]
+    free = torch.ones(batch, num_patches, dtype=torch.bool, device=cls_attention.device)
+    for ranked in order.unbind(dim=1):
+        still_free = free.gather(1, ranked)
+        free = free.scatter(1, ranked, still_free & (still_free.cumsum(dim=1) > per_head))
 
-    patches = torch.arange(num_patches, device=cls_attention.device)
-    anchors = torch.where(taken, patches, num_patches).sort(dim=1).values[:, : per_head * num_heads]
-    return torch.cat([anchors.new_zeros(batch, 1), anchors + 1], dim=1)
+    # The k-th anchor goes to place k, the class token stands at 0, all other patches meet in a last place, cut off.
+    place = torch.where(free, total + 1, (~free).cumsum(dim=1))
+    tokens = torch.arange(1, num_patches + 1, device=cls_attention.device).expand(batch, -1)
+    return place.new_zeros(batch, total + 2).scatter(1, place, tokens)[:, : total + 1]

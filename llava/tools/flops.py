@@ -1,0 +1,87 @@
+"""FLOPs of the parts of a LLaVA model, from their sizes alone (contract acformer.md 9).
+
+Two FLOPs per multiply-add; causal attention counted half; work without matrix products (norms, softmax, anchor search,
+pooling) not counted. All figures are for one picture or one sequence.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LLMShape:
+    """The sizes of a Llama-like decoder that its arithmetic depends on."""
+
+    hidden_size: int
+    layers: int
+    intermediate_size: int
+    vocab_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def layer_weights(self) -> int:
+        """P: weights of all layers' matrices, `L (4 d^2 + 3 d I)` where queries and keys have as many heads."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """A ViT as CLIP's: class token, square grid of patches, feed-forward of four times the width."""
+
+    width: int = 1024
+    blocks: int = 24
+    heads: int = 16
+    side: int = 24
+    patch_values: int = 14 * 14 * 3
+
+    @property
+    def patches(self) -> int:
+        return self.side**2
+
+
+@dataclass(frozen=True)
+class ResamplerShape:
+    """The resampler at the tower's width (contract acformer.md 3)."""
+
+    depth: int = 6
+    heads: int = 8
+    dim_head: int = 64
+    ff_mult: int = 4
+
+
+CLIP_L_336 = VisionShape()
+RESAMPLER = ResamplerShape()
+
+
+def llm_forward_flops(llm: LLMShape, positions: int, logits: int) -> int:
+    """One forward pass of one sequence: `2 n P + 2 n^2 d L + 2 n_logits d V`."""
+    attention = 2 * positions**2 * llm.heads * llm.head_dim * llm.layers
+    return 2 * positions * llm.layer_weights + attention + 2 * logits * llm.hidden_size * llm.vocab_size
+
+
+def vit_flops(blocks: int = 23, vision: VisionShape = CLIP_L_336) -> int:
+    """The first `blocks` blocks for one picture, `24 m D^2 + 4 m^2 D` each, and the patch embedding."""
+    tokens, width = vision.patches + 1, vision.width
+    embedding = 2 * vision.patches * vision.patch_values * width
+    return embedding + blocks * (24 * tokens * width**2 + 4 * tokens**2 * width)
+
+
+def resampler_flops(tokens: int, vision: VisionShape = CLIP_L_336, shape: ResamplerShape = RESAMPLER) -> int:
+    """T queries gather one picture: per layer `4 T D i + 4 m D i + 4 T m i + 4 f T D^2`, i the attention's width."""
+    media, width, inner = vision.patches + 1, vision.width, shape.heads * shape.dim_head
+    attention = 4 * tokens * width * inner + 4 * media * width * inner + 4 * tokens * media * inner
+    return shape.depth * (attention + 4 * shape.ff_mult * tokens * width**2)
+
+
+def mlp_flops(tokens: int, in_width: int, out_width: int, depth: int = 2) -> int:
+    """`mlp<depth>x_gelu` on `tokens` rows: `2 T (D d + (depth - 1) d^2)`."""
+    return 2 * tokens * (in_width * out_width + (depth - 1) * out_width**2)
+
+
+def c_abstractor_flops(tokens: int, vision: VisionShape = CLIP_L_336) -> int:
+    """C-Abstractor's convolutions: three blocks on all patches, three on `tokens` cells (contract acformer.md 5.1)."""
+    width = vision.width
+    squeeze_excite = 4 * width * round(width / 4)
+    return sum(3 * (cells * (4 * width**2 + 18 * width) + squeeze_excite) for cells in (vision.patches, tokens))

@@ -1,0 +1,315 @@
+"""One stage-1 training step for every connector, against `mlp2x_gelu` on all patches (contract acformer.md 9).
+
+    python scripts/bench/stage1.py --markdown docs/benchmarks/stage1-cpu.md                      # CPU: scaled down
+    python scripts/bench/stage1.py --geometry 7b --batch 16 --markdown docs/benchmarks/stage1.md # GPU of 40 GB and more
+    python scripts/bench/stage1.py --geometry 13b --layers 4 --batch 16                          # fits anywhere
+
+A step is LLaVA's: frozen vision tower without gradient, connector trained by AdamW, frozen language model whose
+activations are recomputed, loss over all text tokens. Random weights and pictures; one picture per row, no padding.
+All connectors share one tower and one language model and take turns, so the ratios come from one run.
+
+*Arithmetic allows* is the ratio of the FLOPs of `llava.tools.cost` at the same geometry. With `--layers N` only N
+layers of the language model are there; what the others would take is added from the time the stack of N takes alone.
+MFU counts the FLOPs a step needs without recomputation. `small` keeps CLIP-L/336's 576 patches and 16 heads, and shares
+of the arithmetic close to 7B's.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from common import (
+    TOY_VISION,
+    add_common_flags,
+    clip_folder,
+    interleaved_medians,
+    markdown_table,
+    peak_bytes_above,
+    peak_flops,
+    precision,
+    publish,
+    random_clip,
+    random_images,
+    run_again,
+)
+from torch import nn
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.multimodal_encoder.clip_encoder import ClipBackbone
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.registry import CONNECTORS, Connector
+from llava.program import RequestError
+from llava.tools.cost import BASELINE, LLMS, Cost
+from llava.tools.flops import CLIP_L_336, RESAMPLER, LLMShape, ResamplerShape, VisionShape
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of the three parts of a model."""
+
+    llm: LLMShape
+    vision: VisionShape = CLIP_L_336
+    resampler: ResamplerShape = RESAMPLER
+
+
+GEOMETRIES = {
+    "7b": Geometry(LLMS["7b"]),
+    "13b": Geometry(LLMS["13b"]),
+    "small": Geometry(
+        LLMShape(1024, 16, 2752, 4096, heads=16, kv_heads=16, head_dim=64),
+        VisionShape(width=256, blocks=12),
+        ResamplerShape(heads=4, dim_head=32),
+    ),
+    "toy": Geometry(
+        LLMShape(64, 2, 128, 128, heads=4, kv_heads=4, head_dim=16), TOY_VISION, ResamplerShape(depth=2, dim_head=8)
+    ),
+}
+
+
+def build_model(geometry: Geometry, device: str, dtype: torch.dtype, attention: str) -> LlavaLlamaForCausalLM:
+    """LLaVA with random frozen weights, recomputation on, and no connector worth the name yet."""
+    llm, resampler = geometry.llm, geometry.resampler
+    with clip_folder(geometry.vision) as folder, torch.device(device):
+        config = LlavaConfig(
+            hidden_size=llm.hidden_size,
+            num_hidden_layers=llm.layers,
+            intermediate_size=llm.intermediate_size,
+            vocab_size=llm.vocab_size,
+            num_attention_heads=llm.heads,
+            num_key_value_heads=llm.kv_heads,
+            head_dim=llm.head_dim,
+            use_cache=False,
+            mm_vision_tower=folder,
+            mm_projector_type="identity",
+            mm_hidden_size=geometry.vision.width,
+            mm_vision_select_layer=-2,
+            mm_resampler_depth=resampler.depth,
+            mm_resampler_heads=resampler.heads,
+            mm_resampler_dim_head=resampler.dim_head,
+            mm_resampler_ff_mult=resampler.ff_mult,
+        )
+        model = LlavaLlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=dtype)
+    tower = model.get_vision_tower()
+    tower.vision_tower = ClipBackbone(random_clip(geometry.vision, attention, device, dtype))
+    tower.is_loaded = True
+    model.requires_grad_(False).train()
+    # transformers 5.23 renamed it.
+    recompute = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    recompute({"use_reentrant": False})
+    return model
+
+
+def build_connector(model: LlavaLlamaForCausalLM, name: str, tokens: int, dtype: torch.dtype) -> nn.Module:
+    """The connector `name`, asked for `tokens` visual tokens.
+
+    Raises:
+        ValueError: it cannot give that many.
+    """
+    config, tower = copy.deepcopy(model.config), model.get_vision_tower()
+    config.mm_projector_type, config.mm_num_visual_tokens = name, tokens
+    with torch.device(model.device):
+        connector = build_vision_projector(config).to(dtype).train()
+    if isinstance(connector, Connector):
+        connector.check_tower(tower.config.num_attention_heads, tower.num_patches)
+    return connector
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A connector with its number of visual tokens, its training step, and the language model's stack alone."""
+
+    tokens: int
+    step: Callable[[], None]
+    stack: Callable[[], None]
+
+
+def contestant(model: LlavaLlamaForCausalLM, name: str, args: argparse.Namespace, images: torch.Tensor) -> Contestant:
+    """Give the model's picture its connector `name` and prepare a batch.
+
+    Raises:
+        ValueError: the connector cannot give `args.tokens` tokens.
+    """
+    connector = build_connector(model, name, args.tokens, precision(args))
+    optimizer = torch.optim.AdamW(connector.parameters(), lr=5e-4, fused=args.device.startswith("cuda"))
+    text = torch.randint(model.config.vocab_size, (args.batch, args.text_tokens), device=args.device)
+    input_ids = torch.cat([text.new_full((args.batch, 1), IMAGE_TOKEN_INDEX), text], dim=1)
+    labels = input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, IGNORE_INDEX)
+
+    def step() -> None:
+        model.model.mm_projector = connector
+        model(input_ids, torch.ones_like(input_ids), labels=labels, images=images).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.model.mm_projector = connector
+    tokens = model.num_visual_tokens
+    embeds = torch.randn(
+        args.batch, tokens + args.text_tokens, model.config.hidden_size, device=args.device, dtype=precision(args)
+    ).requires_grad_()
+
+    def stack() -> None:
+        model.model(inputs_embeds=embeds).last_hidden_state.sum().backward()
+        embeds.grad = None
+
+    return Contestant(tokens, step, stack)
+
+
+def known_connectors() -> list[str]:
+    """The baseline and every registered connector that hands over visual tokens; of two names the last."""
+    names = {entry.connector_class: entry.name for entry in CONNECTORS.values()}
+    return [BASELINE, *sorted(name for connector, name in names.items() if connector.space == "input")]
+
+
+def measure(args: argparse.Namespace, geometry: Geometry) -> tuple[list[dict[str, Any]], float]:
+    """Figures per connector, the baseline first, and the FLOP/s of a matrix product measured beside them."""
+    model = build_model(geometry, args.device, precision(args), args.attention)
+    images = random_images(geometry.vision, args.batch, args.device, precision(args))
+    contestants: dict[str, Contestant] = {}
+    for name in dict.fromkeys([BASELINE, *args.connectors]):
+        try:
+            contestants[name] = contestant(model, name, args, images)
+        except ValueError as error:
+            print(f"{name} is left out: {error}\n")
+    runs: dict[str, Callable[[], Any]] = {name: entry.step for name, entry in contestants.items()}
+    if args.layers:
+        runs |= {f"{name} stack": entry.stack for name, entry in contestants.items()}
+    side = 64 if args.quick else 4096 if args.device.startswith("cuda") else 1024
+    matrix = torch.randn(side, side, device=args.device, dtype=precision(args))
+    seconds = interleaved_medians({**runs, "matmul": lambda: matrix @ matrix}, args.rounds, args.device)
+
+    results = []
+    for name, entry in contestants.items():
+        result = {"connector": name, "tokens": entry.tokens, "seconds": seconds[name]}
+        if args.layers:
+            result["stack_seconds"] = seconds[f"{name} stack"]
+            missing = GEOMETRIES[args.geometry].llm.layers - args.layers
+            result["full_seconds"] = seconds[name] + missing / args.layers * result["stack_seconds"]
+        result["peak_bytes"] = peak_memory(args, name, entry)
+        results.append(result | arithmetic(args, geometry, name, entry.tokens))
+    first = results[0]
+    for result in results:
+        for key in ("seconds", "full_seconds", "flops", "full_flops"):
+            if result.get(key):
+                result[f"{key}_ratio"] = first[key] / result[key]
+    return results, 2 * side**3 / seconds["matmul"]
+
+
+def peak_memory(args: argparse.Namespace, name: str, entry: Contestant) -> int | None:
+    """Bytes above the weights that one step needs: activations, gradients, logits. On a CPU with --memory only."""
+    if args.device.startswith("cuda"):
+        return peak_bytes_above(args.device, entry.step)
+    return run_again("--memory-of", name) if args.memory else None
+
+
+def measure_memory(args: argparse.Namespace, geometry: Geometry, name: str) -> int:
+    """The task of a fresh process on a CPU: the peak of one connector's step, optimizer states included."""
+    model = build_model(geometry, args.device, precision(args), args.attention)
+    images = random_images(geometry.vision, args.batch, args.device, precision(args))
+    return peak_bytes_above(args.device, contestant(model, name, args, images).step)
+
+
+def arithmetic(args: argparse.Namespace, geometry: Geometry, name: str, tokens: int) -> dict[str, float]:
+    """FLOPs of a step as it ran, as it would be at full depth, and without recomputation; empty if unknown."""
+    try:
+        cost = Cost(name, tokens, args.text_tokens, geometry.llm, geometry.vision, geometry.resampler)
+        full = dataclasses.replace(cost, llm=GEOMETRIES[args.geometry].llm)
+        return {
+            "flops": args.batch * cost.stage1_step_flops(recompute=True),
+            "full_flops": args.batch * full.stage1_step_flops(recompute=True),
+            "needed_flops": args.batch * cost.stage1_step_flops(recompute=False),
+        }
+    except RequestError:  # a connector whose cost nobody has written down
+        return {}
+
+
+def report(args: argparse.Namespace, results: list[dict[str, Any]], peak: float, peak_is: str) -> str:
+    """The figures as a Markdown table, with a second one for the full depth if only some layers ran."""
+
+    def ratio(result: dict[str, Any], key: str) -> str:
+        return f"{result[key]:.2f}x" if key in result else "-"
+
+    rows = []
+    for r in results:
+        memory = "-" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:,.0f}"
+        mfu = f"{r['needed_flops'] / r['seconds'] / peak:.1%}" if "needed_flops" in r else "-"
+        step, images = f"{1e3 * r['seconds']:,.1f}", f"{args.batch / r['seconds']:,.2f}"
+        ratios = [ratio(r, "seconds_ratio"), ratio(r, "flops_ratio")]
+        rows.append([r["connector"], str(r["tokens"]), step, images, *ratios, memory, mfu])
+    header = ["connector", "tokens", "step, ms", "images/s", "speed-up", "arithmetic allows", "peak, MiB", "MFU"]
+    text = markdown_table(header, rows)
+    text += f"\n\nMFU is relative to {peak_is}; peak is memory above the weights of all parts"
+    text += "." if results[0]["peak_bytes"] else " (on a CPU with `--memory` only)."
+    if args.layers:
+        depth = GEOMETRIES[args.geometry].llm.layers
+        header = [
+            "connector",
+            f"stack of {args.layers}, ms",
+            f"step at {depth} layers, ms",
+            "speed-up",
+            "arithmetic allows",
+        ]
+        rows = [
+            [
+                r["connector"],
+                f"{1e3 * r['stack_seconds']:,.1f}",
+                f"{1e3 * r['full_seconds']:,.1f}",
+                ratio(r, "full_seconds_ratio"),
+                ratio(r, "full_flops_ratio"),
+            ]
+            for r in results
+        ]
+        text += f"\n\nExtrapolated from {args.layers} layers of the language model to all {depth}:\n\n"
+        text += markdown_table(header, rows)
+    return text
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; what is not given depends on the device and on `--quick`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_flags(parser)
+    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), help="7b on a GPU, small elsewhere if not given")
+    parser.add_argument("--layers", type=int, help="run only so many layers of the language model")
+    parser.add_argument("--batch", type=int, help="pictures per step; 16 on a GPU, 1 elsewhere if not given")
+    parser.add_argument("--tokens", type=int, default=145, help="visual tokens that the connectors are asked for")
+    parser.add_argument("--text-tokens", type=int, default=64, help="text tokens beside each picture")
+    parser.add_argument("--connectors", nargs="+", default=known_connectors(), help="which; the baseline always runs")
+    parser.add_argument("--attention", default="sdpa", help="sdpa or flash_attention_2, for tower and language model")
+    parser.add_argument("--peak-tflops", type=float, help="what MFU is relative to; known for H200, H100 and A100")
+    parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory too, each in a fresh process")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # a fresh process's task
+    args = parser.parse_args()
+    on_gpu = args.device.startswith("cuda")
+    args.geometry = args.geometry or ("7b" if on_gpu else "small")
+    args.batch = args.batch or (16 if on_gpu else 1)
+    args.rounds = args.rounds or (10 if on_gpu else 5)
+    if args.quick:
+        args.geometry, args.tokens, args.text_tokens, args.rounds = "toy", 17, 16, 1
+    if args.layers and not 1 <= args.layers <= GEOMETRIES[args.geometry].llm.layers:
+        parser.error(f"--layers must be 1 to {GEOMETRIES[args.geometry].llm.layers} for {args.geometry}")
+    return args
+
+
+def main() -> None:
+    """Measure, print, write."""
+    args = parse_arguments()
+    torch.manual_seed(args.seed)
+    geometry = GEOMETRIES[args.geometry]
+    if args.layers:
+        geometry = dataclasses.replace(geometry, llm=dataclasses.replace(geometry.llm, layers=args.layers))
+    if args.memory_of:
+        print(json.dumps(measure_memory(args, geometry, args.memory_of)))
+        return
+    results, measured = measure(args, geometry)
+    peak, peak_is = peak_flops(args, measured, args.peak_tflops)
+    title = f"Stage-1 step, {args.geometry} geometry, {args.text_tokens} text tokens, batch {args.batch}"
+    publish(args, title, report(args, results, peak, peak_is), {"peak_flops": peak, "connectors": results})
+
+
+if __name__ == "__main__":
+    main()

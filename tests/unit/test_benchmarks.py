@@ -1,0 +1,97 @@
+"""The benchmarks run at a toy geometry and print their ratios; the ratios themselves are not tested."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run_benchmark(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`scripts/bench/<name>.py --quick` on the CPU."""
+    command = [
+        sys.executable,
+        str(REPOSITORY / "scripts" / "bench" / f"{name}.py"),
+        "--quick",
+        "--device",
+        "cpu",
+        *flags,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def table_rows(markdown: str) -> dict[str, list[str]]:
+    """First cell -> the other cells, of all tables of a report; later tables win."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows}
+
+
+def assert_head(report: str) -> None:
+    for key in (
+        "date: 20",
+        "commit: ",
+        "versions: torch",
+        "machine: ",
+        "threads: 1",
+        "precision: float32",
+        "command: `",
+    ):
+        assert f"\n- {key}" in report
+
+
+def test_anchors(tmp_path: Path) -> None:
+    files = [str(tmp_path / "figures.json"), str(tmp_path / "report.md")]
+    result = run_benchmark("anchors", "--batches", "1", "3", "--json", files[0], "--markdown", files[1])
+    assert result.returncode == 0, result.stderr
+    report = Path(files[1]).read_text(encoding="utf-8")
+    assert report in result.stdout
+    assert_head(report)
+    rows = table_rows(report)
+    for name in (
+        "selection, batch 1, ms",
+        "selection, batch 3, ms",
+        "tower + selection, batch 2, ms",
+        "peak memory above the model, batch 2, MiB",
+    ):
+        plain, ours, ratio = rows[name]
+        assert float(plain) > 0 and float(ours) > 0 and re.fullmatch(r"\d+\.\d\dx", ratio)
+    figures = json.loads(Path(files[0]).read_text(encoding="utf-8"))
+    assert figures["environment"]["threads"] == "1"
+    assert [entry["batch"] for entry in figures["selection"]] == [1, 3]
+    assert figures["tower_and_selection"]["same_indices"] == 1.0
+
+
+def test_stage1(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    result = run_benchmark("stage1", "--layers", "1", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    assert_head(result.stdout)
+    connectors = {entry["connector"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["connectors"]}
+    tokens = {name: entry["tokens"] for name, entry in connectors.items()}
+    assert next(iter(tokens)) == "mlp2x_gelu"
+    assert tokens["mlp2x_gelu"] == 64
+    assert {name: tokens[name] for name in ("acformer", "c_abstractor", "evit")} == {
+        "acformer": 17,
+        "c_abstractor": 16,
+        "evit": 18,
+    }
+    rows = table_rows(result.stdout)
+    for name, entry in connectors.items():
+        assert rows[name][-2] == f"{entry['full_seconds_ratio']:.2f}x"
+        assert entry["full_seconds"] == pytest.approx(entry["seconds"] + entry["stack_seconds"])
+    assert connectors["pooling"]["flops_ratio"] > 1
+
+
+def test_stage1_memory_in_a_fresh_process(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    result = run_benchmark("stage1", "--memory", "--connectors", "mlp2x_gelu", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    assert [entry["peak_bytes"] > 0 for entry in json.loads(path.read_text(encoding="utf-8"))["connectors"]] == [True]
+    speed_up, allowed, _, mfu = table_rows(result.stdout)["mlp2x_gelu"][-4:]
+    assert speed_up == allowed == "1.00x" and mfu.endswith("%")

@@ -1,0 +1,153 @@
+"""The arithmetic of connectors, held to every number of contract acformer.md 3, 5 and 9."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.registry import CONNECTORS
+from llava.program import RequestError
+from llava.tools.cost import BASELINE, CONNECTOR_COSTS, LLMS, Cost, connector_cost, count_tokens, read_llm
+from llava.tools.flops import CLIP_L_336, LLMShape, VisionShape, llm_forward_flops, resampler_flops, vit_flops
+
+TINY_CLIP = VisionShape(width=128, blocks=4, heads=4, side=8, patch_values=12 * 12 * 3)
+TEXT_TOKENS = (32, 64, 128)
+TOKENS = (65, 145, 257)
+# Speed-up over 576 tokens; rows are text tokens, columns visual tokens.
+PREFILL_7B = [(5.09, 3.10, 2.00), (4.27, 2.82, 1.91), (3.33, 2.44, 1.77)]
+STAGE1_7B = [(5.59, 3.24, 2.04), (4.58, 2.93, 1.94), (3.48, 2.50, 1.79)]
+RECOMPUTED_7B = [(5.81, 3.31, 2.06), (4.71, 2.98, 1.96), (3.55, 2.53, 1.81)]
+STAGE1_13B = [(5.91, 3.34, 2.07), (4.77, 3.00, 1.97), (3.57, 2.55, 1.81)]
+
+
+def test_language_model_weights() -> None:
+    assert f"{LLMS['7b'].layer_weights / 1e9:.3f}" == "6.476"
+    assert f"{LLMS['13b'].layer_weights / 1e9:.3f}" == "12.688"
+
+
+def test_tower_and_resampler() -> None:
+    assert (round(vit_flops(23) / 1e9), round(vit_flops(24) / 1e9)) == (366, 382)
+    assert [f"{resampler_flops(tokens) / 1e9:.1f}" for tokens in TOKENS] == ["15.1", "24.7", "38.2"]
+
+
+@pytest.mark.parametrize(
+    ("llm", "measure", "table"),
+    [
+        ("7b", lambda cost: cost.prefill_flops, PREFILL_7B),
+        ("7b", lambda cost: cost.stage1_step_flops(recompute=False), STAGE1_7B),
+        ("7b", lambda cost: cost.stage1_step_flops(recompute=True), RECOMPUTED_7B),
+        ("13b", lambda cost: cost.stage1_step_flops(recompute=False), STAGE1_13B),
+    ],
+    ids=["7b prefill", "7b stage 1", "7b stage 1 with recomputation", "13b stage 1"],
+)
+def test_speed_up_table(llm: str, measure: object, table: list[tuple[float, ...]]) -> None:
+    def speed_up(tokens: int, text_tokens: int) -> str:
+        ours = Cost("acformer", tokens, text_tokens, LLMS[llm])
+        baseline = Cost(BASELINE, 576, text_tokens, LLMS[llm])
+        return f"{measure(baseline) / measure(ours):.2f}"
+
+    computed = [[speed_up(tokens, text_tokens) for tokens in TOKENS] for text_tokens in TEXT_TOKENS]
+    assert computed == [[f"{number:.2f}" for number in row] for row in table]
+
+
+def test_shares_of_the_step_that_the_contract_names() -> None:
+    """The tower is 6-7 % of the 145-token step and 12 % at 65; the resampler adds under 2 % of the arithmetic."""
+
+    def tower_percent(tokens: int, text_tokens: int) -> int:
+        cost = Cost("acformer", tokens, text_tokens, LLMS["7b"])
+        return round(100 * cost.tower_flops / cost.stage1_step_flops(recompute=False))
+
+    assert [tower_percent(145, 64), tower_percent(145, 32), tower_percent(65, 32)] == [6, 7, 12]
+    acformer, pooling = (
+        Cost(name, 145, 64, LLMS["7b"]).stage1_step_flops(recompute=True) for name in ("acformer", "pooling")
+    )
+    assert pooling < acformer < 1.02 * pooling
+
+
+def test_grouped_queries_have_smaller_keys_and_cache() -> None:
+    full = LLMShape(64, 2, 128, 100, heads=8, kv_heads=8, head_dim=8)
+    grouped = LLMShape(64, 2, 128, 100, heads=8, kv_heads=2, head_dim=8)
+    assert full.layer_weights == 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    assert full.layer_weights - grouped.layer_weights == 2 * 2 * 64 * (64 - 16)
+    assert Cost("pooling", 145, 64, full).cache_bytes() == 2 * 2 * 64 * 209 * 2
+    assert Cost("pooling", 145, 64, grouped).cache_bytes() * 4 == Cost("pooling", 145, 64, full).cache_bytes()
+    assert llm_forward_flops(full, 10, logits=1) == 20 * full.layer_weights + 2 * 100 * 64 * 2 + 2 * 64 * 100
+
+
+def test_token_counts_of_the_ablation_table() -> None:
+    """What each connector gives when asked for the paper's budgets (contract acformer.md 5)."""
+    for name in ("acformer", "perceiver", "pr", "random_pr", "top_p", "visionzip"):
+        assert [count_tokens(name, tokens) for tokens in TOKENS] == list(TOKENS)
+    assert [count_tokens("c_abstractor", tokens) for tokens in TOKENS] == [64, 144, 256]
+    assert [count_tokens("evit", tokens) for tokens in TOKENS] == [66, 146, 258]
+    assert [count_tokens("pooling", tokens) for tokens in TOKENS[:2]] == [65, 145]
+    assert count_tokens("pixel_shuffle", 145) == 144
+    assert count_tokens("linear", 145) == count_tokens("mlp2x_gelu", 9) == 576
+    with pytest.raises(RequestError, match=r"pooling_pr cannot give 257 visual tokens; legal are 2, 5, .*145, 577"):
+        count_tokens("pooling_pr", 257)
+    with pytest.raises(RequestError, match=r"legal are 17, 33, 49, 65, \.\.\., 577"):
+        count_tokens("acformer", 16)
+
+
+@pytest.mark.parametrize("name", sorted(CONNECTORS))
+def test_token_counts_are_those_of_the_connectors(name: str) -> None:
+    for vision, asked in ((CLIP_L_336, 145), (TINY_CLIP, 17)):
+        config = SimpleNamespace(
+            mm_projector_type=name, mm_hidden_size=8, hidden_size=8, mm_num_visual_tokens=asked, mm_resampler_depth=1
+        )
+        connector = build_vision_projector(config)
+        connector.check_tower(vision.heads, vision.patches)
+        assert connector.num_visual_tokens == count_tokens(name, asked, vision)
+
+
+def test_every_connector_has_a_cost() -> None:
+    llm, mlp = LLMS["7b"], Cost("linear", 576, 64, LLMS["7b"])
+    assert mlp.connector_flops == 2 * 576 * 1024 * 4096
+    for name in CONNECTOR_COSTS:
+        cost = Cost(name, count_tokens(name, 145), 64, llm)
+        assert 1e9 < cost.connector_flops < 0.02 * cost.stage1_step_flops(recompute=True)
+    with pytest.raises(RequestError, match=r"Unknown connector 'nope'; known are linear, mlp<k>x_gelu, acformer.*pr"):
+        connector_cost("nope")
+
+
+def test_any_llama_like_model(tmp_path: Path) -> None:
+    config = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "vocab_size": 100,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = LLMShape(64, 2, 128, 100, heads=8, kv_heads=2, head_dim=8)
+    assert read_llm(str(tmp_path)) == read_llm(str(tmp_path / "config.json")) == shape
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64}))
+    with pytest.raises(RequestError, match=r"has no 'num_attention_heads'"):
+        read_llm(str(tmp_path))
+    (tmp_path / "config.json").write_text("no json")
+    with pytest.raises(RequestError, match="is not JSON"):
+        read_llm(str(tmp_path))
+    with pytest.raises(RequestError, match="Unknown language model '70b': use 7b, 13b"):
+        read_llm("70b")
+
+
+def test_program() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "llava.tools.cost", "--llm", "7b", "--connector", "acformer"]
+    result = subprocess.run([*command, "--tokens", "145"], capture_output=True, text=True, check=True)
+    rows = {line[:40].strip(): line[40:].split() for line in result.stdout.splitlines()}
+    assert rows["visual + text tokens"] == ["145", "+", "64", "576", "+", "64"]
+    assert rows["prefill in all, GFLOP"][-1] == "2.82x"
+    assert rows["stage-1 step, GFLOP"][-1] == "2.93x"
+    assert rows["with recomputation, GFLOP"][-1] == "2.98x"
+    assert rows["key/value cache (2 bytes a value), MiB"] == ["104.5", "320.0", "3.06x"]
+    imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
+    assert "llava.tools.flops" in imported
+    assert not imported & {"torch", "numpy", "transformers"}
+    wrong = subprocess.run([*command[:-1], "nope"], capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert "error: Unknown connector 'nope'; known are" in wrong.stderr
