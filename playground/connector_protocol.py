@@ -15,7 +15,7 @@ class Protocol:
     """What is equal for all connectors. Results record it, and one of another protocol is not reused.
 
     The learning rates, the batches and the resampler's size are those of `scripts/quickstart.sh`: small models. There
-    are far fewer steps than there, where all good connectors end near 100 %: with these they differ most.
+    are far fewer steps than there, where good connectors end near 100 % and could not be told apart.
     """
 
     tokens: int = 17

@@ -1,9 +1,9 @@
 """Draw what makes visual anchors: python -m llava.tools.visual_anchors --image-file picture.jpg --out anchors.png
 
 One row per layer of the vision tower: the principal components of the patch features as colours, the norm of every
-patch token, and the class token's attention to it (dark blue is small, yellow large); below, that attention head by head at
-the select layer. The anchors that AcFormer would choose are circled (arXiv 2405.17815, figures 2 and 4; contract
-acformer.md 1).
+patch token, and the class token's attention to it (dark blue is small, yellow large). Below, that attention head by
+head at the select layer. The anchors that AcFormer would choose are circled (arXiv 2405.17815, figures 2 and 4;
+contract acformer.md 1).
 """
 
 import argparse
