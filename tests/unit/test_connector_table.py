@@ -118,7 +118,6 @@ def test_report_without_step_times_and_extras(raw: dict) -> None:
 
 
 def test_report_is_remade_from_the_raw_file(raw: dict, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="connector_table"):
         write_report(tmp_path)
     write_json(tmp_path / "connectors.json", raw)
