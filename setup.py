@@ -23,7 +23,14 @@ EXTRAS = {
     "serve": ["gradio>=5", "fastapi>=0.110", "uvicorn>=0.29"],
     "eval": ["matplotlib>=3.8", "openai>=1.40", "openpyxl>=3.1", "pandas>=2.2"],
     "vllm": ["vllm>=0.30"],
-    "test": ["matplotlib>=3.8", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "tensorboard>=2.16"],
+    "test": [
+        "matplotlib>=3.8",
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.6",
+        "tensorboard>=2.16",
+    ],
 }
 EXTRAS["build"] = ["build>=1.2", "twine>=5"]
 
