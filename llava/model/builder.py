@@ -12,10 +12,11 @@ from llava.model import LlavaMptForCausalLM
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
 from llava.model.connector_choice import choose_connector, pop_overrides
 from llava.model.families import classes_of, read_config
+from llava.model.loading_report import quiet_loading_report
 from llava.model.multimodal_projector.registry import Connector
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
-from llava.model.weights import adapter_state, load_weights_only
+from llava.model.weights import adapter_state, load_weights_only, read_projector
 from llava.program import RequestError
 from llava.tokenization import load_tokenizer
 
@@ -142,13 +143,8 @@ def _load_language_model(
     With `projector_follows` the connector's weights are loaded next: transformers' report, which would call them
     missing, is replaced by a warning about all the others.
     """
-    report = logging.getLogger("transformers.modeling_utils")
-    level = report.level
-    try:
-        report.setLevel(logging.ERROR if projector_follows else level)
+    with quiet_loading_report(projector_follows):
         model, info = model_class.from_pretrained(path, config=config, output_loading_info=True, **options)
-    finally:
-        report.setLevel(level)
     missing = [key for key in info["missing_keys"] if "mm_projector" not in key and "vision_tower" not in key]
     if projector_follows and missing:
         logger.warning("%s lacks %s: newly initialised.", path, ", ".join(sorted(missing)))
@@ -189,12 +185,29 @@ def _load_lora(model_class: Any, path: str, base: str, config: Any, options: dic
     logger.info("Loading additional LLaVA weights...")
     extras = _clean_keys(load_weights_only(_required_file(path, LORA_EXTRAS)))
     _load_non_strict(model, {key: value.to(options["dtype"]) for key, value in extras.items()})
+    if not adapter_state(extras, "mm_projector"):
+        _load_projector_of_base(model, path, base)
     logger.info("Loading LoRA weights...")
     model = PeftModel.from_pretrained(model, path)
     logger.info("Merging LoRA weights...")
     model = model.merge_and_unload()
     logger.info("Model is loaded...")
     return model
+
+
+def _load_projector_of_base(model: PreTrainedModel, path: str, base: str) -> None:
+    """The connector of a LoRA run that did not train it.
+
+    Raises:
+        OSError: the base has none either.
+    """
+    state = read_projector(base, None)
+    if not state:
+        raise OSError(
+            f"Neither {path} nor its base {base} holds the weights of the connector "
+            f"{model.config.mm_projector_type!r}; give the base that the LoRA was trained on as model_base"
+        )
+    model.get_model().load_adapter_state({f"mm_projector.{key}": value for key, value in state.items()}, base)
 
 
 def _clean_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import Field, fields
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def choose_connector(
     """
     try:
         state = _choose(config, model_path, model_base, overrides)
-        if overrides:
+        if overrides or state:
             _check_before_loading(config)
     except ValueError as error:
         raise RequestError(str(error)) from error
@@ -58,7 +59,7 @@ def choose_connector(
 def _check_before_loading(config: Any) -> None:
     with torch.device("meta"):
         tower = build_vision_tower(config, delay_load=True)
-        check_vision_config(copy.copy(config), tower, build_vision_projector(config))
+        check_vision_config(config, tower, build_vision_projector(config))
 
 
 def _choose(config: Any, model_path: str, model_base: str | None, overrides: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -97,28 +98,38 @@ def _choose(config: Any, model_path: str, model_base: str | None, overrides: dic
     return state
 
 
-def choose_published(config: Any, model_path: str, flags: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """`choose_connector` for a full checkpoint that training starts from: only if its keys are published ones.
+def choose_for_training(config: Any, model_path: str, flags: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """`choose_connector` for a full checkpoint that training starts from.
 
-    Args:
-        flags: may hold `mm_projector_type`, `mm_num_visual_tokens` and `mm_resampler_heads`.
+    Of our own connectors only what no weight depends on is changed by `flags`; the rest is the checkpoint's.
     """
     own_type = getattr(config, TYPE, None) or DEFAULT_PROJECTOR
-    if getattr(config, "mm_vision_tower", None) is None or own_type in CONNECTORS:
+    if getattr(config, "mm_vision_tower", None) is None:
         return {}
+    if own_type in CONNECTORS:
+        entry = CONNECTORS[own_type]
+        return choose_connector(config, model_path, None, _given(flags, own_type, entry.is_free))
     if not is_published(read_projector(model_path, None)):
         return {}
-    asked = {name: flags[name] for name in (TYPE, TOKENS, HEADS) if flags.get(name) is not None}
-    if asked.get(TYPE) == DEFAULT_PROJECTOR:  # the flag's default asks for nothing
-        del asked[TYPE]
-    return choose_connector(config, model_path, None, asked)
+    asked_type = flags.get(TYPE)
+    if asked_type in (None, DEFAULT_PROJECTOR):  # the flag's default asks for nothing
+        asked_type = settings_of_published(read_projector(model_path, None), flags.get(HEADS) or 8)[TYPE]
+    known = asked_type if asked_type in CONNECTORS else "acformer"
+    return choose_connector(config, model_path, None, {TYPE: asked_type} | _given(flags, known, lambda f: True))
+
+
+def _given(flags: dict[str, Any], connector_type: str, wanted: Callable[[Field], bool]) -> dict[str, Any]:
+    """The settings of a connector that the flags state."""
+    settings = fields(CONNECTORS[connector_type].config_class)
+    return {f.name: flags[f.name] for f in settings if flags.get(f.name) is not None and wanted(f)}
 
 
 def _describe_published(config: Any, published: dict[str, Any], model_path: str, overrides: dict[str, Any]) -> None:
     """config.json calls it a plain MLP; the shapes say more, the caller the rest."""
     for name, value in published.items():
         setattr(config, name, value)
-    unsaid = [name for name in (TOKENS, HEADS) if name not in overrides]
+    settings = {f.name for f in fields(CONNECTORS[config.mm_projector_type].config_class)}
+    unsaid = [name for name in (TOKENS, HEADS) if name in settings and name not in overrides]
     if unsaid:
         logger.warning(
             "%s is a published-style %s and does not record %s: the defaults are used unless you give them.",
@@ -135,19 +146,22 @@ def _describe_plain_projector(config: Any, own_type: str) -> None:
 
 
 def _apply_settings(config: Any, connector_type: str, overrides: dict[str, Any]) -> None:
+    """Write all settings of the connector, so that what is saved says it all."""
     entry = CONNECTORS[connector_type]
     settings = {f.name: f for f in fields(entry.config_class)}
     for name in sorted(overrides.keys() - {TYPE}):
         if name not in settings:
             raise ValueError(f"The connector {connector_type!r} has no setting {name}; it has {', '.join(settings)}")
+    for name, field in settings.items():
         stated = getattr(config, name, None)
-        free = entry.connector_class.is_elastic if name == TOKENS else settings[name].metadata["at_load"]
-        if not free and stated is not None and stated != overrides[name]:
+        stated = field.default if stated is None else stated
+        value = overrides.get(name, stated)
+        if value != stated and not entry.is_free(field):
             raise ValueError(
                 f"{name} is {stated} in this checkpoint and is built into the weights of {connector_type!r}; "
-                f"it cannot be {overrides[name]} without training"
+                f"it cannot be {value} without training"
             )
-        setattr(config, name, overrides[name])
+        setattr(config, name, value)
 
 
 def _possible_types(config: Any, state: dict[str, torch.Tensor]) -> list[str]:

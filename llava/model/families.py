@@ -7,6 +7,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM
 from llava.model.checkpoint_kind import checkpoint_kind
+from llava.model.multimodal_projector.published_keys import is_published
+from llava.model.weights import read_projector
+from llava.program import RequestError
 
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlavaLlamaForCausalLM, LlavaConfig),
@@ -41,8 +44,16 @@ def open_language_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
 
     Configurations that say `llava` (LLaVA before 1.2) are opened with our class: transformers has an unrelated model of
     that type.
+
+    Raises:
+        RequestError: a published-style checkpoint, which needs settings from its user.
     """
     kind = checkpoint_kind(path, None, path)
+    if kind.is_llava and is_published(read_projector(path, None)):
+        raise RequestError(
+            f"{path} is a published-style checkpoint, whose config.json does not tell its connector: open it with "
+            "load_pretrained_model(path, None, name, mm_num_visual_tokens=...), save_pretrained it, and convert that"
+        )
     if not kind.is_llava:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     model_class, config_class = classes_of(kind.family, path)

@@ -13,11 +13,11 @@ from llava.model.anyres import merge_crops, merge_type_of, unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.multimodal_projector.registry import Connector
+from llava.model.multimodal_projector.registry import BareParameters, Connector
 from llava.model.splice import ImageCountError, assign_pictures, count_markers, splice_rows
-from llava.model.vision_config import check_vision_config, write_vision_config
+from llava.model.vision_config import check_stage1_settings, check_vision_config, write_vision_config
 from llava.model.vision_tokenizer import add_image_tokens
-from llava.model.weights import adapter_state, load_weights_only
+from llava.model.weights import adapter_state, load_weights_only, whole_parameters
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 
@@ -41,7 +41,7 @@ class LlavaMetaModel:
         super()._init_weights(module)
         if isinstance(module, LlavaMetaModel) and getattr(module, "image_newline", None) is not None:
             nn.init.normal_(module.image_newline, std=1 / math.sqrt(module.config.hidden_size))
-        if isinstance(module, Connector):
+        if isinstance(module, BareParameters):
             module.reset_parameters()
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
@@ -77,6 +77,7 @@ class LlavaMetaModel:
 
         if getattr(model_args, "pretrain_mm_mlp_adapter", None):
             path = model_args.pretrain_mm_mlp_adapter
+            check_stage1_settings(self.config, path)
             self.load_adapter_state(load_weights_only(path), path)
 
     def load_adapter_state(self, state: dict[str, torch.Tensor], path: str) -> None:
@@ -93,14 +94,17 @@ class LlavaMetaModel:
         if isinstance(self.mm_projector, Connector):
             projector = self.mm_projector.load_published_state(projector)
         try:
-            self.mm_projector.load_state_dict(projector, strict=True)
+            with whole_parameters(self.mm_projector):
+                self.mm_projector.load_state_dict(projector, strict=True)
         except RuntimeError as error:
+            reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
             raise ValueError(
-                f"{path} does not fit the connector {self.config.mm_projector_type!r} and its settings: {error}"
+                f"{path} does not fit the connector {self.config.mm_projector_type!r} and its settings: {reasons}"
             ) from error
         newline = [value for key, value in state.items() if key.endswith("image_newline")]
         if newline and getattr(self, "image_newline", None) is not None:
-            self.image_newline.data.copy_(newline[0])
+            with whole_parameters(self.image_newline), torch.no_grad():
+                self.image_newline.copy_(newline[0])
 
 
 class LlavaMetaForCausalLM(ABC):
@@ -137,6 +141,8 @@ class LlavaMetaForCausalLM(ABC):
                 f"The connector {self.config.mm_projector_type!r} has a fixed number of visual tokens, "
                 f"{self.num_visual_tokens}; num_visual_tokens cannot be {num_visual_tokens}"
             )
+        if num_visual_tokens is not None and num_visual_tokens < 1:
+            raise ValueError(f"num_visual_tokens must be 1 or more, not {num_visual_tokens}")
         if not isinstance(projector, Connector):
             return projector(tower(images).to(dtype))
         features = tower.encode(images, projector.needs_cls_attention, projector.needs_patch_keys).to(dtype)

@@ -1,10 +1,13 @@
 """The vision keys of config.json: writing them once, and refusing settings that do not fit together."""
 
 import logging
+import os
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
+from transformers import PretrainedConfig
 
 from llava.model.multimodal_projector.builder import is_grid_projector
 from llava.model.multimodal_projector.registry import CONNECTORS, Connector
@@ -49,6 +52,47 @@ def connector_setting_names() -> set[str]:
     return {setting.name for connector in CONNECTORS.values() for setting in fields(connector.config_class)}
 
 
+def own_settings(config: Any) -> dict[str, Any]:
+    """The settings of the configuration's connector; what it does not state is the default. Empty for plain ones."""
+    entry = CONNECTORS.get(getattr(config, "mm_projector_type", None) or DEFAULT_PROJECTOR)
+    if entry is None:
+        return {}
+    stated = {f.name: getattr(config, f.name, None) for f in fields(entry.config_class)}
+    return {f.name: f.default if stated[f.name] is None else stated[f.name] for f in fields(entry.config_class)}
+
+
+def check_stage1_settings(config: Any, adapter_path: str) -> None:
+    """Compare with the config.json beside a stage-1 file what the shapes of its entries do not show.
+
+    Raises:
+        ValueError: a setting differs that the weights were trained with.
+    """
+    path = os.path.join(os.path.dirname(os.path.abspath(adapter_path)), "config.json")
+    entry = CONNECTORS.get(config.mm_projector_type)
+    if entry is None or not os.path.isfile(path):
+        return
+    trained = SimpleNamespace(**PretrainedConfig.get_config_dict(os.path.dirname(path))[0])
+    if getattr(trained, "mm_projector_type", None) != config.mm_projector_type:
+        logger.warning(
+            "%s was trained as %r and goes on as %r.",
+            *(adapter_path, getattr(trained, "mm_projector_type", None), config.mm_projector_type),
+        )
+        return
+    before, now = own_settings(trained), own_settings(config)
+    for f in fields(entry.config_class):
+        if before[f.name] == now[f.name]:
+            continue
+        if not entry.is_free(f):
+            raise ValueError(
+                f"{adapter_path} was trained with {f.name} {before[f.name]}, but --{f.name} {now[f.name]} is "
+                "asked for; give the same value, or train stage 1 again"
+            )
+        logger.warning(
+            "%s was trained with %s %s, training goes on with %s.",
+            *(adapter_path, f.name, before[f.name], now[f.name]),
+        )
+
+
 def _keep_checkpoint_settings(config: Any, model_args: Any) -> None:
     asked, real = (
         getattr(model_args, "mm_projector_type", None),
@@ -64,12 +108,19 @@ def _keep_checkpoint_settings(config: Any, model_args: Any) -> None:
         "mm_vision_select_layer": "mm_vision_select_layer",
         "mm_vision_select_feature": "mm_vision_select_feature",
         "mm_patch_merge_type": "mm_patch_merge_type",
-        **{name: name for name in connector_setting_names()},
     }
     for key, flag in pairs.items():
         asked, real = getattr(model_args, flag, None), getattr(config, key, None)
         if asked is not None and real is not None and asked != real:
             logger.warning("The checkpoint's %s %r is kept; --%s %r has no effect.", key, real, flag, asked)
+    connector_type = getattr(config, "mm_projector_type", None) or DEFAULT_PROJECTOR
+    own = own_settings(config)
+    for name in sorted(connector_setting_names()):
+        asked = getattr(model_args, name, None)
+        if asked is not None and name not in own:
+            logger.warning("--%s has no effect on the connector %s.", name, connector_type)
+        elif asked is not None and asked != own[name]:
+            logger.warning("The checkpoint's %s %r is kept; --%s %r has no effect.", name, own[name], name, asked)
     if not getattr(config, "mm_patch_merge_type", None):
         config.mm_patch_merge_type = "flat"
 

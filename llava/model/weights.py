@@ -4,10 +4,12 @@ import json
 import os
 import pickle
 import zipfile
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS, find_file
 
@@ -40,8 +42,14 @@ def read_projector(model_path: str, model_base: str | None) -> dict[str, torch.T
 
     Args:
         model_path: folder or Hub name.
-        model_base: None for a full checkpoint; else a stage-1 or LoRA checkpoint is meant.
+        model_base: None for a full checkpoint; else a stage-1 or LoRA checkpoint is meant, which may leave the
+            connector to its base.
     """
+    state = _read_projector_files(model_path, model_base)
+    return state or (_read_projector_files(model_base, None) if model_base is not None else {})
+
+
+def _read_projector_files(model_path: str, model_base: str | None) -> dict[str, torch.Tensor]:
     names = [STAGE1_WEIGHTS, LORA_EXTRAS] if model_base is not None else _files_with_projector(model_path)
     state: dict[str, torch.Tensor] = {}
     for name in names:
@@ -66,6 +74,17 @@ def _files_with_projector(model_path: str) -> list[str]:
         if find_file(model_path, weights) is not None:
             return [weights]
     return []
+
+
+def whole_parameters(owner: nn.Module | nn.Parameter) -> AbstractContextManager[None]:
+    """Inside the block parameters that ZeRO-3 keeps in pieces are whole, and can be written to on every process."""
+    parameters = owner.parameters() if isinstance(owner, nn.Module) else [owner]
+    pieces = [p for p in parameters if hasattr(p, "ds_id")]
+    if not pieces:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(pieces, modifier_rank=0)
 
 
 def adapter_state(state: dict[str, Any], name: str) -> dict[str, Any]:

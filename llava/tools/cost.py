@@ -97,6 +97,10 @@ def _any(vision: VisionShape) -> dict[int, int]:
     return {asked: asked for asked in range(1, vision.patches + 2)}
 
 
+def _dominant_and_merged(vision: VisionShape) -> dict[int, int]:
+    return {asked: asked for asked in range(3, vision.patches + 2)}
+
+
 def _anchors(vision: VisionShape) -> dict[int, int]:
     heads = vision.heads
     return {asked: (asked - 1) // heads * heads + 1 for asked in range(heads + 1, vision.patches + 2)}
@@ -147,7 +151,7 @@ CONNECTOR_COSTS = {
     "pooling_pr": ConnectorCost(_resampled, _pooled),
     "random_pr": ConnectorCost(_resampled, _any),
     "top_p": ConnectorCost(_mlp_only, _anchors),
-    "visionzip": ConnectorCost(_mlp_only, _any),
+    "visionzip": ConnectorCost(_mlp_only, _dominant_and_merged),
 }
 ALIASES = {"pr": "perceiver"}
 KNOWN_CONNECTORS = ["linear", "mlp<k>x_gelu", *CONNECTOR_COSTS, *ALIASES]

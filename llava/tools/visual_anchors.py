@@ -184,7 +184,9 @@ def main() -> None:
     try:
         tower = build_vision_tower(config)
         heads = tower.config.num_attention_heads
-        tokens = args.num_visual_tokens or min(145, 1 + tower.num_patches // 4 // heads * heads)
+        tokens = args.num_visual_tokens
+        if tokens is None:
+            tokens = min(145, 1 + tower.num_patches // 4 // heads * heads)
         sheet = draw_anchors(tower, picture, tokens, args.layers)
     except ValueError as error:
         raise RequestError(str(error)) from error

@@ -101,6 +101,10 @@ class LLaVATrainer(Trainer):
                 self._keep_embeddings_at_32_bits()
         return self.optimizer
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """No decay for biases and norms; the resampler's stacked norms are no modules that transformers would know."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("norm_weight")]
+
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Only parameters that require a gradient, each in one group."""
         decay_names = set(self.get_decay_parameter_names(self.model))

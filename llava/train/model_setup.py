@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from llava.conversation import conv_templates
 from llava.extras import require_extra
 from llava.model.checkpoint_kind import checkpoint_kind
-from llava.model.connector_choice import choose_published
+from llava.model.connector_choice import choose_for_training
 from llava.model.families import classes_of, read_config
+from llava.model.loading_report import quiet_loading_report
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
@@ -59,8 +60,9 @@ def load_language_model(
     else:
         model_class, config_class = classes_of(checkpoint_kind(path, None, path).family, path)
         config = read_config(config_class, path)
-        projector = choose_published(config, path, vars(model_args))
-        model = model_class.from_pretrained(path, config=config, **options)
+        projector = choose_for_training(config, path, vars(model_args))
+        with quiet_loading_report(bool(projector)):
+            model = model_class.from_pretrained(path, config=config, **options)
         if projector:
             model.get_model().load_adapter_state(projector, path)
     model.config.use_cache = False

@@ -17,6 +17,7 @@ from llava.model.builder import load_pretrained_model
 from playground.make_data import make_data
 from tests.conftest import REPOSITORY
 from tests.e2e.test_distributed import free_port
+from tests.unit.test_connector_choice import publish
 
 pytestmark = pytest.mark.e2e
 
@@ -103,6 +104,11 @@ def test_acformer_scripts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert answer(folder, opened_on).shape[0] == 1
     config = json.loads((full / "config.json").read_text())
     assert (config["mm_projector_type"], config["mm_num_visual_tokens"]) == ("acformer", 17)
+
+    # Under ZeRO-3 the connector is in pieces when published weights, and then stage 1's, are written into it.
+    publish(full, sharded=False, binary=False)
+    again = run_script("v1_5/finetune_acformer.sh", world, "llava-acformer-again", base=str(full))
+    assert answer(again).shape[0] == 1
 
 
 def test_size_chooses_base_model_and_folders() -> None:

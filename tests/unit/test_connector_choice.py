@@ -13,6 +13,8 @@ from llava.eval.model_vqa_loader import build_parser as vqa_parser
 from llava.eval.model_vqa_loader import eval_model
 from llava.model.builder import load_pretrained_model
 from llava.program import RequestError
+from llava.tokenization import load_tokenizer
+from llava.tokenizer_files import save_tokenizer
 from tests.unit.connectors import ELASTIC, flags
 from tests.unit.test_connector_models import STAGE1, STAGE2, logits, open_model
 from tests.unit.training import run_training
@@ -212,13 +214,7 @@ def abstractor_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def publish(folder: Path, sharded: bool, binary: bool) -> None:
     """Rewrite a checkpoint of ours as the published program would have written it: other keys, config.json of LLaVA."""
-    config = json.loads((folder / "config.json").read_text())
-    own = {
-        k: v
-        for k, v in config.items()
-        if not k.startswith(("mm_resampler", "mm_num", "mm_anchor", "mm_abstr", "mm_proj"))
-    }
-    (folder / "config.json").write_text(json.dumps(own | {"mm_projector_type": "mlp2x_gelu"}))
+    forget_connector(folder)
     state = load_file(folder / "model.safetensors")
     prefix = "model.mm_projector."
     ours = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -268,7 +264,7 @@ def test_published_checkpoint_without_a_word_from_the_caller(
 ) -> None:
     run_training(tmp_path, *STAGE2, *flags("acformer"))
     publish(tmp_path, sharded=False, binary=False)
-    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="144 visual anchors are more than"):
+    with caplog.at_level(logging.WARNING), pytest.raises(RequestError, match="144 visual anchors are more than"):
         open_model(tmp_path)  # the default of 145 suits CLIP-L/336, not this tower
     assert "does not record mm_num_visual_tokens and mm_resampler_heads" in caplog.text
 
@@ -288,9 +284,7 @@ def test_published_stage1_and_training_from_published_weights(tmp_path: Path, ll
     prefix = "model.mm_projector."
     ours = {k.removeprefix(prefix): v for k, v in state.items()}
     torch.save({f"{prefix}{k}": v for k, v in published_names(ours).items()}, folder / "mm_projector.bin")
-    config = json.loads((folder / "config.json").read_text())
-    own = {k: v for k, v in config.items() if not k.startswith(("mm_resampler", "mm_num", "mm_anchor", "mm_proj"))}
-    (folder / "config.json").write_text(json.dumps(own | {"mm_projector_type": "mlp2x_gelu"}))
+    forget_connector(folder)
     model = open_model(folder, "assets/base-llama", mm_num_visual_tokens=9, mm_resampler_heads=2)
     torch.testing.assert_close(logits(model), logits(trained), rtol=0, atol=1e-5)
 
@@ -309,3 +303,107 @@ def test_published_weights_in_old_torch_files(tmp_path: Path, llava_vectors: Pat
     torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     model = open_model(tmp_path, mm_num_visual_tokens=9, mm_resampler_heads=2)
     torch.testing.assert_close(logits(model), logits(trained), rtol=0, atol=1e-5)
+
+
+def test_published_lora(tmp_path: Path, llava_vectors: Path) -> None:
+    lora = ["--lora_enable", "True", "--lora_r", "4"]
+    trained = run_training(tmp_path / "llava-lora", *STAGE2, *flags("acformer"), *lora).model
+    path = tmp_path / "llava-lora/non_lora_trainables.bin"
+    state, prefix = torch.load(path, weights_only=True), "base_model.model.model.mm_projector."
+    ours = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    others = {k: v for k, v in state.items() if not k.startswith(prefix)}
+    torch.save(others | {f"{prefix}{k}": v for k, v in published_names(ours).items()}, path)
+    forget_connector(tmp_path / "llava-lora")
+    options = {"mm_num_visual_tokens": 9, "mm_resampler_heads": 2}
+    model = open_model(tmp_path / "llava-lora", "assets/base-llama", **options)
+    torch.testing.assert_close(logits(model), logits(trained), rtol=0, atol=1e-4)
+
+
+def test_lora_that_left_the_connector_to_its_base(tmp_path: Path, llava_vectors: Path) -> None:
+    """Own and published base; and a base that has none either, which must not open with random weights."""
+    run_training(tmp_path / "llava-base", *STAGE2, *flags("acformer"))
+    base = ["--model_name_or_path", str(tmp_path / "llava-base")]
+    lora = ["--lora_enable", "True", "--lora_r", "4", "--freeze_mm_mlp_adapter", "True"]
+    trained = run_training(tmp_path / "llava-lora", *STAGE2, *flags("acformer"), *base, *lora).model
+    extras = torch.load(tmp_path / "llava-lora/non_lora_trainables.bin", weights_only=True)
+    assert not any("mm_projector" in key for key in extras)
+    model = open_model(tmp_path / "llava-lora", str(tmp_path / "llava-base"))
+    torch.testing.assert_close(logits(model), logits(trained), rtol=0, atol=1e-4)
+    publish(tmp_path / "llava-base", sharded=False, binary=False)
+    model = open_model(tmp_path / "llava-lora", str(tmp_path / "llava-base"))
+    torch.testing.assert_close(logits(model), logits(trained), rtol=0, atol=1e-4)
+    with pytest.raises(OSError, match="holds the weights of the connector 'acformer'"):
+        open_model(tmp_path / "llava-lora", "assets/base-llama")
+
+
+def test_conversion_tools_refuse_what_they_would_spoil(tmp_path: Path, llava_vectors: Path) -> None:
+    from llava.model.consolidate import consolidate_ckpt
+
+    run_training(tmp_path / "llava-a", *STAGE2, *flags("acformer"))
+    consolidate_ckpt(str(tmp_path / "llava-a"), str(tmp_path / "own"))
+    publish(tmp_path / "llava-a", sharded=False, binary=False)
+    with pytest.raises(RequestError, match="published-style checkpoint"):
+        consolidate_ckpt(str(tmp_path / "llava-a"), str(tmp_path / "theirs"))
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_what_is_opened_by_an_override_is_saved_whole(tmp_path: Path, llava_vectors: Path) -> None:
+    """All settings stand in config.json, also those that nobody gave."""
+    model = open_model(MLP, mm_projector_type="evit", mm_num_visual_tokens=9)
+    model.save_pretrained(tmp_path / "llava-evit")
+    save_tokenizer(load_tokenizer(str(MLP)), str(tmp_path / "llava-evit"))
+    config = json.loads((tmp_path / "llava-evit/config.json").read_text())
+    expected = {
+        "mm_projector_type": "evit",
+        "mm_num_visual_tokens": 10,
+        "mm_evit_normalize": True,
+        "mm_projector_mlp": "mlp2x_gelu",
+    }
+    assert {key: config[key] for key in expected} == expected
+    torch.testing.assert_close(logits(open_model(tmp_path / "llava-evit")), logits(model), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [0, -2])
+def test_heads_that_are_no_heads(heads: int, tmp_path: Path, llava_vectors: Path) -> None:
+    run_training(tmp_path, *STAGE2, *flags("acformer"))
+    with pytest.raises(RequestError, match="mm_resampler_heads"):
+        open_model(tmp_path, mm_resampler_heads=heads)
+    publish(tmp_path, sharded=False, binary=False)
+    with pytest.raises(RequestError, match=f"not a multiple of mm_resampler_heads {heads}"):
+        open_model(tmp_path, mm_resampler_heads=heads)
+
+
+def test_going_on_from_a_checkpoint(tmp_path: Path, llava_vectors: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What no weight depends on follows the flags; what the weights were trained with stays, with a word."""
+    run_training(tmp_path / "a", *STAGE2, *flags("acformer"))
+    base = ["--model_name_or_path", str(tmp_path / "a"), "--mm_projector_type", "acformer"]
+    more = ["--mm_num_visual_tokens", "5", "--mm_anchor_layer", "1", "--mm_resampler_depth", "4"]
+    with caplog.at_level(logging.WARNING):
+        config = run_training(tmp_path / "b", *STAGE2, *base, *more, "--mm_contextual_tokens", "3").model.config
+    assert (config.mm_num_visual_tokens, config.mm_anchor_layer, config.mm_resampler_depth) == (5, 1, 2)
+    assert "mm_resampler_depth 2 is kept" in caplog.text
+    assert "--mm_contextual_tokens has no effect on the connector acformer" in caplog.text
+
+
+def test_stage2_with_other_settings_than_stage1(
+    tmp_path: Path, llava_vectors: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two heads of 8 and four of 4 have the same shapes: only config.json beside the file knows."""
+    run_training(tmp_path / "llava-first", *STAGE1, *flags("acformer"))
+    adapter = ["--pretrain_mm_mlp_adapter", str(tmp_path / "llava-first/mm_projector.bin")]
+    other_heads = ["--mm_resampler_heads", "4", "--mm_resampler_dim_head", "4"]
+    with pytest.raises(ValueError, match="was trained with mm_resampler_heads 2, but --mm_resampler_heads 4"):
+        run_training(tmp_path / "second", *STAGE2, *flags("acformer"), *adapter, *other_heads)
+    with caplog.at_level(logging.WARNING):
+        run_training(tmp_path / "second", *STAGE2, *flags("acformer", 5), *adapter)
+        assert "trained with mm_num_visual_tokens 9, training goes on with 5" in caplog.text
+        run_training(tmp_path / "third", *STAGE2, *flags("pooling_pr"), *adapter)
+        assert "was trained as 'acformer' and goes on as 'pooling_pr'" in caplog.text
+
+
+def forget_connector(folder: Path) -> None:
+    """config.json as the published program writes it: LLaVA's, without a word of the connector."""
+    config = json.loads((folder / "config.json").read_text())
+    ours = ("mm_resampler", "mm_num", "mm_anchor", "mm_abstr", "mm_proj")
+    own = {key: value for key, value in config.items() if not key.startswith(ours)}
+    (folder / "config.json").write_text(json.dumps(own | {"mm_projector_type": "mlp2x_gelu"}))

@@ -1,16 +1,20 @@
 """Every connector: definitions by plain loops, batches, compile, precision, budgets, refusals."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.families import read_config
 from llava.model.multimodal_projector.builder import build_vision_projector, known_projector_types
 from llava.model.vision_config import check_vision_config
 from llava.model.vision_features import VisionFeatures
 from llava.model.visual_anchors import select_visual_anchors
-from tests.unit.connectors import CONNECTOR_NAMES, ELASTIC, TOKENS, connector, features
+from tests.unit.connectors import CONNECTOR_NAMES, ELASTIC, SMALL, TOKENS, connector, features
 
 
 @pytest.mark.parametrize("name", CONNECTOR_NAMES)
@@ -62,19 +66,22 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONNECTOR_NAMES)
-def test_unwritten_parameters_are_initialised(name: str) -> None:
-    """What a checkpoint lacks is made without a constructor: `reset_parameters` must fill all bare parameters."""
-    module = connector(name)
-    bare = [p for m in module.modules() for p in m._parameters.values() if p is not None and not _has_reset(m)]
-    with torch.no_grad():
-        for parameter in bare:
-            parameter.fill_(float("nan"))
-    module.reset_parameters()
-    assert all(p.isfinite().all() for p in module.parameters())
-
-
-def _has_reset(module: torch.nn.Module) -> bool:
-    return isinstance(module, (torch.nn.Linear, torch.nn.LayerNorm, torch.nn.Conv2d))
+def test_a_checkpoint_without_the_connector_gets_a_fresh_one(name: str, llava_vectors: Path) -> None:
+    """transformers builds what a checkpoint lacks without running constructors: nothing may stay unwritten."""
+    config = read_config(LlavaConfig, "assets/base-llama")
+    settings = SMALL | {"mm_num_visual_tokens": TOKENS[name][0], "mm_abstractor_position_side": 4}
+    for key, value in {"mm_projector_type": name, "mm_vision_tower": "assets/towers/clip-a", "mm_hidden_size": 64,
+                       "mm_vision_select_layer": -2, **settings}.items():  # fmt: skip
+        setattr(config, key, value)
+    torch.manual_seed(0)
+    fresh = build_vision_projector(config).state_dict()
+    made = LlavaLlamaForCausalLM.from_pretrained("assets/base-llama", config=config).model.mm_projector.state_dict()
+    for key, value in made.items():
+        assert value.isfinite().all(), key
+        spread = fresh[key].std().item() if fresh[key].numel() > 1 else 0.0
+        assert value.std().item() <= max(3 * spread, 0.1), key
+        if "norm" in key:  # starts as the identity
+            assert torch.equal(value, fresh[key]), key
 
 
 @pytest.mark.parametrize("name", ELASTIC)
@@ -95,8 +102,8 @@ REFUSED = {
     "pooling": (9, "Legal values for this tower are 2, 5, 17"),
     "pooling_pr": (10, "Legal values for this tower are 2, 5, 17"),
     "random_pr": (18, "Legal values for this tower are 1 to 17"),
-    "perceiver": (0, "needs 1 or more"),
-    "pr": (-1, "needs 1 or more"),
+    "perceiver": (0, "must be a whole number of 1 or more, not 0"),
+    "pr": (-1, "must be a whole number of 1 or more, not -1"),
     "c_abstractor": (8, "1, 4, 9, ..., 16"),
     "pixel_shuffle": (9, "legal are 4 and 5"),
     "visionzip": (18, "Legal values for this tower are 3 to 17"),
@@ -120,9 +127,9 @@ def test_illegal_numbers_are_refused_with_the_legal_ones(name: str) -> None:
     "name, settings, message",
     [
         ("pixel_shuffle", {"mm_pixel_shuffle_factor": 3}, "does not divide the 4x4"),
-        ("pixel_shuffle", {"mm_pixel_shuffle_factor": -2}, "must be 1 or more"),
         ("c_abstractor", {"mm_abstractor_position_side": 3}, "has 4 patches per side"),
         ("visionzip", {"mm_contextual_tokens": 8}, "Legal values for this tower are 10 to 17"),
+        ("visionzip", {"mm_contextual_tokens": 40}, "mm_contextual_tokens is 40; the tower's patches allow 15"),
         ("top_p", {"mm_projector_mlp": "linear"}, "mlp<k>x_gelu"),
         ("acformer", {"mm_projector_mlp": "mlp2x"}, "mlp<k>x_gelu"),
     ],
@@ -225,6 +232,40 @@ def test_query_order_does_not_matter_to_the_resampler() -> None:
 @pytest.mark.parametrize("name", CONNECTOR_NAMES)
 @pytest.mark.parametrize("training", [False, True])
 def test_no_value_is_read_by_the_host(name: str, training: bool) -> None:
-    """Tensors without storage go through: on a GPU nothing waits for a result, whatever the pictures show."""
-    module = connector(name).train(training).to("meta")
-    assert module(features().to("meta")).shape == (2, TOKENS[name][1], 48)
+    """Tensors without values go through: on a GPU nothing waits for a result, whatever the pictures show."""
+    with FakeTensorMode():
+        module = connector(name).train(training)
+        assert module(features()).shape == (2, TOKENS[name][1], 48)
+        with pytest.raises(DataDependentOutputException):  # what would happen otherwise
+            features().hidden.sum().item()
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        *((name, {"mm_num_visual_tokens": value}) for name in CONNECTOR_NAMES for value in (0, -1, 9.0, True)),
+        *(("acformer", {f"mm_resampler_{part}": 0}) for part in ("depth", "heads", "dim_head", "ff_mult", "dim")),
+        ("c_abstractor", {"mm_abstractor_depth": 0}),
+        ("c_abstractor", {"mm_abstractor_position_side": -1}),
+        ("pixel_shuffle", {"mm_pixel_shuffle_factor": 0}),
+        ("visionzip", {"mm_contextual_tokens": 0}),
+    ],
+)
+def test_numbers_out_of_range_are_named(name: str, settings: dict) -> None:
+    (key,) = settings
+    config = SimpleNamespace(mm_projector_type=name, mm_hidden_size=32, hidden_size=48, **settings)
+    with pytest.raises(ValueError, match=f"{key} must be a whole number of . or more, not"):
+        build_vision_projector(config)
+
+
+def test_visionzip_merges_in_float32() -> None:
+    """Keys with a large common part: half precision would see them all alike."""
+    batch = features()
+    keys = (batch.patch_keys + 3).bfloat16()
+    hidden = batch.hidden.bfloat16()
+    half = connector("visionzip").reduce(VisionFeatures(hidden, batch.cls_attention, keys), 9)
+    full = connector("visionzip").reduce(VisionFeatures(hidden.float(), batch.cls_attention, keys.float()), 9)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, full.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(connector("visionzip").reduce(VisionFeatures(hidden, batch.cls_attention, keys), 9), half)

@@ -130,3 +130,12 @@ def test_anchor_layer_outside_the_tower(llava_vectors: Path) -> None:
         args = SimpleNamespace(mm_vision_select_layer=-2, mm_anchor_layer=layer)
         with pytest.raises(ValueError, match=message):
             CLIPVisionTower("assets/towers/clip-a", args, delay_load=True)
+
+
+def test_attention_is_ranked_in_float32_under_autocast(llava_vectors: Path) -> None:
+    """The logits' product and softmax stay in float32: bfloat16 would leave 8 bits, and ties."""
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attention = tower().encode(images, need_cls_attention=True).cls_attention
+    assert attention.dtype == torch.float32
+    assert not torch.equal(attention, attention.bfloat16().float())

@@ -137,8 +137,8 @@ def test_a_checkpoints_settings_win_and_are_named(
 ) -> None:
     flags = ["--mm_projector_type", "acformer", "--mm_resampler_depth", "1"]
     run_training(tmp_path / "base", *V1, *flags, "--mm_num_visual_tokens", "9")
-    again = ["--model_name_or_path", str(tmp_path / "base"), "--mm_num_visual_tokens", "5"]
+    again = ["--model_name_or_path", str(tmp_path / "base"), "--mm_num_visual_tokens", "5", "--mm_resampler_depth", "2"]
     with caplog.at_level(logging.WARNING):
         trainer = run_training(tmp_path / "again", *V1, *flags, *again)
-    assert trainer.model.config.mm_num_visual_tokens == 9
-    assert "mm_num_visual_tokens 9 is kept" in caplog.text
+    assert trainer.model.config.mm_num_visual_tokens == 5  # no weight depends on it
+    assert "mm_resampler_depth 1 is kept" in caplog.text

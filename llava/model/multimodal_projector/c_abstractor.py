@@ -15,7 +15,7 @@ from llava.model.multimodal_projector.token_reducer import TokenSettings
 from llava.model.vision_features import VisionFeatures
 
 
-class ChannelNorm(nn.LayerNorm):
+class ChannelLayerNorm(nn.LayerNorm):  # "LayerNorm" in the name tells transformers how to initialise it
     """LayerNorm over the channels of a map `[B, D, h, w]`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -28,13 +28,13 @@ class ConvBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 1, bias=False)
-        self.norm1 = ChannelNorm(width)
+        self.norm1 = ChannelLayerNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.norm2 = ChannelNorm(width)
+        self.norm2 = ChannelLayerNorm(width)
         self.squeeze = nn.Conv2d(width, round(width / 4), 1)
         self.excite = nn.Conv2d(round(width / 4), width, 1)
         self.conv3 = nn.Conv2d(width, width, 1, bias=False)
-        self.norm3 = ChannelNorm(width)
+        self.norm3 = ChannelLayerNorm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.silu(self.norm1(self.conv1(x)))
@@ -48,10 +48,10 @@ class ConvBlock(nn.Module):
 class CAbstractorConfig(TokenSettings):
     """Settings of the connector: config.json keys, defaults and command-line flags at once."""
 
-    mm_num_visual_tokens: int = setting(144, "A square number of tokens; 145 means 144, too.")
-    mm_abstractor_depth: int = setting(3, "Convolution blocks before, and again after, the pooling.")
+    mm_num_visual_tokens: int = setting(144, "A square number of tokens; 145 means 144, too.", minimum=1)
+    mm_abstractor_depth: int = setting(3, "Convolution blocks before, and again after, the pooling.", minimum=1)
     mm_abstractor_position_side: int = setting(
-        0, "Patches per side of a learned position embedding (24 for CLIP-L/336); 0: none, as in AcFormer's version."
+        0, "Patches per side of a learned position embedding (24 for CLIP-L/336); 0: none, as in AcFormer.", minimum=0
     )
 
 

@@ -15,7 +15,7 @@ from llava.model.visual_anchors import count_anchor_tokens, gather_tokens, selec
 class EvitConfig(AnchorSettings, TokenSettings):
     """Settings of the connector: config.json keys, defaults and command-line flags at once."""
 
-    mm_num_visual_tokens: int = setting(146, "Class token, anchors and one fused token; 145 means 146, too.")
+    mm_num_visual_tokens: int = setting(146, "Class token, anchors and one fused token; 145 means 146, too.", minimum=1)
     mm_evit_normalize: bool = setting(True, "Divide the fused token by the sum of its weights.", at_load=True)
 
 
@@ -53,7 +53,7 @@ def _count_anchors(num_visual_tokens: int, num_heads: int, num_patches: int) -> 
     Raises:
         ValueError: too few or too many; one patch at least must be left to be fused.
     """
-    leaves_it_out = (num_visual_tokens - 1) % num_heads == 0
+    leaves_it_out = num_heads > 1 and (num_visual_tokens - 1) % num_heads == 0
     anchors = count_anchor_tokens(num_visual_tokens - (0 if leaves_it_out else 1), num_heads, num_patches) - 1
     if anchors == num_patches:
         raise ValueError(

@@ -32,7 +32,7 @@ class SimpleResBlock(nn.Module):
 
 def mlp_depth(projector_type: str) -> int | None:
     """k of `mlp<k>x_gelu`, or None for any other name."""
-    match = re.match(r"^mlp(\d+)x_gelu$", projector_type)
+    match = re.match(r"^mlp([1-9]\d*)x_gelu$", projector_type)
     return int(match.group(1)) if match else None
 
 

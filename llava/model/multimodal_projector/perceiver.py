@@ -24,12 +24,9 @@ class Perceiver(ResamplerConnector):
 
     def __init__(self, settings: PerceiverConfig, vision_width: int, llm_width: int) -> None:
         super().__init__(settings, vision_width, llm_width)
-        if self.num_visual_tokens < 1:
-            raise ValueError(f"mm_num_visual_tokens is {self.num_visual_tokens}; perceiver needs 1 or more")
         self.latents = nn.Parameter(torch.randn(self.num_visual_tokens, self.width))
 
     def reset_parameters(self) -> None:
-        super().reset_parameters()
         nn.init.normal_(self.latents)
 
     def load_published_state(self, state: dict[str, Any]) -> dict[str, Any]:

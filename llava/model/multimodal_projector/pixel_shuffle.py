@@ -15,8 +15,8 @@ from llava.model.vision_features import VisionFeatures
 class PixelShuffleConfig:
     """Settings of the connector: config.json keys, defaults and command-line flags at once."""
 
-    mm_num_visual_tokens: int = setting(144, "Patches / factor^2; 145 means 144, too.")
-    mm_pixel_shuffle_factor: int = setting(2, "Side of the blocks of patches that become one token.")
+    mm_num_visual_tokens: int = setting(144, "Patches / factor^2; 145 means 144, too.", minimum=1)
+    mm_pixel_shuffle_factor: int = setting(2, "Side of the blocks of patches that become one token.", minimum=1)
     mm_projector_mlp: str = setting("mlp2x_gelu", "Projection to the language model: mlp<k>x_gelu.")
 
 
@@ -31,8 +31,6 @@ class PixelShuffle(Connector):
     def __init__(self, settings: PixelShuffleConfig, vision_width: int, llm_width: int) -> None:
         super().__init__()
         self.factor = settings.mm_pixel_shuffle_factor
-        if self.factor < 1:
-            raise ValueError(f"mm_pixel_shuffle_factor is {self.factor}; it must be 1 or more")
         self.num_visual_tokens = settings.mm_num_visual_tokens
         width = vision_width * self.factor**2
         self.norm = nn.LayerNorm(width)

@@ -98,7 +98,7 @@ def settings_of_published(state: dict[str, Any], heads: int = 8) -> dict[str, An
     if RESAMPLER_MARK not in state:
         return {}
     inner, width = state[RESAMPLER_MARK].shape
-    if inner % heads:
+    if heads < 1 or inner % heads:
         raise ValueError(f"The resampler's inner width {inner} is not a multiple of mm_resampler_heads {heads}")
     return {
         "mm_projector_type": "acformer",

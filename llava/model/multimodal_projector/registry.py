@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import nn
@@ -12,7 +12,17 @@ from llava.model.vision_features import VisionFeatures
 logger = logging.getLogger(__name__)
 
 
-class Connector(nn.Module):
+class BareParameters(nn.Module):
+    """A module with parameters of its own beside those in layers.
+
+    transformers initialises what a checkpoint lacks layer by layer, and does not know of these.
+    """
+
+    def reset_parameters(self) -> None:
+        """Initialise this module's own parameters; those of its sub-modules initialise themselves."""
+
+
+class Connector(BareParameters):
     """Turns `VisionFeatures` into what the language model takes. Stateless between calls.
 
     Attributes:
@@ -58,9 +68,6 @@ class Connector(nn.Module):
                 num_patches,
             )
 
-    def reset_parameters(self) -> None:
-        """Initialise bare parameters and buffers; called when a checkpoint does not hold this connector."""
-
     def load_published_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """Map a published checkpoint's key names (without prefix) to this module's; the default changes nothing."""
         return state
@@ -77,6 +84,10 @@ class RegisteredConnector:
     name: str
     connector_class: type[Connector]
     config_class: type
+
+    def is_free(self, field: Field) -> bool:
+        """Whether no weight depends on a setting, so that it may change when a checkpoint is opened."""
+        return self.connector_class.is_elastic if field.name == "mm_num_visual_tokens" else field.metadata["at_load"]
 
 
 CONNECTORS: dict[str, RegisteredConnector] = {}
@@ -98,16 +109,26 @@ def register_connector(name: str, config_class: type) -> Callable[[type[Connecto
     return decorate
 
 
-def setting(default: Any, help_text: str, at_load: bool = False) -> Any:
+def setting(default: Any, help_text: str, at_load: bool = False, minimum: int | None = None) -> Any:
     """A dataclass field with a default and the text shown by `--help`.
 
     Args:
         at_load: no weight depends on it, so that it may be changed when a checkpoint is opened.
+        minimum: smallest legal value of a whole number.
     """
-    return field(default=default, metadata={"help": help_text, "at_load": at_load})
+    return field(default=default, metadata={"help": help_text, "at_load": at_load, "minimum": minimum})
 
 
 def read_settings(config_class: type, config: Any) -> Any:
-    """An instance of `config_class` filled from the attributes of a model config; absent or None means the default."""
+    """An instance of `config_class` filled from the attributes of a model config; absent or None means the default.
+
+    Raises:
+        ValueError: a setting is no whole number where one is needed, or too small; names it.
+    """
     given = {f.name: getattr(config, f.name, None) for f in fields(config_class)}
+    for f in fields(config_class):
+        value, minimum = given[f.name], f.metadata["minimum"]
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and minimum is not None and not (is_whole and value >= minimum):
+            raise ValueError(f"{f.name} must be a whole number of {minimum} or more, not {value!r}")
     return config_class(**{name: value for name, value in given.items() if value is not None})

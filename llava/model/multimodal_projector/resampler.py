@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from llava.model.multimodal_projector.mlp import build_projection
-from llava.model.multimodal_projector.registry import Connector, setting
+from llava.model.multimodal_projector.registry import BareParameters, Connector, setting
 from llava.model.multimodal_projector.token_reducer import TokenSettings
 from llava.model.vision_features import VisionFeatures
 
 
-class MediaProjection(nn.Module):
+class MediaProjection(BareParameters):
     """Keys and values of all layers in one normalisation and one matrix product.
 
     They depend on the picture only, not on the queries, and every layer normalises the same picture. So the statistics
@@ -97,11 +97,11 @@ class Resampler(nn.Module):
 class ResamplerSettings(TokenSettings):
     """The settings of every connector with a resampler; the defaults are the published sizes."""
 
-    mm_resampler_depth: int = setting(6, "Layers of the resampler.")
-    mm_resampler_heads: int = setting(8, "Attention heads of the resampler.")
-    mm_resampler_dim_head: int = setting(64, "Width of one resampler head.")
-    mm_resampler_ff_mult: int = setting(4, "Feed-forward width of the resampler, in multiples of its width.")
-    mm_resampler_dim: int | None = setting(None, "Width of the resampler; the ViT's if not given.")
+    mm_resampler_depth: int = setting(6, "Layers of the resampler.", minimum=1)
+    mm_resampler_heads: int = setting(8, "Attention heads of the resampler.", minimum=1)
+    mm_resampler_dim_head: int = setting(64, "Width of one resampler head.", minimum=1)
+    mm_resampler_ff_mult: int = setting(4, "Feed-forward width of the resampler, in multiples of its width.", minimum=1)
+    mm_resampler_dim: int | None = setting(None, "Width of the resampler; the ViT's if not given.", minimum=1)
 
 
 class ResamplerConnector(Connector):
@@ -120,9 +120,6 @@ class ResamplerConnector(Connector):
             settings.mm_resampler_ff_mult,
         )
         self.mlp = build_projection(settings.mm_projector_mlp, self.width, llm_width)
-
-    def reset_parameters(self) -> None:
-        self.resampler.media.reset_parameters()
 
     def queries(self, media: torch.Tensor, features: VisionFeatures, num_visual_tokens: int) -> torch.Tensor:
         """-> `[B, T, D]`.

@@ -14,7 +14,7 @@ from llava.model.vision_features import VisionFeatures
 class TokenSettings:
     """The settings of every connector with a token budget and an MLP."""
 
-    mm_num_visual_tokens: int = setting(145, "Visual tokens per picture; illegal numbers are refused.")
+    mm_num_visual_tokens: int = setting(145, "Visual tokens per picture; illegal numbers are refused.", minimum=1)
     mm_projector_mlp: str = setting("mlp2x_gelu", "Projection to the language model: mlp<k>x_gelu.")
 
 

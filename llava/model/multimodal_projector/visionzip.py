@@ -17,7 +17,7 @@ class VisionZipConfig(AnchorSettings, TokenSettings):
     """Settings of the connector: config.json keys, defaults and command-line flags at once."""
 
     mm_contextual_tokens: int | None = setting(
-        None, "How many of the tokens are merged ones; by default 10 of 64, the paper's share.", at_load=True
+        None, "How many of the tokens are merged ones; by default 10 of 64, the paper's share.", at_load=True, minimum=1
     )
 
 
@@ -27,7 +27,8 @@ class VisionZip(TokenReducer):
 
     Dominant are the patches with the largest class attention (mean over heads), in ascending order. Of the others,
     evenly spaced ones become targets; every one left joins the target with the most similar attention key (cosine), and
-    a contextual token is the mean of a target and what joined it. Needs no training.
+    a contextual token is the mean of a target and all that joined it. Similarities and means are taken in float32: keys
+    have so much in common that half precision could not tell them apart. Needs no training.
     """
 
     needs_cls_attention: ClassVar[bool] = True
@@ -47,7 +48,9 @@ class VisionZip(TokenReducer):
         if contextual is None:
             contextual = max(1, round(num_visual_tokens * 10 / 64))
         dominant = num_visual_tokens - 1 - contextual
-        if contextual < 1 or dominant < 1 or dominant + contextual > num_patches:
+        if contextual > num_patches - 1:
+            raise ValueError(f"mm_contextual_tokens is {contextual}; the tower's patches allow {num_patches - 1}")
+        if dominant < 1 or dominant + contextual > num_patches:
             raise ValueError(
                 f"mm_num_visual_tokens {num_visual_tokens} with {contextual} contextual tokens leaves {dominant} "
                 f"dominant patches of {num_patches}. Legal values for this tower are "
@@ -70,9 +73,10 @@ class VisionZip(TokenReducer):
         order = is_target.long().argsort(descending=True, stable=True)  # targets first, each part ascending
         targets, joining = others[:, order].split([num_contextual, others.shape[1] - num_contextual], dim=1)
 
-        normed = F.normalize(keys, dim=-1)
-        similarity = gather_tokens(normed, joining) @ gather_tokens(normed, targets).transpose(1, 2)
-        joins = F.one_hot(similarity.argmax(dim=-1), num_contextual).to(hidden.dtype).transpose(1, 2)  # [B, C, R - C]
-        total = gather_tokens(hidden, targets + 1) + joins @ gather_tokens(hidden, joining + 1)
-        contextual = total / (1 + joins.sum(dim=2, keepdim=True))
+        with torch.autocast(hidden.device.type, enabled=False):
+            normed = F.normalize(keys.float(), dim=-1)
+            similarity = gather_tokens(normed, joining) @ gather_tokens(normed, targets).transpose(1, 2)
+            joins = F.one_hot(similarity.argmax(dim=-1), num_contextual).float().transpose(1, 2)  # [B, C, R - C]
+            total = gather_tokens(hidden, targets + 1).float() + joins @ gather_tokens(hidden, joining + 1).float()
+            contextual = (total / (1 + joins.sum(dim=2, keepdim=True))).to(hidden.dtype)
         return torch.cat([hidden[:, :1], gather_tokens(hidden, dominant + 1), contextual], dim=1)
