@@ -95,13 +95,26 @@ def test_token_counts_of_the_ablation_table() -> None:
 
 @pytest.mark.parametrize("name", sorted(CONNECTORS))
 def test_token_counts_are_those_of_the_connectors(name: str) -> None:
-    for vision, asked in ((CLIP_L_336, 145), (TINY_CLIP, 17)):
+    """Every number that may be asked for, legal or not."""
+    for asked in range(1, TINY_CLIP.patches + 3):
         config = SimpleNamespace(
-            mm_projector_type=name, mm_hidden_size=8, hidden_size=8, mm_num_visual_tokens=asked, mm_resampler_depth=1
-        )
-        connector = build_vision_projector(config)
-        connector.check_tower(vision.heads, vision.patches)
-        assert connector.num_visual_tokens == count_tokens(name, asked, vision)
+            mm_projector_type=name, mm_hidden_size=8, hidden_size=8, mm_num_visual_tokens=asked, mm_resampler_depth=1,
+            mm_abstractor_depth=1,
+        )  # fmt: skip
+        try:
+            connector = build_vision_projector(config)
+            connector.check_tower(TINY_CLIP.heads, TINY_CLIP.patches)
+            given = connector.num_visual_tokens
+        except ValueError:
+            given = None
+        if name == "pixel_shuffle" and given is None:
+            continue  # the connector is built for one block size; the reckoning takes any
+        if name in ("perceiver", "pr") and asked > TINY_CLIP.patches + 1:
+            continue  # more learned queries than tokens of the picture: possible, not reckoned
+        try:
+            assert count_tokens(name, asked, TINY_CLIP) == given
+        except RequestError:
+            assert given is None, asked
 
 
 def test_every_connector_has_a_cost() -> None:
