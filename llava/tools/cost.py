@@ -103,7 +103,8 @@ def _dominant_and_merged(vision: VisionShape) -> dict[int, int]:
 
 def _anchors(vision: VisionShape) -> dict[int, int]:
     heads = vision.heads
-    return {asked: (asked - 1) // heads * heads + 1 for asked in range(heads + 1, vision.patches + 2)}
+    beyond = (vision.patches // heads + 1) * heads + 1  # numbers are rounded down to a multiple of the heads
+    return {asked: (asked - 1) // heads * heads + 1 for asked in range(heads + 1, beyond)}
 
 
 def _anchors_and_rest(vision: VisionShape) -> dict[int, int]:

@@ -12,7 +12,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_projector.registry import CONNECTORS
 from llava.program import RequestError
 from llava.tools.cost import BASELINE, CONNECTOR_COSTS, LLMS, Cost, connector_cost, count_tokens, read_llm
-from llava.tools.flops import CLIP_L_336, LLMShape, VisionShape, llm_forward_flops, resampler_flops, vit_flops
+from llava.tools.flops import LLMShape, VisionShape, llm_forward_flops, resampler_flops, vit_flops
 
 TINY_CLIP = VisionShape(width=128, blocks=4, heads=4, side=8, patch_values=12 * 12 * 3)
 TEXT_TOKENS = (32, 64, 128)
