@@ -16,8 +16,8 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_projector.registry import BareParameters, Connector
 from llava.model.splice import ImageCountError, assign_pictures, count_markers, splice_rows
 from llava.model.vision_config import check_stage1_settings, check_vision_config, write_vision_config
-from llava.model.vision_tokenizer import add_image_tokens
-from llava.model.weights import adapter_state, load_weights_only, whole_parameters
+from llava.model.vision_tokenizer import add_image_tokens, gathered
+from llava.model.weights import adapter_state, load_weights_only
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 
@@ -94,7 +94,7 @@ class LlavaMetaModel:
         if isinstance(self.mm_projector, Connector):
             projector = self.mm_projector.load_published_state(projector)
         try:
-            with whole_parameters(self.mm_projector):
+            with gathered(list(self.mm_projector.parameters())):
                 self.mm_projector.load_state_dict(projector, strict=True)
         except RuntimeError as error:
             reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
@@ -103,7 +103,7 @@ class LlavaMetaModel:
             ) from error
         newline = [value for key, value in state.items() if key.endswith("image_newline")]
         if newline and getattr(self, "image_newline", None) is not None:
-            with whole_parameters(self.image_newline), torch.no_grad():
+            with gathered([self.image_newline]), torch.no_grad():
                 self.image_newline.copy_(newline[0])
 
 

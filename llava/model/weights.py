@@ -4,12 +4,10 @@ import json
 import os
 import pickle
 import zipfile
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS, find_file
 
@@ -74,17 +72,6 @@ def _files_with_projector(model_path: str) -> list[str]:
         if find_file(model_path, weights) is not None:
             return [weights]
     return []
-
-
-def whole_parameters(owner: nn.Module | nn.Parameter) -> AbstractContextManager[None]:
-    """Inside the block parameters that ZeRO-3 keeps in pieces are whole, and can be written to on every process."""
-    parameters = owner.parameters() if isinstance(owner, nn.Module) else [owner]
-    pieces = [p for p in parameters if hasattr(p, "ds_id")]
-    if not pieces:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(pieces, modifier_rank=0)
 
 
 def adapter_state(state: dict[str, Any], name: str) -> dict[str, Any]:
