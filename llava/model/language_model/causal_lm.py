@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 import torch
 
 from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.perceptual_weights import PerceptualWeights, install_hooks
+from llava.model.slots import BoundBatch
 
 
 class LlavaCausalLMMixin(LlavaMetaForCausalLM):
@@ -30,6 +32,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         image_sizes: list[tuple[int, int]] | None = None,
         return_dict: bool | None = None,
         num_visual_tokens: int | None = None,
+        perceptual_weights: PerceptualWeights | None = None,
         **kwargs: Any,
     ) -> Any:
         """The language model's forward; pictures are spliced in first unless `inputs_embeds` is given.
@@ -38,7 +41,13 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
             images, image_sizes, num_visual_tokens: see `prepare_inputs_labels_for_multimodal`.
         """
-        if inputs_embeds is None:
+        if inputs_embeds is None and self.takes_weights:
+            if perceptual_weights is None:
+                bound = self.bind_pictures(input_ids, attention_mask, position_ids, labels, images)
+                attention_mask, position_ids, labels = bound.attention_mask, bound.position_ids, bound.labels
+                inputs_embeds, perceptual_weights = self._embed_bound(bound), bound.weights
+                input_ids = None
+        elif inputs_embeds is None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
                     input_ids,
@@ -56,6 +65,11 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             "output_hidden_states": output_hidden_states,
             "return_dict": return_dict,
         }
+        if perceptual_weights is not None:
+            embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            install_hooks(self.get_model().layers)
+            kwargs["perceptual_weights"] = perceptual_weights.repeat_rows(len(embeds)).to(embeds.dtype)
+            input_ids, inputs_embeds = None, embeds
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -67,6 +81,10 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             **{name: value for name, value in optional.items() if value is not None},
             **kwargs,
         )
+
+    def _embed_bound(self, bound: BoundBatch) -> torch.Tensor:
+        embeds = self.get_input_embeddings()(bound.input_ids)
+        return embeds if bound.unused_term is None else embeds + bound.unused_term.to(embeds)
 
     @torch.no_grad()
     def generate(
@@ -95,6 +113,18 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         attention_mask = kwargs.pop("attention_mask", None)
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs)
+        if self.takes_weights:
+            order = attention_mask.long().argsort(dim=1, stable=True)
+            inputs, attention_mask = inputs.gather(1, order), attention_mask.gather(1, order)
+            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+            bound = self.bind_pictures(inputs, attention_mask, positions, None, images)
+            return super().generate(
+                attention_mask=bound.attention_mask,
+                position_ids=positions,
+                inputs_embeds=self._embed_bound(bound),
+                perceptual_weights=bound.weights,
+                **kwargs,
+            )
         _, _, spliced_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
             inputs,
             None,

@@ -32,6 +32,11 @@ class Connector(nn.Module):
     is_grid: ClassVar[bool] = False
     num_visual_tokens: int
 
+    @classmethod
+    def from_config(cls, settings: Any, config: Any) -> "Connector":
+        """Build it from its settings and the whole configuration; connectors that need more than the widths override."""
+        return cls(settings, config.mm_hidden_size, config.hidden_size)
+
     def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
         """Tokens that come out when `wanted` are asked for, on a tower of so many heads and patches.
 

@@ -150,6 +150,11 @@ class VLoRA(Connector):
             )
         self.reset_parameters()
 
+    @classmethod
+    def from_config(cls, settings: VLoRAConfig, config: Any) -> "VLoRA":
+        num_patches = settings.vlora_pos_num or config.vlora_pos_num
+        return cls(settings, config.mm_hidden_size, num_patches, DecoderShape.of_config(config))
+
     def reset_parameters(self) -> None:
         """Contract vlora.md 1: everything, whoever built the module."""
         for module in self.modules():
