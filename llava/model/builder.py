@@ -1,6 +1,7 @@
 """`load_pretrained_model`: the one way to open a checkpoint (contract package.md 10)."""
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ def load_pretrained_model(
             )
         tokenizer = load_tokenizer(model_path)
         config = read_config(config_class, model_path)
+        _find_tower_beside(config, model_path)
         projector = choose_connector(config, model_path, None, overrides)
         model = _load_language_model(model_class, model_path, config, options, projector_follows=bool(projector))
         if projector:
@@ -87,6 +89,7 @@ def load_pretrained_model(
     else:
         tokenizer = load_tokenizer(model_base)
         config = read_config(config_class, model_path)
+        _find_tower_beside(config, model_path)
         choose_connector(config, model_path, model_base, overrides)
         if kind.is_lora:
             model = _load_lora(model_class, model_path, model_base, config, options)
@@ -246,6 +249,13 @@ def _load_tower(model: PreTrainedModel, device_map: Any, dtype: torch.dtype) -> 
     if not tower.is_loaded:
         tower.load_model(dtype=torch.float32 if device_map == "auto" else dtype)
     tower.to(device=model.device)
+
+
+def _find_tower_beside(config: Any, model_path: str) -> None:
+    """A tower named by a relative path that is not there may lie inside the checkpoint's folder."""
+    name = getattr(config, "mm_vision_tower", None)
+    if name and not os.path.exists(name) and os.path.isdir(os.path.join(model_path, name)):
+        config.mm_vision_tower = os.path.join(model_path, name)
 
 
 def _context_length(model: PreTrainedModel) -> int:

@@ -5,12 +5,20 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM
+from llava.model import (
+    LlavaConfig,
+    LlavaLlamaForCausalLM,
+    LlavaLlamaVLoRAForCausalLM,
+    LlavaMistralConfig,
+    LlavaMistralForCausalLM,
+    LlavaVLoRAConfig,
+)
 from llava.model.checkpoint_kind import checkpoint_kind
 
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlavaLlamaForCausalLM, LlavaConfig),
     "mistral": (LlavaMistralForCausalLM, LlavaMistralConfig),
+    "vlora": (LlavaLlamaVLoRAForCausalLM, LlavaVLoRAConfig),  # on Llama
 }
 
 

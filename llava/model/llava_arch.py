@@ -217,6 +217,8 @@ class LlavaMetaForCausalLM(ABC):
         Raises:
             ImageCountError: pictures and markers do not match.
         """
+        if self.takes_weights:
+            raise TypeError(f"The connector {self.config.mm_projector_type!r} splices nothing: use bind_pictures")
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
             if input_ids.shape[1] > 1 and (input_ids == IMAGE_TOKEN_INDEX).any():
                 raise ImageCountError(

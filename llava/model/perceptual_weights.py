@@ -57,7 +57,8 @@ class PerceptualWeights:
         num_rows, inputs = len(pictures_of_rows), self.inputs
         if any(len(pictures) != 1 for pictures in pictures_of_rows if pictures):
             inputs = {
-                letter: torch.stack([a[pictures_of_rows[row]].mean(dim=0) for row in shown]) for letter, a in inputs.items()
+                letter: torch.stack([a[pictures_of_rows[row]].mean(dim=0) for row in shown])
+                for letter, a in inputs.items()
             }
         rows = None
         if len(shown) < num_rows:
@@ -130,7 +131,9 @@ def install_hooks(layers: nn.ModuleList) -> None:
 
 
 def _enter(index: int) -> Callable[..., Any]:
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def enter(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         weights = kwargs.get("perceptual_weights")
         kwargs = {name: value for name, value in kwargs.items() if name != "perceptual_weights"}
         factors = None if weights is None else weights.of_layer(index)

@@ -145,7 +145,7 @@ class LLaVATrainer(Trainer):
         if inputs.get("images") is None or not hasattr(model, "num_visual_tokens"):
             return 0
         markers = int((inputs["input_ids"] < 0).sum())
-        return markers * (model.num_visual_tokens - 1)
+        return markers * (max(model.num_visual_tokens, 1) - 1)  # perceptual weights leave the marker in place
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds samples and LLM tokens per second, over all ranks, since the last log."""

@@ -57,7 +57,10 @@ def load_language_model(
     if model_args.vision_tower is None:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
-        model_class, config_class = classes_of(checkpoint_kind(path, None, path).family, path)
+        family = checkpoint_kind(path, None, path).family
+        if family == "llama" and model_args.mm_projector_type == "vlora":
+            family = "vlora"  # the published name of Llama with this connector
+        model_class, config_class = classes_of(family, path)
         config = read_config(config_class, path)
         projector = choose_published(config, path, vars(model_args))
         model = model_class.from_pretrained(path, config=config, **options)

@@ -15,7 +15,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
     # The loss is the mean over one micro-batch, not over the accumulated batch (contract train.md 10).
     accepts_loss_kwargs = False
     # The tower loads itself, from `mm_vision_tower`; a checkpoint that holds it too is not at fault.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"vision_tower"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"vision_tower", r"rotary_emb\.inv_freq"]
 
     def forward(
         self,

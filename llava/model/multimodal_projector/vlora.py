@@ -126,7 +126,7 @@ class VLoRA(Connector):
 
     def __init__(self, settings: VLoRAConfig, vision_width: int, num_patches: int, shape: DecoderShape) -> None:
         super().__init__()
-        check_settings(settings, vision_width, num_patches, shape)
+        check_settings(settings, vision_width, shape)
         self.letters, self.skip, self.rank = settings.vlora_type, settings.skip_layers, settings.vlora_rank
         self.groups = shape.layers // settings.skip_layers
         self.scale = 1.0 if settings.vlora_alpha is None else settings.vlora_alpha / self.rank
@@ -151,9 +151,28 @@ class VLoRA(Connector):
         self.reset_parameters()
 
     @classmethod
+    def derive_settings(cls, config: Any, tower: Any) -> None:
+        shape = DecoderShape.of_config(config)
+        derived = {
+            "vlora_visual_dim": config.mm_hidden_size,
+            "vlora_pos_num": tower.num_patches,
+            "vlora_llm_dim": shape.in_widths["q"],
+            "vlora_llm_depth": shape.layers,
+        }
+        for name, value in derived.items():
+            if getattr(config, name, None) is None:
+                setattr(config, name, value)
+
+    def check_tower(self, num_heads: int, num_patches: int) -> None:
+        if self.pos_embed.shape[1] != num_patches:
+            raise ValueError(
+                f"vlora_pos_num is {self.pos_embed.shape[1]}, but the vision tower has {num_patches} patches; leave the "
+                "setting out, it is derived"
+            )
+
+    @classmethod
     def from_config(cls, settings: VLoRAConfig, config: Any) -> "VLoRA":
-        num_patches = settings.vlora_pos_num or config.vlora_pos_num
-        return cls(settings, config.mm_hidden_size, num_patches, DecoderShape.of_config(config))
+        return cls(settings, config.mm_hidden_size, settings.vlora_pos_num, DecoderShape.of_config(config))
 
     def reset_parameters(self) -> None:
         """Contract vlora.md 1: everything, whoever built the module."""
@@ -191,7 +210,7 @@ class VLoRA(Connector):
         return PerceptualWeights(inputs, self.outputs(), self.skip)
 
 
-def check_settings(settings: VLoRAConfig, vision_width: int, num_patches: int, shape: DecoderShape) -> None:
+def check_settings(settings: VLoRAConfig, vision_width: int, shape: DecoderShape) -> None:
     """Refuse settings that contradict one another or the models; names both numbers.
 
     Raises:
@@ -199,7 +218,6 @@ def check_settings(settings: VLoRAConfig, vision_width: int, num_patches: int, s
     """
     derived = {
         "vlora_visual_dim": (vision_width, "the vision tower's width"),
-        "vlora_pos_num": (num_patches, "the vision tower's number of patches"),
         "vlora_llm_dim": (shape.in_widths["q"], "the language model's width"),
         "vlora_llm_depth": (shape.layers, "the language model's number of layers"),
     }
