@@ -1,4 +1,4 @@
-"""The models: `LlavaLlamaForCausalLM`, `LlavaMistralForCausalLM`, `LlavaLlamaVLoRAForCausalLM`, their configurations."""
+"""The models, one for each language model family, and their configurations."""
 
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM

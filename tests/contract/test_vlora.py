@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.model.builder import load_pretrained_model
+from llava.model.families import classes_of, read_config
 from llava.model.multimodal_projector.vlora import DecoderShape, VLoRA, VLoRAConfig
 from llava.model.perceptual_weights import LETTERS
 from llava.model.vision_features import VisionFeatures
@@ -100,8 +100,6 @@ def model() -> Any:
 
 
 def load_pretrained_checkpoint(**options: Any) -> Any:
-    from llava.model.families import classes_of, read_config
-
     path = str(ROOT / "checkpoint")
     model_class, config_class = classes_of("vlora", path)
     config = read_config(config_class, path)
@@ -139,15 +137,13 @@ def test_batch(attention: str) -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_stage1_layout(model: Any, recompute: bool) -> None:
-    """BOS, slot, caption: the first word is predicted from the slot's own row; gradients with and without recomputation."""
+    """BOS, slot, caption: the first word is predicted from the slot's own row; also with recomputation."""
     recorded = under("model.safetensors", "plain/")
     mask = recorded["attention_mask"].unsqueeze(-1)
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    out = model(**recorded) if "logits" not in recorded else model(
-        **{k: v for k, v in recorded.items() if k != "logits"}
-    )  # fmt: skip
+    out = model(**{name: value for name, value in recorded.items() if name != "logits"})
     assert_close(out.logits * mask, recorded["logits"] * mask)
     assert out.loss.item() == pytest.approx(META["model"]["plain"]["loss"], rel=1e-5)
     out.loss.backward()

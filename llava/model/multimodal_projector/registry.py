@@ -39,7 +39,7 @@ class Connector(nn.Module):
 
     @classmethod
     def from_config(cls, settings: Any, config: Any) -> "Connector":
-        """Build it from its settings and the whole configuration; connectors that need more than the widths override."""
+        """Build it; connectors that need more of the configuration than the widths override this."""
         return cls(settings, config.mm_hidden_size, config.hidden_size)
 
     def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:

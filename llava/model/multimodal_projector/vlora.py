@@ -166,8 +166,8 @@ class VLoRA(Connector):
     def check_tower(self, num_heads: int, num_patches: int) -> None:
         if self.pos_embed.shape[1] != num_patches:
             raise ValueError(
-                f"vlora_pos_num is {self.pos_embed.shape[1]}, but the vision tower has {num_patches} patches; leave the "
-                "setting out, it is derived"
+                f"vlora_pos_num is {self.pos_embed.shape[1]}, but the vision tower has {num_patches} patches; leave "
+                "the setting out, it is derived"
             )
 
     @classmethod
@@ -180,9 +180,7 @@ class VLoRA(Connector):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, Attention):
+            elif isinstance(module, (nn.LayerNorm, Attention)):
                 module.reset_parameters()
             elif isinstance(module, Stack):
                 nn.init.normal_(module.queries)
