@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 LETTERS = "qkvom"
 # Where each letter's output is added; all but `m` hang on the attention module.
-_PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -43,7 +43,7 @@ class PerceptualWeights:
     def of_layer(self, layer: int) -> Factors | None:
         """A `[B, in, r]` and B `[out, r]` by letter; None if the layer is not weighted."""
         group = layer // self.skip
-        if (layer + 1) % self.skip or group >= self.num_groups:
+        if not self.inputs or (layer + 1) % self.skip or group >= self.num_groups:
             return None
         return {letter: (a[:, group], self.outputs[letter][group]) for letter, a in self.inputs.items()}
 
@@ -63,7 +63,7 @@ class PerceptualWeights:
         rows = None
         if len(shown) < num_rows:
             rows = torch.tensor(shown, device=next(iter(inputs.values())).device)
-        return PerceptualWeights(inputs, self.outputs, self.skip, rows, num_rows)
+        return replace(self, inputs=inputs, rows=rows, num_rows=num_rows)
 
     def repeat_rows(self, num_rows: int) -> "PerceptualWeights":
         """For a batch in which every row stands several times in a row: beam search, several return sequences."""
@@ -74,15 +74,22 @@ class PerceptualWeights:
         rows = self.rows
         if rows is not None:
             rows = (rows.unsqueeze(1) * times + torch.arange(times, device=rows.device)).flatten()
-        return PerceptualWeights(inputs, self.outputs, self.skip, rows, num_rows)
+        return replace(self, inputs=inputs, rows=rows, num_rows=num_rows)
+
+    def only(self, letters: str) -> "PerceptualWeights":
+        """Without the other letters; of no letter left, nothing is added anywhere."""
+        inputs, outputs = ({t: x for t, x in part.items() if t in letters} for part in (self.inputs, self.outputs))
+        return replace(self, inputs=inputs, outputs=outputs)
+
+    def one_position_earlier(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """`[B, n]` less one in the rows with a picture."""
+        if self.rows is None:
+            return position_ids - 1
+        return position_ids.index_add(0, self.rows, position_ids.new_full((len(self.rows), position_ids.shape[1]), -1))
 
     def zero_term(self) -> torch.Tensor:
         """A zero that connects every parameter behind these weights to the loss."""
         return 0 * sum(x.sum() for part in (self.inputs, self.outputs) for x in part.values())
-
-    def to(self, dtype: torch.dtype) -> "PerceptualWeights":
-        inputs, outputs = ({t: x.to(dtype) for t, x in part.items()} for part in (self.inputs, self.outputs))
-        return PerceptualWeights(inputs, outputs, self.skip, self.rows, self.num_rows)
 
 
 @dataclass(frozen=True)
@@ -120,11 +127,11 @@ def install_hooks(layers: nn.ModuleList) -> None:
     pass, which calls a layer again with the same keywords, finds the same ones.
     """
     for index, layer in enumerate(layers):
-        points = (layer.self_attn, *(getattr(layer.self_attn, n) for n in _PROJECTIONS.values()), layer.mlp)
+        points = (layer.self_attn, *(getattr(layer.self_attn, n) for n in PROJECTIONS.values()), layer.mlp)
         if getattr(layer, "_perceptual_points", None) == points:
             continue
         layer.self_attn.register_forward_pre_hook(_enter(index), with_kwargs=True)
-        for letter, name in _PROJECTIONS.items():
+        for letter, name in PROJECTIONS.items():
             getattr(layer.self_attn, name).register_forward_hook(_add(letter))
         layer.mlp.register_forward_hook(_add("m"))
         object.__setattr__(layer, "_perceptual_points", points)
@@ -141,6 +148,7 @@ def _enter(index: int) -> Callable[..., Any]:
             _bound.set(None)
             return args, kwargs
         hidden = args[0] if args else kwargs["hidden_states"]
+        factors = {letter: (a.to(hidden.dtype), b.to(hidden.dtype)) for letter, (a, b) in factors.items()}
         shared = [letter for letter in "qkv" if letter in factors]
         low_rank: dict[str, torch.Tensor] = {}
         if shared:

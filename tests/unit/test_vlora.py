@@ -278,3 +278,28 @@ def test_both_stages_lora_and_opening_again(tmp_path: Path, llava_vectors: Path)
             expected = trainer.model.eval()(ids, images=pictures(1)).logits
             torch.testing.assert_close(model(ids, images=pictures(1)).logits, expected, rtol=0, atol=1e-4)
     assert type(full.model).__name__ == "LlavaLlamaVLoRAForCausalLM"
+
+
+@pytest.mark.parametrize("letters", ["qkvom", "qk", "m"])
+def test_merging_changes_neither_answers_nor_weights(letters: str, llava_vectors: Path) -> None:
+    model, ids, images = build(vlora_type=letters), torch.tensor(PROMPTS[:1]), pictures(1)
+    options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen: list[bool] = []
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(
+        lambda m, *_: seen.append(torch.equal(m.weight, before["model.layers.0.self_attn.q_proj.weight"]))
+    )
+    plain, merged = model.generate(ids, images=images, **options), []
+    seen.clear()
+    merged = model.generate(ids, images=images, merge_weights=True, num_beams=1, **options)
+    assert torch.equal(plain.sequences, merged.sequences)
+    torch.testing.assert_close(torch.stack(merged.logits), torch.stack(plain.logits), rtol=0, atol=1e-4)
+    assert set(seen) == {"q" not in letters}, "the matrices were changed meanwhile"
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_merging_is_refused_for_several_pictures(model: Any) -> None:
+    for rows in (PROMPTS[:2], [PROMPTS[0], PROMPTS[2]]):
+        ids, mask = pad(rows)
+        with pytest.raises(ValueError, match="one picture for all rows"):
+            model.generate(ids, images=pictures(2), attention_mask=mask, merge_weights=True, **GREEDY)

@@ -7,6 +7,7 @@ import torch
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.perceptual_weights import PerceptualWeights, install_hooks
 from llava.model.slots import BoundBatch
+from llava.model.weight_merging import merged
 
 
 class LlavaCausalLMMixin(LlavaMetaForCausalLM):
@@ -33,6 +34,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         return_dict: bool | None = None,
         num_visual_tokens: int | None = None,
         perceptual_weights: PerceptualWeights | None = None,
+        legacy_decode_positions: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The language model's forward; pictures are spliced in first unless `inputs_embeds` is given.
@@ -40,14 +42,15 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         Args:
             input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
             images, image_sizes, num_visual_tokens: see `prepare_inputs_labels_for_multimodal`.
+            perceptual_weights: what an earlier call's pictures became (`bind_pictures`), for the steps that follow it.
+            legacy_decode_positions: give the steps after the first positions one too small in rows with a picture, as
+                the published VLoRA did (contract vlora.md 5).
         """
-        if inputs_embeds is None and self.takes_weights:
-            if perceptual_weights is None:
-                bound = self.bind_pictures(input_ids, attention_mask, position_ids, labels, images)
-                attention_mask, position_ids, labels = bound.attention_mask, bound.position_ids, bound.labels
-                inputs_embeds, perceptual_weights = self._embed_bound(bound), bound.weights
-                input_ids = None
-        elif inputs_embeds is None:
+        if inputs_embeds is None and perceptual_weights is None and self.takes_weights:
+            bound = self.bind_pictures(input_ids, attention_mask, position_ids, labels, images)
+            attention_mask, position_ids, labels = bound.attention_mask, bound.position_ids, bound.labels
+            input_ids, inputs_embeds, perceptual_weights = None, self._embed_bound(bound), bound.weights
+        elif inputs_embeds is None and perceptual_weights is None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
                     input_ids,
@@ -66,10 +69,12 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             "return_dict": return_dict,
         }
         if perceptual_weights is not None:
-            embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
             install_hooks(self.get_model().layers)
-            kwargs["perceptual_weights"] = perceptual_weights.repeat_rows(len(embeds)).to(embeds.dtype)
-            input_ids, inputs_embeds = None, embeds
+            rows = len(input_ids if inputs_embeds is None else inputs_embeds)
+            perceptual_weights = perceptual_weights.repeat_rows(rows)
+            kwargs["perceptual_weights"] = perceptual_weights
+            if legacy_decode_positions and past_key_values is not None and past_key_values.get_seq_length() > 0:
+                position_ids = perceptual_weights.one_position_earlier(position_ids)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -86,6 +91,23 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         embeds = self.get_input_embeddings()(bound.input_ids)
         return embeds if bound.unused_term is None else embeds + bound.unused_term.to(embeds)
 
+    def _generate_bound(
+        self, inputs: torch.Tensor, mask: torch.Tensor, images: Any, merge_weights: bool = False, **kwargs: Any
+    ) -> Any:
+        """`generate` with perceptual weights, made once. Positions count the slots, which the mask leaves out."""
+        inputs, mask = _pad_left(inputs, mask)
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        bound = self.bind_pictures(inputs, mask, positions, None, images)
+        prompt = {
+            "attention_mask": bound.attention_mask,
+            "position_ids": positions,
+            "inputs_embeds": self._embed_bound(bound),
+        }
+        if merge_weights and bound.weights is not None:
+            with merged(self.get_model().layers, bound.weights) as rest:
+                return super().generate(perceptual_weights=rest, **prompt, **kwargs)
+        return super().generate(perceptual_weights=bound.weights, **prompt, **kwargs)
+
     @torch.no_grad()
     def generate(
         self,
@@ -101,6 +123,9 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         one by one. `attention_mask` `[B, n]` marks the padding of `inputs`. `num_visual_tokens` is the budget per
         picture in this call, where the connector leaves the choice.
 
+        With perceptual weights `merge_weights=True` writes one picture's into the matrices meanwhile (`weight_merging`),
+        and `legacy_decode_positions=True` decodes as the published VLoRA did.
+
         Raises:
             NotImplementedError: `inputs_embeds` was passed.
         """
@@ -114,17 +139,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs)
         if self.takes_weights:
-            order = attention_mask.long().argsort(dim=1, stable=True)
-            inputs, attention_mask = inputs.gather(1, order), attention_mask.gather(1, order)
-            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-            bound = self.bind_pictures(inputs, attention_mask, positions, None, images)
-            return super().generate(
-                attention_mask=bound.attention_mask,
-                position_ids=positions,
-                inputs_embeds=self._embed_bound(bound),
-                perceptual_weights=bound.weights,
-                **kwargs,
-            )
+            return self._generate_bound(inputs, attention_mask, images, **kwargs)
         _, _, spliced_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
             inputs,
             None,
@@ -137,13 +152,9 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             num_visual_tokens=num_visual_tokens,
         )
         if embeds is None:
-            embeds, spliced_mask = self._embed_left_padded(inputs, attention_mask)
+            inputs, spliced_mask = _pad_left(inputs, attention_mask)
+            embeds = self.get_input_embeddings()(inputs)
         return super().generate(attention_mask=spliced_mask, inputs_embeds=embeds, **kwargs)
-
-    def _embed_left_padded(self, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text-only rows: move padding to the left (a stable sort of the mask keeps the order), then embed."""
-        order = mask.long().argsort(dim=1, stable=True)
-        return self.get_input_embeddings()(inputs.gather(1, order)), mask.gather(1, order)
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any
@@ -158,3 +169,9 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         if image_sizes is not None:
             inputs["image_sizes"] = image_sizes
         return inputs
+
+
+def _pad_left(inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move padding to the left; a stable sort of the mask keeps the order."""
+    order = mask.long().argsort(dim=1, stable=True)
+    return inputs.gather(1, order), mask.gather(1, order)
