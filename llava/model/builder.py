@@ -10,7 +10,14 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.extras import require_extra
 from llava.model import LlavaMptForCausalLM
-from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
+from llava.model.checkpoint_kind import (
+    ADAPTER_CONFIG,
+    LORA_EXTRAS,
+    STAGE1_WEIGHTS,
+    checkpoint_kind,
+    find_file,
+    has_tuned_tower,
+)
 from llava.model.connector_choice import choose_connector, pop_overrides
 from llava.model.families import classes_of, read_config
 from llava.model.multimodal_projector.registry import Connector
@@ -100,6 +107,9 @@ def load_pretrained_model(
 
     _add_tokens(model, tokenizer)
     _load_tower(model, options["device_map"], dtype)
+    if model_base is not None and has_tuned_tower(model.config):
+        weights = _required_file(model_path, LORA_EXTRAS if kind.is_lora else STAGE1_WEIGHTS)
+        model.get_model().load_tower_state(load_weights_only(weights), weights)
     guard_cpu_packing(model, will_train=False)
     model.eval()
     return tokenizer, model, model.get_vision_tower().image_processor, _context_length(model)
@@ -166,10 +176,15 @@ def _tower_from_its_own_folder(model: PreTrainedModel, info: dict[str, Any]) -> 
 
 
 def _load_on_base(model_class: Any, base: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
-    """Base weights under a LLaVA configuration; the vocabulary may have grown in training."""
-    trained_vocabulary = config.vocab_size
+    """Base weights under a LLaVA configuration; the vocabulary may have grown in training.
+
+    A tuned tower is not the base's: it is built from its folder, later, and then filled.
+    """
+    trained_vocabulary, tuned_tower = config.vocab_size, has_tuned_tower(config)
     config.vocab_size = read_config(type(config), base).vocab_size
+    config.tune_vision_tower = False
     model = _load_language_model(model_class, base, config, options, projector_follows=True)
+    model.config.tune_vision_tower = tuned_tower
     if trained_vocabulary > config.vocab_size:
         grow_embeddings(model, trained_vocabulary, num_new=trained_vocabulary - config.vocab_size)
     return model
@@ -179,7 +194,8 @@ def _load_projector(model: PreTrainedModel, path: str, dtype: torch.dtype) -> No
     """Stage-1 file: the connector, and the embedding rows that were trained with it."""
     state = load_weights_only(path)
     model.get_model().load_adapter_state(state, path)
-    rest = {key: value.to(dtype) for key, value in state.items() if "mm_projector." not in key}
+    parts = ("mm_projector.", "vision_tower.")
+    rest = {key: value.to(dtype) for key, value in state.items() if not any(part in key for part in parts)}
     _load_non_strict(model, rest)
 
 

@@ -18,7 +18,7 @@ from llava.model.multimodal_projector.registry import Connector
 from llava.model.slots import BoundBatch, mask_slots
 from llava.model.splice import ImageCountError, assign_pictures, count_markers, splice_rows
 from llava.model.vision_config import check_vision_config, write_vision_config
-from llava.model.vision_tokenizer import add_image_tokens
+from llava.model.vision_tokenizer import add_image_tokens, gathered
 from llava.model.weights import adapter_state, load_weights_only
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
@@ -79,7 +79,9 @@ class LlavaMetaModel:
 
         if getattr(model_args, "pretrain_mm_mlp_adapter", None):
             path = model_args.pretrain_mm_mlp_adapter
-            self.load_adapter_state(load_weights_only(path), path)
+            state = load_weights_only(path)
+            self.load_adapter_state(state, path)
+            self.load_tower_state(state, path)
 
     def load_adapter_state(self, state: dict[str, torch.Tensor], path: str) -> None:
         """Take connector (and `image_newline`, if both sides have one) from a stage-1 file, whatever its prefixes.
@@ -103,6 +105,32 @@ class LlavaMetaModel:
         newline = [value for key, value in state.items() if key.endswith("image_newline")]
         if newline and getattr(self, "image_newline", None) is not None:
             self.image_newline.data.copy_(newline[0])
+
+    def load_tower_state(self, state: dict[str, torch.Tensor], path: str) -> None:
+        """Take the vision tower, if the file of a run with --tune_vision_tower holds one; from now on it is ours.
+
+        Args:
+            state, path: as in `load_adapter_state`; entries may be missing, none may be too many.
+
+        Raises:
+            ValueError: the file's entries do not fit the tower.
+        """
+        tuned = adapter_state(state, "vision_tower")
+        if not tuned:
+            return
+        tower = self.get_vision_tower()
+        parameters = dict(tower.named_parameters())
+        wrong = [key for key in tuned if key not in parameters]
+        with gathered(list(parameters.values())), torch.no_grad():
+            wrong += [k for k, v in tuned.items() if k not in wrong and parameters[k].shape != v.shape]
+            if wrong:
+                raise ValueError(
+                    f"{path} holds another vision tower than {tower.vision_tower_name}: {', '.join(wrong[:3])} does "
+                    "not fit; give the --vision_tower that it was trained with"
+                )
+            for key, value in tuned.items():
+                parameters[key].copy_(value)
+        self.config.tune_vision_tower = True
 
 
 class LlavaMetaForCausalLM(ABC):

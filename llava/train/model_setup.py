@@ -28,10 +28,12 @@ def compute_dtype(args: TrainingArguments) -> torch.dtype:
     return torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
 
 
-def tower_dtype(args: TrainingArguments) -> torch.dtype:
-    """bf16 under --bf16, else float16; float32 on a CPU, where half precision is slow and gains nothing."""
+def tower_dtype(args: TrainingArguments, trains: bool = False) -> torch.dtype:
+    """bf16 under --bf16, else float16; float32 if it trains, or on a CPU, where half precision is slow."""
     if args.bf16:
         return torch.bfloat16
+    if trains:
+        return torch.float32
     return torch.float16 if torch.cuda.is_available() else torch.float32
 
 
@@ -178,7 +180,7 @@ def add_vision(
     inner = model.get_model()
     inner.initialize_vision_modules(model_args=model_args, fsdp=args.fsdp)
     tower = model.get_vision_tower()
-    tower.to(dtype=tower_dtype(args), device=args.device)
+    tower.to(dtype=tower_dtype(args, model_args.tune_vision_tower), device=args.device)
     tower.requires_grad_(False)  # also one that came with the checkpoint
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
@@ -194,6 +196,15 @@ def add_vision(
         inner.mm_projector.requires_grad_(True)
     if args.freeze_mm_mlp_adapter:
         inner.mm_projector.requires_grad_(False)
+    if model_args.tune_vision_tower:
+        if args.fsdp:
+            raise ValueError(
+                "--tune_vision_tower cannot be used with --fsdp, which leaves the tower out; use DeepSpeed"
+            )
+        tower.unfreeze()
+        config.tune_vision_tower = True
+    elif not hasattr(config, "tune_vision_tower"):  # else the checkpoint's tower was tuned before, and it is its own
+        config.tune_vision_tower = False
     if args.bits in (4, 8):
         inner.mm_projector.to(dtype=compute_dtype(args), device=args.device)
     if not model_args.tune_mm_mlp_adapter:  # stage 1 leaves the language model with its own prompt format
