@@ -1,6 +1,7 @@
 """`load_pretrained_model`: the one way to open a checkpoint (contract package.md 10)."""
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.extras import require_extra
 from llava.model import LlavaMptForCausalLM
-from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, checkpoint_kind, find_file
+from llava.model.checkpoint_kind import (
+    ADAPTER_CONFIG,
+    LORA_EXTRAS,
+    STAGE1_WEIGHTS,
+    checkpoint_kind,
+    find_file,
+    has_tuned_tower,
+)
 from llava.model.connector_choice import choose_connector, pop_overrides
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
@@ -81,6 +89,7 @@ def load_pretrained_model(
             )
         tokenizer = load_tokenizer(model_path)
         config = read_config(config_class, model_path)
+        _find_tower_beside(config, model_path)
         projector = choose_connector(config, model_path, None, overrides)
         model = _load_language_model(model_class, model_path, config, options, projector_follows=bool(projector))
         if projector:
@@ -88,6 +97,7 @@ def load_pretrained_model(
     else:
         tokenizer = load_tokenizer(model_base)
         config = read_config(config_class, model_path)
+        _find_tower_beside(config, model_path)
         choose_connector(config, model_path, model_base, overrides)
         if kind.is_lora:
             model = _load_lora(model_class, model_path, model_base, config, options)
@@ -98,6 +108,9 @@ def load_pretrained_model(
 
     _add_tokens(model, tokenizer)
     _load_tower(model, options["device_map"], dtype)
+    if model_base is not None and has_tuned_tower(model.config):
+        weights = _required_file(model_path, LORA_EXTRAS if kind.is_lora else STAGE1_WEIGHTS)
+        model.get_model().load_tower_state(load_weights_only(weights), weights)
     guard_cpu_packing(model, will_train=False)
     model.eval()
     return tokenizer, model, model.get_vision_tower().image_processor, _context_length(model)
@@ -159,10 +172,15 @@ def _tower_from_its_own_folder(model: PreTrainedModel, info: dict[str, Any]) -> 
 
 
 def _load_on_base(model_class: Any, base: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
-    """Base weights under a LLaVA configuration; the vocabulary may have grown in training."""
-    trained_vocabulary = config.vocab_size
+    """Base weights under a LLaVA configuration; the vocabulary may have grown in training.
+
+    A tuned tower is not the base's: it is built from its folder, later, and then filled.
+    """
+    trained_vocabulary, tuned_tower = config.vocab_size, has_tuned_tower(config)
     config.vocab_size = read_config(type(config), base).vocab_size
+    config.tune_vision_tower = False
     model = _load_language_model(model_class, base, config, options, projector_follows=True)
+    model.config.tune_vision_tower = tuned_tower
     if trained_vocabulary > config.vocab_size:
         grow_embeddings(model, trained_vocabulary, num_new=trained_vocabulary - config.vocab_size)
     return model
@@ -172,7 +190,8 @@ def _load_projector(model: PreTrainedModel, path: str, dtype: torch.dtype) -> No
     """Stage-1 file: the connector, and the embedding rows that were trained with it."""
     state = load_weights_only(path)
     model.get_model().load_adapter_state(state, path)
-    rest = {key: value.to(dtype) for key, value in state.items() if "mm_projector." not in key}
+    parts = ("mm_projector.", "vision_tower.")
+    rest = {key: value.to(dtype) for key, value in state.items() if not any(part in key for part in parts)}
     _load_non_strict(model, rest)
 
 
@@ -259,6 +278,13 @@ def _load_tower(model: PreTrainedModel, device_map: Any, dtype: torch.dtype) -> 
     if not tower.is_loaded:
         tower.load_model(dtype=torch.float32 if device_map == "auto" else dtype)
     tower.to(device=model.device)
+
+
+def _find_tower_beside(config: Any, model_path: str) -> None:
+    """A tower named by a relative path that is not there may lie inside the checkpoint's folder."""
+    name = getattr(config, "mm_vision_tower", None)
+    if name and not os.path.exists(name) and os.path.isdir(os.path.join(model_path, name)):
+        config.mm_vision_tower = os.path.join(model_path, name)
 
 
 def _context_length(model: PreTrainedModel) -> int:

@@ -26,6 +26,11 @@ class CheckpointKind:
     is_lora: bool
 
 
+def has_tuned_tower(config: Any) -> bool:
+    """Whether the checkpoint holds a vision tower of its own (`--tune_vision_tower`; LLaVA-1.6's key is another)."""
+    return bool(getattr(config, "tune_vision_tower", False))
+
+
 def find_file(model_path: str, name: str) -> str | None:
     """Local path of a file of the checkpoint (folder or Hub repository), or None if it has none."""
     return cached_file(

@@ -174,11 +174,11 @@ def _fits(config: Any, connector_type: str, state: dict[str, torch.Tensor]) -> b
     trial.mm_projector_type = connector_type
     if _counts_latents(connector_type, state):
         trial.mm_num_visual_tokens = len(state["0.latents"])
-    with torch.device("meta"):
-        connector = build_vision_projector(trial)
     try:
+        with torch.device("meta"):
+            connector = build_vision_projector(trial)
         mapped = connector.load_published_state(state)
-    except ValueError:  # entries that this connector's published form does not have
+    except ValueError:  # settings that it needs, or entries that its published form has, are not there
         return False
     return {k: v.shape for k, v in mapped.items()} == {k: v.shape for k, v in connector.state_dict().items()}
 

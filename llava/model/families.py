@@ -5,7 +5,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM
+from llava.model import (
+    LlavaConfig,
+    LlavaLlamaForCausalLM,
+    LlavaLlamaVLoRAForCausalLM,
+    LlavaMistralConfig,
+    LlavaMistralForCausalLM,
+    LlavaVLoRAConfig,
+)
 from llava.model.checkpoint_kind import checkpoint_kind
 from llava.model.multimodal_projector.published_keys import is_published
 from llava.model.weights import read_projector
@@ -14,6 +21,7 @@ from llava.program import RequestError
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlavaLlamaForCausalLM, LlavaConfig),
     "mistral": (LlavaMistralForCausalLM, LlavaMistralConfig),
+    "vlora": (LlavaLlamaVLoRAForCausalLM, LlavaVLoRAConfig),  # on Llama
 }
 
 

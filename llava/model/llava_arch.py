@@ -3,6 +3,7 @@
 import logging
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_projector.registry import BareParameters, Connector
+from llava.model.slots import BoundBatch, mask_slots
 from llava.model.splice import ImageCountError, assign_pictures, count_markers, splice_rows
 from llava.model.vision_config import check_stage1_settings, check_vision_config, write_vision_config
 from llava.model.vision_tokenizer import add_image_tokens, gathered
@@ -78,7 +80,9 @@ class LlavaMetaModel:
         if getattr(model_args, "pretrain_mm_mlp_adapter", None):
             path = model_args.pretrain_mm_mlp_adapter
             check_stage1_settings(self.config, path)
-            self.load_adapter_state(load_weights_only(path), path)
+            state = load_weights_only(path)
+            self.load_adapter_state(state, path)
+            self.load_tower_state(state, path)
 
     def load_adapter_state(self, state: dict[str, torch.Tensor], path: str) -> None:
         """Take connector (and `image_newline`, if both sides have one) from a stage-1 file, whatever its prefixes.
@@ -105,6 +109,32 @@ class LlavaMetaModel:
         if newline and getattr(self, "image_newline", None) is not None:
             with gathered([self.image_newline]), torch.no_grad():
                 self.image_newline.copy_(newline[0])
+
+    def load_tower_state(self, state: dict[str, torch.Tensor], path: str) -> None:
+        """Take the vision tower, if the file of a run with --tune_vision_tower holds one; from now on it is ours.
+
+        Args:
+            state, path: as in `load_adapter_state`; entries may be missing, none may be too many.
+
+        Raises:
+            ValueError: the file's entries do not fit the tower.
+        """
+        tuned = adapter_state(state, "vision_tower")
+        if not tuned:
+            return
+        tower = self.get_vision_tower()
+        parameters = dict(tower.named_parameters())
+        wrong = [key for key in tuned if key not in parameters]
+        with gathered(list(parameters.values())), torch.no_grad():
+            wrong += [k for k, v in tuned.items() if k not in wrong and parameters[k].shape != v.shape]
+            if wrong:
+                raise ValueError(
+                    f"{path} holds another vision tower than {tower.vision_tower_name}: {', '.join(wrong[:3])} does "
+                    "not fit; give the --vision_tower that it was trained with"
+                )
+            for key, value in tuned.items():
+                parameters[key].copy_(value)
+        self.config.tune_vision_tower = True
 
 
 class LlavaMetaForCausalLM(ABC):
@@ -148,6 +178,50 @@ class LlavaMetaForCausalLM(ABC):
         features = tower.encode(images, projector.needs_cls_attention, projector.needs_patch_keys).to(dtype)
         return projector(features) if num_visual_tokens is None else projector(features, num_visual_tokens)
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether pictures come as perceptual weights, not as visual tokens."""
+        return getattr(getattr(self.get_model(), "mm_projector", None), "space", "input") == "parameter"
+
+    def bind_pictures(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        images: torch.Tensor | list[torch.Tensor] | None,
+    ) -> BoundBatch:
+        """The batch with its slots masked, and the weights its pictures become (contract vlora.md 4).
+
+        Args:
+            input_ids: `[B, n]`, IMAGE_TOKEN_INDEX at the slot of each picture.
+            images: `[N, 3, H, W]` or a list of `[3, H, W]`, one per slot and a dummy one per row without.
+
+        Raises:
+            ImageCountError: pictures and slots do not match.
+            ValueError: a slot at the start of a row, or several crops of one picture.
+        """
+        counts = count_markers(input_ids, attention_mask)
+        if images is None and any(counts):
+            raise ImageCountError("The text has an image marker, but no picture was given")
+        batch = mask_slots(input_ids, attention_mask, position_ids, labels)
+        if images is None:
+            return batch
+        pictures = assign_pictures(counts, len(images))
+        shown = [i for row in pictures for i in row]
+        zero_term_only = not shown and torch.is_grad_enabled() and len(images) > 0
+        if not shown and not zero_term_only:
+            return batch
+        chosen = [0] if zero_term_only else shown
+        stacked = images if isinstance(images, torch.Tensor) else torch.stack(list(images))
+        if stacked.ndim != 4:
+            raise ValueError("A connector of perceptual weights takes one view of a picture, not several crops")
+        weights = self.encode_images(stacked[chosen])
+        if zero_term_only:
+            return replace(batch, unused_term=weights.zero_term())
+        places = {picture: place for place, picture in enumerate(chosen)}
+        return replace(batch, weights=weights.for_rows([[places[i] for i in row] for row in pictures]))
+
     def prepare_inputs_labels_for_multimodal(
         self,
         input_ids: torch.Tensor,
@@ -177,6 +251,8 @@ class LlavaMetaForCausalLM(ABC):
         Raises:
             ImageCountError: pictures and markers do not match.
         """
+        if self.takes_weights:
+            raise TypeError(f"The connector {self.config.mm_projector_type!r} splices nothing: use bind_pictures")
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
             if input_ids.shape[1] > 1 and (input_ids == IMAGE_TOKEN_INDEX).any():
                 raise ImageCountError(

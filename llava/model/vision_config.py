@@ -42,6 +42,8 @@ def write_vision_config(config: Any, model_args: Any, tower: Any, has_projector:
     for name, default in names.items():
         given = getattr(model_args, name, None)
         setattr(config, name, default if given is None else given)
+    if own:
+        CONNECTORS[config.mm_projector_type].connector_class.derive_settings(config, tower)
     for name in sorted(connector_setting_names() - names.keys()):
         if getattr(model_args, name, None) is not None:
             logger.warning("--%s has no effect on the connector %s.", name, config.mm_projector_type)

@@ -1,4 +1,4 @@
-"""FLOPs of the parts of a LLaVA model, from their sizes alone (contract acformer.md 9).
+"""FLOPs of the parts of a LLaVA model, from their sizes alone (contract acformer.md 9, vlora.md 10).
 
 Two FLOPs per multiply-add; causal attention counted half; work without matrix products (norms, softmax, anchor search,
 pooling) not counted. All figures are for one picture or one sequence.
@@ -51,8 +51,35 @@ class ResamplerShape:
     ff_mult: int = 4
 
 
+@dataclass(frozen=True)
+class GeneratorShape:
+    """VLoRA's generator and the weights it makes (contract vlora.md 1); the defaults are the published script's."""
+
+    width: int = 512
+    depth: int = 8
+    rank: int = 64
+    letters: str = "qkvom"
+    skip: int = 4
+    is_separate: bool = True
+    ratio: int = 4
+
+    def in_widths(self, llm: LLMShape) -> list[int]:
+        """Input width of each letter's matrix."""
+        return [llm.heads * llm.head_dim if letter == "o" else llm.hidden_size for letter in self.letters]
+
+    def out_widths(self, llm: LLMShape) -> list[int]:
+        """Output width of each letter's matrix."""
+        heads = {"q": llm.heads, "k": llm.kv_heads, "v": llm.kv_heads}
+        return [heads[t] * llm.head_dim if t in heads else llm.hidden_size for t in self.letters]
+
+    def picture_values(self, llm: LLMShape) -> int:
+        """Numbers that one picture becomes: `in x r` for every weighted matrix."""
+        return llm.layers // self.skip * self.rank * sum(self.in_widths(llm))
+
+
 CLIP_L_336 = VisionShape()
 RESAMPLER = ResamplerShape()
+GENERATOR = GeneratorShape()
 
 
 def llm_forward_flops(llm: LLMShape, positions: int, logits: int) -> int:
@@ -85,3 +112,23 @@ def c_abstractor_flops(tokens: int, vision: VisionShape = CLIP_L_336) -> int:
     width = vision.width
     squeeze_excite = 4 * width * round(width / 4)
     return sum(3 * (cells * (4 * width**2 + 18 * width) + squeeze_excite) for cells in (vision.patches, tokens))
+
+
+def generator_flops(llm: LLMShape, vision: VisionShape = CLIP_L_336, shape: GeneratorShape = GENERATOR) -> int:
+    """Perceptual weights of one picture: `2 N D g + S depth c + 2 w g in r`, S stacks of w queries each.
+
+    c is one decoder layer, `(12 + 4 ratio) w g^2 + 4 N g^2 + 4 w^2 g + 4 w N g`, most of it keys and values of the N
+    patches; the last term is the heads, over all queries.
+    """
+    groups, width, patches = llm.layers // shape.skip, shape.width, vision.patches
+    stacks, queries = (len(shape.letters), groups) if shape.is_separate else (1, len(shape.letters) * groups)
+    layer = (12 + 4 * shape.ratio) * queries * width**2 + 4 * patches * width**2
+    layer += 4 * queries**2 * width + 4 * queries * patches * width
+    heads = 2 * width * shape.picture_values(llm)
+    return 2 * patches * vision.width * width + stacks * shape.depth * layer + heads
+
+
+def low_rank_flops(llm: LLMShape, positions: int, shape: GeneratorShape = GENERATOR) -> int:
+    """What perceptual weights add to a forward pass: `2 n r (in + out)` for every weighted matrix."""
+    widths = sum(shape.in_widths(llm)) + sum(shape.out_widths(llm))
+    return 2 * positions * shape.rank * widths * (llm.layers // shape.skip)

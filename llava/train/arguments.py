@@ -41,6 +41,7 @@ class ModelArguments:
     mm_vision_select_layer: int | None = field(
         default=-1, metadata={"help": "Hidden state of the vision tower to use; all recipes use -2."}
     )
+    tune_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower too, and save it."})
     pretrain_mm_mlp_adapter: str | None = field(
         default=None, metadata={"help": "mm_projector.bin of stage 1 to start from."}
     )
@@ -128,6 +129,12 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
     lora_weight_path: str = field(default="", metadata={"help": "No effect."})
     lora_bias: str = field(default="none", metadata={"help": "none, all or lora_only."})
     mm_projector_lr: float | None = field(default=None, metadata={"help": "Learning rate of the connector."})
+    B_matrix_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the learned output matrices B of vlora."}
+    )
+    vision_tower_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the vision tower (--tune_vision_tower)."}
+    )
     group_by_modality_length: bool = field(
         default=False, metadata={"help": "Every optimizer step sees pictures only or text only, of similar lengths."}
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llava.files import save_torch_atomically, write_folder_atomically, write_text_atomically
-from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS
+from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, has_tuned_tower
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,12 @@ def adapter_keys(args: Any) -> list[str]:
 
 
 def save_adapter(model: Any, args: Any, folder: str, is_writer: bool, weights_path: str | None = None) -> None:
-    """`mm_projector.bin` (or `weights_path`) and config.json; all ranks must call it, one writes."""
-    state = get_mm_adapter_state_maybe_zero_3(model.named_parameters(), adapter_keys(args))
+    """`mm_projector.bin` (or `weights_path`) and config.json; all ranks must call it, one writes.
+
+    A tuned tower is in the same file.
+    """
+    keys = adapter_keys(args) + (["vision_tower"] if has_tuned_tower(model.config) else [])
+    state = get_mm_adapter_state_maybe_zero_3(model.named_parameters(), keys)
     if is_writer:
         with write_folder_atomically(folder) as temporary:
             model.config.save_pretrained(temporary)
@@ -89,6 +93,8 @@ def save_lora(model: Any, bias: str, folder: str, is_writer: bool) -> None:
     """Adapter, full config.json and `non_lora_trainables.bin`; all ranks must call it, one writes."""
     adapter = get_peft_state_maybe_zero_3(model.named_parameters(), bias)
     extras = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
+    if has_tuned_tower(model.config):  # whole, also if it was tuned in an earlier stage and stands still in this one
+        extras |= get_mm_adapter_state_maybe_zero_3(model.named_parameters(), ["vision_tower"])
     if is_writer:
         with write_folder_atomically(folder) as temporary:
             model.config.save_pretrained(temporary)

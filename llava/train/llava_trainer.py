@@ -43,6 +43,15 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
+def _part_of(name: str) -> str:
+    """Which part of the model a parameter belongs to; `B` are the learned matrices of vlora."""
+    if "vision_tower" in name:
+        return "tower"
+    if "mm_projector" not in name:
+        return "rest"
+    return "B" if "Bs" in name.split(".") else "connector"
+
+
 class SamplerEpoch(TrainerCallback):
     """Tells the sampler which epoch begins: on a resume inside an epoch accelerate forgets to."""
 
@@ -93,7 +102,7 @@ class LLaVATrainer(Trainer):
         return sampler
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Groups: weight decay or none, and with `mm_projector_lr` the connector's two apart (train.md 10)."""
+        """With the groups of `optimizer_groups`."""
         if self.optimizer is None:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class(self.optimizer_groups(), **options)
@@ -106,23 +115,32 @@ class LLaVATrainer(Trainer):
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("norm_weight")]
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Only parameters that require a gradient, each in one group."""
+        """Only parameters that require a gradient, each in one group (train.md 10, vlora.md 7).
+
+        Weight decay or none. Once a part of the model has a rate of its own, these two for every part that trains;
+        parts without a rate have `learning_rate`.
+        """
+        rates = {
+            "rest": None,
+            "connector": self.args.mm_projector_lr,
+            "B": self.args.B_matrix_lr,
+            "tower": self.args.vision_tower_lr,
+        }
+        is_split = any(rate is not None for rate in rates.values())
         decay_names = set(self.get_decay_parameter_names(self.model))
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        projector_lr = self.args.mm_projector_lr
+        part_of = {name: _part_of(name) if is_split else "rest" for name in trainable}
         groups = []
-        for is_projector in (False, True) if projector_lr is not None else (None,):
+        for part, rate in rates.items():
+            if part not in part_of.values():
+                continue
             for decays in (True, False):
-                names = [
-                    name
-                    for name in trainable
-                    if (name in decay_names) == decays and is_projector in (None, "mm_projector" in name)
-                ]
+                names = [name for name in trainable if part_of[name] == part and (name in decay_names) == decays]
                 group = {
                     "params": [trainable[name] for name in names],
                     "weight_decay": self.args.weight_decay if decays else 0.0,
                 }
-                groups.append(group | ({"lr": projector_lr} if is_projector else {}))
+                groups.append(group | ({} if rate is None else {"lr": rate}))
         return groups
 
     def _keep_embeddings_at_32_bits(self) -> None:
@@ -149,7 +167,7 @@ class LLaVATrainer(Trainer):
         if inputs.get("images") is None or not hasattr(model, "num_visual_tokens"):
             return 0
         markers = int((inputs["input_ids"] < 0).sum())
-        return markers * (model.num_visual_tokens - 1)
+        return markers * (max(model.num_visual_tokens, 1) - 1)  # perceptual weights leave the marker in place
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds samples and LLM tokens per second, over all ranks, since the last log."""

@@ -12,6 +12,7 @@ from llava.model.checkpoint_kind import checkpoint_kind
 from llava.model.connector_choice import choose_for_training
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
+from llava.model.multimodal_projector.registry import CONNECTORS
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
@@ -29,10 +30,12 @@ def compute_dtype(args: TrainingArguments) -> torch.dtype:
     return torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
 
 
-def tower_dtype(args: TrainingArguments) -> torch.dtype:
-    """bf16 under --bf16, else float16; float32 on a CPU, where half precision is slow and gains nothing."""
+def tower_dtype(args: TrainingArguments, trains: bool = False) -> torch.dtype:
+    """bf16 under --bf16, else float16; float32 if it trains, or on a CPU, where half precision is slow."""
     if args.bf16:
         return torch.bfloat16
+    if trains:
+        return torch.float32
     return torch.float16 if torch.cuda.is_available() else torch.float32
 
 
@@ -49,7 +52,10 @@ def load_language_model(
         # float32 also under --fp16, which is mixed precision.
         "dtype": torch.bfloat16 if training_args.bf16 else torch.float32,
     }
-    if attn_implementation is not None:
+    if attn_implementation is not None and takes_weights(model_args.mm_projector_type):
+        logger.info("The slot of %s needs a mask that FlashAttention has not: sdpa.", model_args.mm_projector_type)
+        options["attn_implementation"] = "sdpa"
+    elif attn_implementation is not None:
         half = training_args.bf16 or training_args.fp16
         options["attn_implementation"] = attn_implementation if half else "sdpa"  # FlashAttention takes half precision
     if training_args.bits in (4, 8):
@@ -58,7 +64,10 @@ def load_language_model(
     if model_args.vision_tower is None:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
-        model_class, config_class = classes_of(checkpoint_kind(path, None, path).family, path)
+        family = checkpoint_kind(path, None, path).family
+        if family == "llama" and model_args.mm_projector_type == "vlora":
+            family = "vlora"  # the published name of Llama with this connector
+        model_class, config_class = classes_of(family, path)
         config = read_config(config_class, path)
         projector = choose_for_training(config, path, vars(model_args))
         with quiet_loading_report(bool(projector)):
@@ -67,6 +76,11 @@ def load_language_model(
             model.get_model().load_adapter_state(projector, path)
     model.config.use_cache = False
     return model
+
+
+def takes_weights(projector_type: str | None) -> bool:
+    """Whether a connector hands over weights instead of visual tokens."""
+    return projector_type in CONNECTORS and CONNECTORS[projector_type].connector_class.space == "parameter"
 
 
 def _quantisation(args: TrainingArguments) -> dict[str, Any]:
@@ -177,7 +191,7 @@ def add_vision(
     inner = model.get_model()
     inner.initialize_vision_modules(model_args=model_args, fsdp=args.fsdp)
     tower = model.get_vision_tower()
-    tower.to(dtype=tower_dtype(args), device=args.device)
+    tower.to(dtype=tower_dtype(args, model_args.tune_vision_tower), device=args.device)
     tower.requires_grad_(False)  # also one that came with the checkpoint
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
@@ -193,6 +207,15 @@ def add_vision(
         inner.mm_projector.requires_grad_(True)
     if args.freeze_mm_mlp_adapter:
         inner.mm_projector.requires_grad_(False)
+    if model_args.tune_vision_tower:
+        if args.fsdp:
+            raise ValueError(
+                "--tune_vision_tower cannot be used with --fsdp, which leaves the tower out; use DeepSpeed"
+            )
+        tower.unfreeze()
+        config.tune_vision_tower = True
+    elif not hasattr(config, "tune_vision_tower"):  # else the checkpoint's tower was tuned before, and it is its own
+        config.tune_vision_tower = False
     if args.bits in (4, 8):
         inner.mm_projector.to(dtype=compute_dtype(args), device=args.device)
     if not model_args.tune_mm_mlp_adapter:  # stage 1 leaves the language model with its own prompt format

@@ -111,6 +111,42 @@ def test_acformer_scripts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer(again).shape[0] == 1
 
 
+def test_vlora_scripts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLORA_DIM", "64")
+    small = ["--vlora_depth", "1", "--vlora_heads", "4", "--vlora_rank", "4", "--vlora_alpha", "4"]
+    small += ["--skip_layers", "2", "--learning_rate", "1e-3"]
+    stage1 = run_script("v1_5/pretrain_vlora.sh", world, "llava-vlora-pretrain", *small, data="pretrain")
+    learned = torch.load(stage1 / "mm_projector.bin", weights_only=True)["model.mm_projector.Bs"]
+    assert learned.shape == (1, 5 * 2, 128 * 4) and learned.count_nonzero()
+    monkeypatch.setenv("PRETRAINED", str(stage1 / "mm_projector.bin"))
+    full = run_script("v1_5/finetune_vlora.sh", world, "llava-vlora", *small)
+    for folder, opened_on in ((stage1, str(BASES / "tiny-llama")), (full, None)):
+        assert answer(folder, opened_on).shape[0] == 1
+    config = json.loads((full / "config.json").read_text())
+    assert (config["model_type"], config["vlora_dim"], config["vlora_type"]) == ("llava_vlora", 64, "qkvom")
+
+
+def shown_by(script: str, **settings: str) -> str:
+    """The command line that a script makes, the launcher replaced by one that prints its arguments."""
+    command = ["bash", "-c", f'deepspeed() {{ echo "$@"; }}; . {SCRIPTS / script}']
+    return subprocess.run(
+        command, env=os.environ | settings, capture_output=True, text=True, check=True, cwd=REPOSITORY
+    ).stdout
+
+
+def test_vlora_recipe_is_consistent() -> None:
+    """Both stages make the same generator (contract vlora.md 7), with the published rates and batches."""
+    stages = [shown_by(f"v1_5/{name}_vlora.sh", SIZE="13b", VLORA_DIM="1024") for name in ("pretrain", "finetune")]
+    generators = [re.findall(r"--(?:vlora_\w+|weights_sep|skip_layers|mm_projector_type) \S+", s) for s in stages]
+    assert generators[0] == generators[1]
+    assert {"--vlora_dim 1024", "--vlora_rank 64", "--skip_layers 4"} <= set(generators[0])
+    assert "--output_dir ./checkpoints/llava-v1.5-13b-vlora-1024-pretrain " in stages[0]
+    assert "--pretrain_mm_mlp_adapter ./checkpoints/llava-v1.5-13b-vlora-1024-pretrain/mm_projector.bin " in stages[1]
+    for shown, rate, batch in zip(stages, ("5e-5", "2e-5"), (96, 16), strict=True):
+        assert f"--learning_rate {rate} " in shown and f"--per_device_train_batch_size {batch} " in shown
+        assert "--deepspeed ./scripts/zero2.json " in shown
+
+
 def test_size_chooses_base_model_and_folders() -> None:
     """SIZE=13b, with the launcher replaced by one that prints its arguments."""
     for name, folder in (("pretrain", "-pretrain"), ("finetune", ""), ("finetune", "-lora")):

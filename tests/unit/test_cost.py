@@ -1,4 +1,4 @@
-"""The arithmetic of connectors, held to every number of contract acformer.md 3, 5 and 9."""
+"""The arithmetic of connectors, held to every number of contract acformer.md 3, 5 and 9 and of vlora.md 10."""
 
 import json
 import subprocess
@@ -7,12 +7,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_projector.registry import CONNECTORS
+from llava.model.vision_features import VisionFeatures
 from llava.program import RequestError
-from llava.tools.cost import BASELINE, CONNECTOR_COSTS, LLMS, Cost, connector_cost, count_tokens, read_llm
-from llava.tools.flops import LLMShape, VisionShape, llm_forward_flops, resampler_flops, vit_flops
+from llava.tools.connector_costs import CONNECTOR_COSTS, connector_cost, count_tokens
+from llava.tools.cost import BASELINE, LLMS, Cost, read_llm
+from llava.tools.flops import (
+    GeneratorShape,
+    LLMShape,
+    VisionShape,
+    generator_flops,
+    llm_forward_flops,
+    low_rank_flops,
+    resampler_flops,
+    vit_flops,
+)
 
 TINY_CLIP = VisionShape(width=128, blocks=4, heads=4, side=8, patch_values=12 * 12 * 3)
 TEXT_TOKENS = (32, 64, 128)
@@ -68,6 +80,72 @@ def test_shares_of_the_step_that_the_contract_names() -> None:
     assert pooling < acformer < 1.02 * pooling
 
 
+# Contract vlora.md 10: rows are text tokens 32, 64, 128, columns generator widths 512, 1024.
+VLORA_PREFILL_7B = [(10.0, 9.0), (7.0, 6.6), (4.6, 4.4)]
+VLORA_STAGE1_7B = [(12.3, 10.3), (8.0, 7.1), (4.9, 4.6)]
+VLORA_RECOMPUTED_7B = [(13.8, 12.0), (8.5, 7.8), (5.1, 4.9)]
+VLORA_PREFILL_13B = [(12.8, 11.8), (8.1, 7.8), (5.0, 4.9)]
+VLORA_LLM_ONLY_7B = [(18.6, 18.6), (9.9, 9.9), (5.5, 5.5)]
+
+
+@pytest.mark.parametrize(
+    ("llm", "measure", "table"),
+    [
+        ("7b", lambda cost: cost.prefill_flops, VLORA_PREFILL_7B),
+        ("7b", lambda cost: cost.llm_flops(logits=1), VLORA_LLM_ONLY_7B),
+        ("7b", lambda cost: cost.stage1_step_flops(recompute=False), VLORA_STAGE1_7B),
+        ("7b", lambda cost: cost.stage1_step_flops(recompute=True), VLORA_RECOMPUTED_7B),
+        ("13b", lambda cost: cost.prefill_flops, VLORA_PREFILL_13B),
+    ],
+    ids=["7b prefill", "7b llm", "7b stage 1", "7b stage 1 with recomputation", "13b prefill"],
+)
+def test_vlora_speed_up_table(llm: str, measure: object, table: list[tuple[float, ...]]) -> None:
+    for text_tokens, row in zip(TEXT_TOKENS, table, strict=True):
+        baseline = Cost(BASELINE, 576, text_tokens, LLMS[llm])
+        for width, expected in zip((512, 1024), row, strict=True):
+            ours = Cost("vlora", 0, text_tokens, LLMS[llm], generator=GeneratorShape(width))
+            # One cell, 10.3 of stage 1, is 10.246 here; all others are equal as printed.
+            assert measure(baseline) / measure(ours) == pytest.approx(expected, abs=0.055), (text_tokens, width)
+
+
+def test_vlora_arithmetic_and_memory() -> None:
+    llm = LLMS["7b"]
+    assert [float(f"{generator_flops(llm, shape=GeneratorShape(g)) / 1e9:.2g}") for g in (512, 1024)] == [38, 130]
+    assert f"{low_rank_flops(llm, 1) / 1e9:.3f}" == "0.042"
+    assert round(1000 * low_rank_flops(llm, 1) / llm_forward_flops(llm, 1, logits=0)) == 3  # 0.3 % of the LLM
+    ours, baseline = Cost("vlora", 0, 64, llm), Cost(BASELINE, 576, 64, llm)
+    assert (ours.slots, ours.positions) == (1, 65)
+    assert [f"{c.picture_cache_bytes() / 1e6:.1f}" for c in (ours, baseline)] == ["0.5", "302.0"]
+    assert round(ours.weight_bytes() / 1e6) == 21 and baseline.weight_bytes() == 0
+    joint = generator_flops(llm, shape=GeneratorShape(is_separate=False))
+    assert joint < generator_flops(llm) / 2  # keys and values of the patches once instead of five times
+
+
+@pytest.mark.parametrize(
+    "shape", [GeneratorShape(32, 2, 8, "qkvom", 1), GeneratorShape(32, 1, 4, "mq", 2, is_separate=False)]
+)
+def test_vlora_is_counted_as_it_runs(shape: GeneratorShape) -> None:
+    """Matrix products of the real generator, counted while it runs, and the size of what it gives; with GQA."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    llm, vision = LLMShape(64, 4, 128, 100, heads=8, kv_heads=2, head_dim=8), TINY_CLIP
+    config = SimpleNamespace(
+        mm_projector_type="vlora", mm_hidden_size=vision.width, hidden_size=64, num_hidden_layers=4,
+        num_attention_heads=8, num_key_value_heads=2, vlora_dim=shape.width, vlora_depth=shape.depth, vlora_heads=4,
+        vlora_rank=shape.rank, vlora_type=shape.letters, weights_sep=shape.is_separate, skip_layers=shape.skip,
+        vlora_pos_num=vision.patches,
+    )  # fmt: skip
+    connector = build_vision_projector(config)
+    features = VisionFeatures(torch.randn(1, 1 + vision.patches, vision.width))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not see fused attention
+        weights = connector(features)
+    assert counter.get_total_flops() == generator_flops(llm, vision, shape)
+    assert sum(a.numel() for a in weights.inputs.values()) == shape.picture_values(llm)
+    outputs = sum(b.numel() for b in weights.outputs.values())
+    assert low_rank_flops(llm, 7, shape) == 2 * 7 * (shape.picture_values(llm) + outputs)
+
+
 def test_grouped_queries_have_smaller_keys_and_cache() -> None:
     full = LLMShape(64, 2, 128, 100, heads=8, kv_heads=8, head_dim=8)
     grouped = LLMShape(64, 2, 128, 100, heads=8, kv_heads=2, head_dim=8)
@@ -99,7 +177,8 @@ def test_token_counts_are_those_of_the_connectors(name: str) -> None:
     for asked in range(1, TINY_CLIP.patches + 3):
         config = SimpleNamespace(
             mm_projector_type=name, mm_hidden_size=8, hidden_size=8, mm_num_visual_tokens=asked, mm_resampler_depth=1,
-            mm_abstractor_depth=1,
+            mm_abstractor_depth=1, num_hidden_layers=1, num_attention_heads=2, vlora_dim=16,
+            vlora_pos_num=TINY_CLIP.patches,
         )  # fmt: skip
         try:
             connector = build_vision_projector(config)
@@ -109,8 +188,8 @@ def test_token_counts_are_those_of_the_connectors(name: str) -> None:
             given = None
         if name == "pixel_shuffle" and given is None:
             continue  # the connector is built for one block size; the reckoning takes any
-        if name in ("perceiver", "pr") and asked > TINY_CLIP.patches + 1:
-            continue  # more learned queries than tokens of the picture: possible, not reckoned
+        if name in ("perceiver", "pr", "vlora") and asked > TINY_CLIP.patches + 1:
+            continue  # more queries than the picture has tokens: possible, not reckoned
         try:
             assert count_tokens(name, asked, TINY_CLIP) == given
         except RequestError:

@@ -5,6 +5,9 @@ from typing import Any, ClassVar
 import torch
 
 from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.perceptual_weights import PerceptualWeights, install_hooks
+from llava.model.slots import BoundBatch
+from llava.model.weight_merging import merged
 
 
 class LlavaCausalLMMixin(LlavaMetaForCausalLM):
@@ -13,7 +16,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
     # The loss is the mean over one micro-batch, not over the accumulated batch (contract train.md 10).
     accepts_loss_kwargs = False
     # The tower loads itself, from `mm_vision_tower`; a checkpoint that holds it too is not at fault.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"vision_tower"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"vision_tower", r"rotary_emb\.inv_freq"]
 
     def forward(
         self,
@@ -30,6 +33,8 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         image_sizes: list[tuple[int, int]] | None = None,
         return_dict: bool | None = None,
         num_visual_tokens: int | None = None,
+        perceptual_weights: PerceptualWeights | None = None,
+        legacy_decode_positions: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The language model's forward; pictures are spliced in first unless `inputs_embeds` is given.
@@ -37,8 +42,15 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         Args:
             input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
             images, image_sizes, num_visual_tokens: see `prepare_inputs_labels_for_multimodal`.
+            perceptual_weights: what an earlier call's pictures became (`bind_pictures`), for the steps that follow it.
+            legacy_decode_positions: give the steps after the first positions one too small in rows with a picture, as
+                the published VLoRA did (contract vlora.md 5).
         """
-        if inputs_embeds is None:
+        if inputs_embeds is None and perceptual_weights is None and self.takes_weights:
+            bound = self.bind_pictures(input_ids, attention_mask, position_ids, labels, images)
+            attention_mask, position_ids, labels = bound.attention_mask, bound.position_ids, bound.labels
+            input_ids, inputs_embeds, perceptual_weights = None, self._embed_bound(bound), bound.weights
+        elif inputs_embeds is None and perceptual_weights is None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
                     input_ids,
@@ -56,6 +68,18 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             "output_hidden_states": output_hidden_states,
             "return_dict": return_dict,
         }
+        if perceptual_weights is not None:
+            if labels is not None and str(self.config._attn_implementation).startswith("flash"):
+                raise ValueError(
+                    "Training with perceptual weights needs attn_implementation sdpa or eager: FlashAttention leaves a "
+                    "masked place out altogether, but the picture's slot predicts the first word of a caption"
+                )
+            install_hooks(self.get_model().layers)
+            rows = len(input_ids if inputs_embeds is None else inputs_embeds)
+            perceptual_weights = perceptual_weights.repeat_rows(rows)
+            kwargs["perceptual_weights"] = perceptual_weights
+            if legacy_decode_positions and past_key_values is not None and past_key_values.get_seq_length() > 0:
+                position_ids = perceptual_weights.one_position_earlier(position_ids)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -67,6 +91,27 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             **{name: value for name, value in optional.items() if value is not None},
             **kwargs,
         )
+
+    def _embed_bound(self, bound: BoundBatch) -> torch.Tensor:
+        embeds = self.get_input_embeddings()(bound.input_ids)
+        return embeds if bound.unused_term is None else embeds + bound.unused_term.to(embeds)
+
+    def _generate_bound(
+        self, inputs: torch.Tensor, mask: torch.Tensor, images: Any, merge_weights: bool = False, **kwargs: Any
+    ) -> Any:
+        """`generate` with perceptual weights, made once. Positions count the slots, which the mask leaves out."""
+        inputs, mask = _pad_left(inputs, mask)
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        bound = self.bind_pictures(inputs, mask, positions, None, images)
+        prompt = {
+            "attention_mask": bound.attention_mask,
+            "position_ids": positions,
+            "inputs_embeds": self._embed_bound(bound),
+        }
+        if merge_weights and bound.weights is not None:
+            with merged(self.get_model().layers, bound.weights) as rest:
+                return super().generate(perceptual_weights=rest, **prompt, **kwargs)
+        return super().generate(perceptual_weights=bound.weights, **prompt, **kwargs)
 
     @torch.no_grad()
     def generate(
@@ -83,6 +128,9 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         one by one. `attention_mask` `[B, n]` marks the padding of `inputs`. `num_visual_tokens` is the budget per
         picture in this call, where the connector leaves the choice.
 
+        With perceptual weights `merge_weights=True` writes one picture's into the matrices meanwhile, and
+        `legacy_decode_positions=True` decodes as the published VLoRA did.
+
         Raises:
             NotImplementedError: `inputs_embeds` was passed.
         """
@@ -95,6 +143,8 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         attention_mask = kwargs.pop("attention_mask", None)
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs)
+        if self.takes_weights:
+            return self._generate_bound(inputs, attention_mask, images, **kwargs)
         _, _, spliced_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
             inputs,
             None,
@@ -107,13 +157,9 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             num_visual_tokens=num_visual_tokens,
         )
         if embeds is None:
-            embeds, spliced_mask = self._embed_left_padded(inputs, attention_mask)
+            inputs, spliced_mask = _pad_left(inputs, attention_mask)
+            embeds = self.get_input_embeddings()(inputs)
         return super().generate(attention_mask=spliced_mask, inputs_embeds=embeds, **kwargs)
-
-    def _embed_left_padded(self, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text-only rows: move padding to the left (a stable sort of the mask keeps the order), then embed."""
-        order = mask.long().argsort(dim=1, stable=True)
-        return self.get_input_embeddings()(inputs.gather(1, order)), mask.gather(1, order)
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any
@@ -128,3 +174,9 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         if image_sizes is not None:
             inputs["image_sizes"] = image_sizes
         return inputs
+
+
+def _pad_left(inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move padding to the left; a stable sort of the mask keeps the order."""
+    order = mask.long().argsort(dim=1, stable=True)
+    return inputs.gather(1, order), mask.gather(1, order)

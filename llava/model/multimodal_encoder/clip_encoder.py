@@ -8,6 +8,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, PretrainedConfig
 from transformers.models.clip import CLIPImageProcessorPil
 
+from llava.model.checkpoint_kind import has_tuned_tower
 from llava.model.multimodal_encoder.cls_attention import class_token_attention
 from llava.model.multimodal_encoder.s2 import S2_DEFAULT_SCALES, forward_multiscale, parse_scales
 from llava.model.vision_features import VisionFeatures
@@ -62,14 +63,15 @@ def check_is_clip(vision_tower: str) -> None:
 
 
 class CLIPVisionTower(nn.Module):
-    """A frozen CLIP image encoder that returns the hidden state of one layer.
+    """A CLIP image encoder that returns the hidden state of one layer; frozen, unless `unfreeze()` is called.
 
     Args:
         vision_tower: folder or Hub name of the CLIP model.
         args: carries `mm_vision_select_layer`, optionally `mm_vision_select_feature` (`patch` or `cls_patch`),
-            `mm_anchor_layer` and `unfreeze_mm_vision_tower`.
-        delay_load: fetch the configuration only; `load_model()` does the rest. A tower that is to be trained
-            (`unfreeze_mm_vision_tower`) is built at once all the same: the language model's checkpoint fills it.
+            `mm_anchor_layer`, and `unfreeze_mm_vision_tower` or `tune_vision_tower`.
+        delay_load: fetch the configuration only; `load_model()` does the rest. A tower that was trained
+            (`unfreeze_mm_vision_tower`, `tune_vision_tower`) is built at once all the same: the language model's
+            checkpoint fills it.
     """
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
@@ -81,7 +83,8 @@ class CLIPVisionTower(nn.Module):
         self.anchor_layer: int | None = getattr(args, "mm_anchor_layer", None)  # None: the select layer
 
         check_is_clip(vision_tower)
-        if delay_load and not getattr(args, "unfreeze_mm_vision_tower", False):
+        is_own = getattr(args, "unfreeze_mm_vision_tower", False) or has_tuned_tower(args)
+        if delay_load and not is_own:
             self.cfg_only = CLIPVisionConfig.from_pretrained(vision_tower)
         elif is_building_on_meta():
             # `from_pretrained` cannot run inside another one: leave empty modules for the outer checkpoint to fill.
@@ -203,7 +206,13 @@ class CLIPVisionTower(nn.Module):
         """Whether any weight of the tower asks for a gradient."""
         return any(p.requires_grad for p in self.vision_tower.parameters())
 
-    @torch.no_grad()
+    def unfreeze(self) -> None:
+        """Let the tower train, as far as it is run: nothing behind the select layer ever has a gradient."""
+        clip = self.vision_tower.vision_model
+        used = clip.encoder.layers[: self._hidden_state_index(self.select_layer, "mm_vision_select_layer")]
+        for part in (clip.embeddings, clip.pre_layrnorm, used):
+            part.requires_grad_(True)
+
     def forward(self, images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         """Tokens of the select layer: `[N, tokens, D]`, or for a list of `[3, H, W]` a list of `[1, tokens, D]`.
 
@@ -211,7 +220,8 @@ class CLIPVisionTower(nn.Module):
         """
         if isinstance(images, list):
             return [self.forward(image.unsqueeze(0)) for image in images]
-        return self.select_tokens(self._encode(images).hidden).to(images.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trainable):
+            return self.select_tokens(self._encode(images).hidden).to(images.dtype)
 
     @property
     def dummy_feature(self) -> torch.Tensor:
@@ -269,7 +279,6 @@ class CLIPVisionTowerS2(CLIPVisionTower):
             "(linear, mlp2x_gelu) with it, or set s2 to false"
         )
 
-    @torch.no_grad()
     def forward(self, images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         if isinstance(images, list):
             return [self.forward(image.unsqueeze(0)) for image in images]

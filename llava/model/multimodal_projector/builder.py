@@ -15,6 +15,7 @@ from llava.model.multimodal_projector import (  # noqa: F401  each registers its
     random_pr,
     top_p,
     visionzip,
+    vlora,
 )
 from llava.model.multimodal_projector.mlp import IdentityMap, SimpleResBlock, build_mlp, mlp_depth
 from llava.model.multimodal_projector.registry import CONNECTORS, Connector, read_settings
@@ -48,7 +49,7 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
     if projector_type in CONNECTORS:
         entry = CONNECTORS[projector_type]
         settings = read_settings(entry.config_class, config)
-        return entry.connector_class(settings, config.mm_hidden_size, config.hidden_size)
+        return entry.connector_class.from_config(settings, config)
     raise ValueError(f"Unknown projector type: {projector_type} (known: {', '.join(known_projector_types())})")
 
 

@@ -26,7 +26,8 @@ class Connector(BareParameters):
     """Turns `VisionFeatures` into what the language model takes. Stateless between calls.
 
     Attributes:
-        space: `"input"`: `forward` gives visual tokens `[B, T, d]` that are spliced into the sequence.
+        space: `"input"`: `forward` gives visual tokens `[B, T, d]` that are spliced into the sequence;
+            `"parameter"`: it gives `PerceptualWeights`, and the picture keeps one masked place.
         needs_cls_attention: whether the tower must supply `VisionFeatures.cls_attention`.
         needs_patch_keys: whether the tower must supply `VisionFeatures.patch_keys`.
         is_elastic: whether the weights do not depend on the number of visual tokens, so that it can be changed when a
@@ -41,6 +42,15 @@ class Connector(BareParameters):
     is_elastic: ClassVar[bool] = False
     is_grid: ClassVar[bool] = False
     num_visual_tokens: int
+
+    @classmethod
+    def derive_settings(cls, config: Any, tower: Any) -> None:
+        """Write settings into `config` that follow from the models; called once, when the connector is new."""
+
+    @classmethod
+    def from_config(cls, settings: Any, config: Any) -> "Connector":
+        """Build it; connectors that need more of the configuration than the widths override this."""
+        return cls(settings, config.mm_hidden_size, config.hidden_size)
 
     def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
         """Tokens that come out when `wanted` are asked for, on a tower of so many heads and patches.

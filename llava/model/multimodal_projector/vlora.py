@@ -1,0 +1,237 @@
+"""VLoRA: the picture as low-rank weights of the language model (arXiv 2405.20339; contract vlora.md 1, 7, 8)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llava.model.multimodal_projector.registry import Connector, register_connector, setting
+from llava.model.perceptual_weights import LETTERS, PerceptualWeights
+from llava.model.vision_features import VisionFeatures
+
+
+class Attention(nn.Module):
+    """Multi-head attention under the names of torch's own module, with biases, no mask, no dropout."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # q, k, v
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.in_proj_bias)
+
+    def forward(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """`query` `[B, w, g]`, `memory` `[B, N, g]` -> `[B, w, g]`."""
+        width = query.shape[-1]
+        q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
+        k, v = F.linear(memory, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Decoder(nn.Module):
+    """One pre-norm decoder layer: among the queries, from the queries to the picture, feed-forward."""
+
+    def __init__(self, width: int, heads: int, ratio: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads)
+        self.multihead_attn = Attention(width, heads)
+        self.linear1 = nn.Linear(width, ratio * width)
+        self.linear2 = nn.Linear(ratio * width, width)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, query: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+        normed = self.norm1(query)
+        query = query + self.self_attn(normed, normed)
+        query = query + self.multihead_attn(self.norm2(query), picture)
+        return query + self.linear2(F.gelu(self.linear1(self.norm3(query))))
+
+
+class Stack(nn.Module):
+    """Learned queries read the picture through decoder layers; a head makes a matrix of each."""
+
+    def __init__(self, num_queries: int, width: int, depth: int, heads: int, ratio: int, out_width: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, num_queries, width))
+        self.decoders = nn.ModuleList(Decoder(width, heads, ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.weights_head = nn.Linear(width, out_width)
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        """`[B, N, g]` -> `[B, w, out_width]`."""
+        query = self.queries.expand(len(picture), -1, -1)
+        for decoder in self.decoders:
+            query = decoder(query, picture)
+        return self.weights_head(self.norm(query))
+
+
+@dataclass
+class VLoRAConfig:
+    """Settings of the connector: config.json keys, defaults and command-line flags at once."""
+
+    vlora_dim: int = setting(512, "Width g of the generator.", minimum=1)
+    vlora_depth: int = setting(4, "Decoder layers of a generator stack.", minimum=1)
+    vlora_heads: int = setting(16, "Attention heads of the generator.", minimum=1)
+    vlora_ratio: int = setting(4, "Feed-forward width of the generator, in multiples of its width.", minimum=1)
+    vlora_visual_dim: int | None = setting(None, "Width of the vision tower; derived.")
+    vlora_pos_num: int | None = setting(None, "Patches of a picture; derived.")
+    vlora_llm_dim: int | None = setting(None, "Width of the language model; derived.")
+    vlora_llm_depth: int | None = setting(None, "Decoder layers of the language model; derived.")
+    vlora_rank: int = setting(2, "Rank of the weights.", minimum=1)
+    vlora_alpha: float | None = setting(None, "Scale: the weights are multiplied by alpha / rank; default: the rank.")
+    vlora_type: str = setting("qkvo", "Weighted matrices: letters of q, k, v, o and m (the whole MLP).")
+    weights_sep: bool = setting(True, "One generator stack per letter instead of one for all.")
+    skip_layers: int = setting(1, "Decoder layer l is weighted if (l + 1) is a multiple of it.", minimum=1)
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """What the weights must fit: input and output width of every letter, number of decoder layers."""
+
+    in_widths: dict[str, int]
+    out_widths: dict[str, int]
+    layers: int
+
+    @classmethod
+    def of_config(cls, config: Any) -> "DecoderShape":
+        width = config.hidden_size
+        heads = getattr(config, "num_attention_heads", 1)
+        head_dim = getattr(config, "head_dim", None) or width // heads
+        inner = heads * head_dim
+        kv = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+        return cls(
+            {"q": width, "k": width, "v": width, "o": inner, "m": width},
+            {"q": inner, "k": kv, "v": kv, "o": width, "m": width},
+            config.num_hidden_layers,
+        )
+
+
+@register_connector("vlora", VLoRAConfig)
+class VLoRA(Connector):
+    """`A = head(decoders(Q, X W_p + P))` per letter and weighted layer, X `[B, N, Dv]` the patches without class token.
+
+    `y += alpha / r (x A) B^T` on the chosen matrices of the chosen decoder layers; B is learned and starts at zero, so
+    that training starts at the text-only language model.
+    """
+
+    space: ClassVar[str] = "parameter"
+    num_visual_tokens = 0
+
+    def __init__(self, settings: VLoRAConfig, vision_width: int, num_patches: int, shape: DecoderShape) -> None:
+        super().__init__()
+        check_settings(settings, vision_width, shape)
+        self.letters, self.skip, self.rank = settings.vlora_type, settings.skip_layers, settings.vlora_rank
+        self.groups = shape.layers // settings.skip_layers
+        self.scale = 1.0 if settings.vlora_alpha is None else settings.vlora_alpha / self.rank
+        self.shape = shape
+        width = settings.vlora_dim
+        stack = (width, settings.vlora_depth, settings.vlora_heads, settings.vlora_ratio)
+        self.visual_proj = nn.Linear(vision_width, width)
+        self.pos_embed = nn.Parameter(torch.empty(1, num_patches, width))
+        if settings.weights_sep:
+            outs = [shape.in_widths[letter] * self.rank for letter in self.letters]
+            self.gen = nn.ModuleList(Stack(self.groups, *stack, out) for out in outs)
+        else:
+            out = shape.in_widths[self.letters[0]] * self.rank
+            self.gen = Stack(len(self.letters) * self.groups, *stack, out)
+        out_widths = {shape.out_widths[letter] for letter in self.letters}
+        if len(out_widths) == 1:  # the published, packed form
+            self.Bs = nn.Parameter(torch.empty(1, len(self.letters) * self.groups, out_widths.pop() * self.rank))
+        else:
+            self.Bs = nn.ParameterDict(
+                {t: nn.Parameter(torch.empty(self.groups, shape.out_widths[t], self.rank)) for t in self.letters}
+            )
+        self.reset_parameters()
+
+    @classmethod
+    def derive_settings(cls, config: Any, tower: Any) -> None:
+        shape = DecoderShape.of_config(config)
+        derived = {
+            "vlora_visual_dim": config.mm_hidden_size,
+            "vlora_pos_num": tower.num_patches,
+            "vlora_llm_dim": shape.in_widths["q"],
+            "vlora_llm_depth": shape.layers,
+        }
+        for name, value in derived.items():
+            if getattr(config, name, None) is None:
+                setattr(config, name, value)
+
+    def check_tower(self, num_heads: int, num_patches: int) -> None:
+        if self.pos_embed.shape[1] != num_patches:
+            raise ValueError(
+                f"vlora_pos_num is {self.pos_embed.shape[1]}, but the vision tower has {num_patches} patches; leave "
+                "the setting out, it is derived"
+            )
+
+    @classmethod
+    def from_config(cls, settings: VLoRAConfig, config: Any) -> "VLoRA":
+        return cls(settings, config.mm_hidden_size, settings.vlora_pos_num, DecoderShape.of_config(config))
+
+    def reset_parameters(self) -> None:
+        """Contract vlora.md 1: everything, whoever built the module."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, (nn.LayerNorm, Attention)):
+                module.reset_parameters()
+            elif isinstance(module, Stack):
+                nn.init.normal_(module.queries)
+        nn.init.normal_(self.pos_embed)
+        for factor in self._output_parameters():
+            nn.init.zeros_(factor)
+
+    def _output_parameters(self) -> list[torch.Tensor]:
+        return list(self.Bs.values()) if isinstance(self.Bs, nn.ParameterDict) else [self.Bs]
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        """B `[G, out, r]` per letter, times alpha / r."""
+        if isinstance(self.Bs, nn.ParameterDict):
+            return {letter: factor * self.scale for letter, factor in self.Bs.items()}
+        packed = (self.Bs[0] * self.scale).unflatten(0, (len(self.letters), self.groups)).unflatten(-1, (-1, self.rank))
+        return dict(zip(self.letters, packed, strict=True))
+
+    def forward(self, features: VisionFeatures, num_visual_tokens: int | None = None) -> PerceptualWeights:
+        picture = self.visual_proj(features.hidden[:, 1:]) + self.pos_embed
+        if isinstance(self.gen, nn.ModuleList):
+            per_letter = [stack(picture) for stack in self.gen]  # [B, G, in * r] each
+        else:
+            per_letter = list(self.gen(picture).unflatten(1, (len(self.letters), self.groups)).unbind(1))
+        inputs = {t: x.unflatten(-1, (-1, self.rank)) for t, x in zip(self.letters, per_letter, strict=True)}
+        return PerceptualWeights(inputs, self.outputs(), self.skip)
+
+
+def check_settings(settings: VLoRAConfig, vision_width: int, shape: DecoderShape) -> None:
+    """Refuse settings that contradict one another or the models; names both numbers.
+
+    Raises:
+        ValueError: see there.
+    """
+    if settings.vlora_pos_num is None:
+        raise ValueError("vlora_pos_num, the vision tower's number of patches, is not in the configuration")
+    derived = {
+        "vlora_visual_dim": (vision_width, "the vision tower's width"),
+        "vlora_llm_dim": (shape.in_widths["q"], "the language model's width"),
+        "vlora_llm_depth": (shape.layers, "the language model's number of layers"),
+    }
+    for name, (real, what) in derived.items():
+        given = getattr(settings, name)
+        if given is not None and given != real:
+            raise ValueError(f"{name} is {given}, but {what} is {real}; leave the setting out, it is derived")
+    letters = settings.vlora_type
+    if not letters or set(letters) - set(LETTERS) or len(set(letters)) < len(letters):
+        raise ValueError(f"vlora_type is {letters!r}; it must be different letters of {LETTERS}")
+    if settings.vlora_dim % settings.vlora_heads:
+        raise ValueError(f"vlora_dim {settings.vlora_dim} is not a multiple of vlora_heads {settings.vlora_heads}")
+    if settings.skip_layers > shape.layers:
+        raise ValueError(f"skip_layers is {settings.skip_layers}; the language model has {shape.layers} layers")
+    widths = {shape.in_widths[letter] for letter in letters}
+    if not settings.weights_sep and len(widths) > 1:
+        raise ValueError(f"weights_sep False needs equal input widths of all letters, not {sorted(widths)}")

@@ -1,0 +1,49 @@
+"""One picture's perceptual weights written into the matrices while it is talked about (contract vlora.md 6)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from llava.model.perceptual_weights import PROJECTIONS, PerceptualWeights
+
+
+@contextmanager
+def merged(layers: nn.ModuleList, weights: PerceptualWeights) -> Iterator[PerceptualWeights]:
+    """Inside the block `W += B A^T` in q, k, v and o; afterwards every matrix has its old bits again.
+
+    Merging costs `2 d^2 r` per matrix, the low-rank path `4 d r` per token and matrix: it pays after d / 2 tokens.
+
+    Yields:
+        What is left to bind: m, a path beside the MLP that no matrix can take up.
+
+    Raises:
+        ValueError: more than one picture, rows without one, or a quantised language model.
+    """
+    if weights.rows is not None or len(next(iter(weights.inputs.values()))) != 1:
+        raise ValueError("merge_weights needs one picture for all rows; leave it out to give every row its own")
+    targets = {
+        (index, letter): _matrix(getattr(layer.self_attn, PROJECTIONS[letter]))
+        for index, layer in enumerate(layers)
+        for letter in (weights.of_layer(index) or {})
+        if letter in PROJECTIONS
+    }
+    saved = {place: matrix.detach().clone() for place, matrix in targets.items()}
+    try:
+        with torch.no_grad():
+            for (index, letter), matrix in targets.items():
+                a, b = weights.of_layer(index)[letter]
+                matrix.add_((b @ a[0].T).to(matrix))
+        yield weights.only("m")
+    finally:
+        with torch.no_grad():
+            for place, matrix in targets.items():
+                matrix.copy_(saved[place])
+
+
+def _matrix(projection: nn.Module) -> torch.Tensor:
+    weight = getattr(projection, "base_layer", projection).weight
+    if not weight.is_floating_point():
+        raise ValueError("merge_weights cannot write into a quantised language model; leave it out")
+    return weight
