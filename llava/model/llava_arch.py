@@ -99,8 +99,10 @@ class LlavaMetaModel:
         try:
             self.mm_projector.load_state_dict(projector, strict=True)
         except RuntimeError as error:
+            cause = self.mm_projector.explain_misfit(projector) if isinstance(self.mm_projector, Connector) else None
             raise ValueError(
-                f"{path} does not fit the connector {self.config.mm_projector_type!r} and its settings: {error}"
+                f"{path} does not fit the connector {self.config.mm_projector_type!r} and its settings: "
+                f"{cause or error}"
             ) from error
         newline = [value for key, value in state.items() if key.endswith("image_newline")]
         if newline and getattr(self, "image_newline", None) is not None:

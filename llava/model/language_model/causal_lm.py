@@ -122,8 +122,8 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         one by one. `attention_mask` `[B, n]` marks the padding of `inputs`. `num_visual_tokens` is the budget per
         picture in this call, where the connector leaves the choice.
 
-        With perceptual weights `merge_weights=True` writes one picture's into the matrices meanwhile (`weight_merging`),
-        and `legacy_decode_positions=True` decodes as the published VLoRA did.
+        With perceptual weights `merge_weights=True` writes one picture's into the matrices meanwhile
+        (`weight_merging`), and `legacy_decode_positions=True` decodes as the published VLoRA did.
 
         Raises:
             NotImplementedError: `inputs_embeds` was passed.
