@@ -33,9 +33,10 @@ def accuracies(questions: Path, answers: Path) -> dict[str, float]:
 def training_facts(model: Path) -> dict[str, str]:
     """Visual tokens and seconds per step of both stages, from what the training runs wrote."""
     config = json.loads((model / "config.json").read_text())
-    tokens = config.get("mm_num_visual_tokens")
+    tokens = 0 if config["mm_projector_type"] == "vlora" else config.get("mm_num_visual_tokens")
     tower = json.loads((Path(config["mm_vision_tower"]) / "config.json").read_text())
-    facts = {"visual tokens": str(tokens or (tower["image_size"] // tower["patch_size"]) ** 2)}
+    patches = (tower["image_size"] // tower["patch_size"]) ** 2
+    facts = {"visual tokens": str(patches if tokens is None else tokens)}
     for stage, folder in (("stage 1", model.with_name(f"{model.name}-pretrain")), ("stage 2", model)):
         state = folder / "trainer_state.json"
         if state.exists():

@@ -3,6 +3,7 @@
 # trains a LLaVA in two stages by the real scripts, evaluates it on held-out pictures, and answers a question.
 #   bash scripts/quickstart.sh                        AcFormer, and LLaVA-1.5's MLP as the baseline
 #   CONNECTOR=mlp2x_gelu BASELINE= bash scripts/quickstart.sh
+#   CONNECTOR=vlora bash scripts/quickstart.sh        pictures as weights of the language model
 # A second run skips what is done; delete checkpoints/playground to start afresh.
 set -u
 . "$(dirname "$0")/lib/setup.sh"
@@ -18,8 +19,10 @@ export BASE_MODEL=playground/bases/tiny-llama VISION_TOWER=playground/bases/tiny
 export TOKENS=${TOKENS:-17} IMAGE_FOLDER=$DATA
 # What fits two CPU cores instead of eight GPUs. The learning rates are those of small models.
 SMALL=(--bf16 False --tf32 False --gradient_checkpointing False --report_to none --dataloader_num_workers 0
-    --model_max_length 512 --save_strategy no --logging_steps 10
-    --mm_resampler_depth 2 --mm_resampler_heads 4 --mm_resampler_dim_head 32)
+    --model_max_length 512 --save_strategy no --logging_steps 10)
+SMALL_RESAMPLER=(--mm_resampler_depth 2 --mm_resampler_heads 4 --mm_resampler_dim_head 32)
+SMALL_GENERATOR=(--vlora_heads 4 --vlora_depth 2 --vlora_rank 8 --vlora_alpha 8 --skip_layers 1)
+export VLORA_DIM=${VLORA_DIM:-128}
 
 quietly() { # LOG COMMAND...: shows ten lines of the progress bar, keeps everything in the log
     local log=$1
@@ -32,19 +35,24 @@ $(tail -n 12 "$log")"
 }
 
 train_and_evaluate() { # CONNECTOR
-    local connector=$1 pretrained="$RUNS/llava-$1-pretrain" model="$RUNS/llava-$1"
+    local connector=$1 pretrained="$RUNS/llava-$1-pretrain" model="$RUNS/llava-$1" recipe=acformer
+    local small=("${SMALL[@]}" "${SMALL_RESAMPLER[@]}")
+    if [ "$connector" = vlora ]; then # the other recipe takes any connector that gives visual tokens
+        recipe=vlora
+        small=("${SMALL[@]}" "${SMALL_GENERATOR[@]}")
+    fi
     export CONNECTOR=$connector
     if [ ! -f "$pretrained/mm_projector.bin" ]; then
-        say "$connector, stage 1: the connector learns from captions (scripts/v1_5/pretrain_acformer.sh)"
+        say "$connector, stage 1: the connector learns from captions (scripts/v1_5/pretrain_$recipe.sh)"
         DATA_PATH=$DATA/pretrain.json OUTPUT_DIR=$pretrained quietly "$RUNS/logs/$connector-stage1.log" \
-            bash scripts/v1_5/pretrain_acformer.sh "${SMALL[@]}" --per_device_train_batch_size 32 --learning_rate 2e-3 \
+            bash "scripts/v1_5/pretrain_$recipe.sh" "${small[@]}" --per_device_train_batch_size 32 --learning_rate 2e-3 \
             --max_steps "${STAGE1_STEPS:-150}"
     fi
     if [ ! -f "$model/model.safetensors" ]; then
-        say "$connector, stage 2: connector and language model learn from conversations (scripts/v1_5/finetune_acformer.sh)"
+        say "$connector, stage 2: connector and language model learn from conversations (scripts/v1_5/finetune_$recipe.sh)"
         DATA_PATH=$DATA/instruct.json OUTPUT_DIR=$model PRETRAINED=$pretrained/mm_projector.bin \
             DEEPSPEED_CONFIG=./scripts/zero2.json quietly "$RUNS/logs/$connector-stage2.log" \
-            bash scripts/v1_5/finetune_acformer.sh "${SMALL[@]}" --per_device_train_batch_size 16 --learning_rate 1e-3 \
+            bash "scripts/v1_5/finetune_$recipe.sh" "${small[@]}" --per_device_train_batch_size 16 --learning_rate 1e-3 \
             --max_steps "${STAGE2_STEPS:-700}"
     fi
     for questions in eval_questions eval_questions_blank; do

@@ -101,7 +101,8 @@ class LlavaMetaModel:
             with gathered(list(self.mm_projector.parameters())):
                 self.mm_projector.load_state_dict(projector, strict=True)
         except RuntimeError as error:
-            reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+            cause = self.mm_projector.explain_misfit(projector) if isinstance(self.mm_projector, Connector) else None
+            reasons = cause or "; ".join(line.strip() for line in str(error).splitlines()[1:])
             raise ValueError(
                 f"{path} does not fit the connector {self.config.mm_projector_type!r} and its settings: {reasons}"
             ) from error
@@ -209,16 +210,15 @@ class LlavaMetaForCausalLM(ABC):
             return batch
         pictures = assign_pictures(counts, len(images))
         shown = [i for row in pictures for i in row]
-        zero_term_only = not shown and torch.is_grad_enabled() and len(images) > 0
-        if not shown and not zero_term_only:
+        if not shown and not (torch.is_grad_enabled() and len(images) > 0):
             return batch
-        chosen = [0] if zero_term_only else shown
+        # In training every process must run the generator and the same operations in every layer, pictures or not:
+        # under ZeRO-3 with recomputation the order in which parameters are gathered follows from them.
+        chosen = shown or [0]
         stacked = images if isinstance(images, torch.Tensor) else torch.stack(list(images))
         if stacked.ndim != 4:
             raise ValueError("A connector of perceptual weights takes one view of a picture, not several crops")
         weights = self.encode_images(stacked[chosen])
-        if zero_term_only:
-            return replace(batch, unused_term=weights.zero_term())
         places = {picture: place for place, picture in enumerate(chosen)}
         return replace(batch, weights=weights.for_rows([[places[i] for i in row] for row in pictures]))
 

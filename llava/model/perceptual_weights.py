@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,9 +15,11 @@ PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-@dataclass(frozen=True)
-class PerceptualWeights:
+class PerceptualWeights(NamedTuple):
     """Low-rank updates of a batch, `y += (x A) B^T`.
+
+    A named tuple, because DeepSpeed looks for tensors in tuples and dictionaries only: under ZeRO-3 it brings back
+    the parameters of the module that made them (`Bs`) when the backward pass comes to these tensors.
 
     Letters: B rows with a picture, G weighted layers, r rank.
 
@@ -52,9 +54,12 @@ class PerceptualWeights:
 
         Args:
             pictures_of_rows: per row which entries it shows; the mean over several, none for a row without a picture.
+                Where no row shows any, nothing is added to any row, but every parameter gets a gradient, zero.
         """
         shown = [row for row, pictures in enumerate(pictures_of_rows) if pictures]
         num_rows, inputs = len(pictures_of_rows), self.inputs
+        if not shown:
+            inputs = {letter: a[:0] for letter, a in inputs.items()}
         if any(len(pictures) != 1 for pictures in pictures_of_rows if pictures):
             inputs = {
                 letter: torch.stack([a[pictures_of_rows[row]].mean(dim=0) for row in shown])
@@ -62,8 +67,8 @@ class PerceptualWeights:
             }
         rows = None
         if len(shown) < num_rows:
-            rows = torch.tensor(shown, device=next(iter(inputs.values())).device)
-        return replace(self, inputs=inputs, rows=rows, num_rows=num_rows)
+            rows = torch.tensor(shown, dtype=torch.long, device=next(iter(inputs.values())).device)
+        return self._replace(inputs=inputs, rows=rows, num_rows=num_rows)
 
     def repeat_rows(self, num_rows: int) -> "PerceptualWeights":
         """For a batch in which every row stands several times in a row: beam search, several return sequences."""
@@ -74,22 +79,18 @@ class PerceptualWeights:
         rows = self.rows
         if rows is not None:
             rows = (rows.unsqueeze(1) * times + torch.arange(times, device=rows.device)).flatten()
-        return replace(self, inputs=inputs, rows=rows, num_rows=num_rows)
+        return self._replace(inputs=inputs, rows=rows, num_rows=num_rows)
 
     def only(self, letters: str) -> "PerceptualWeights":
         """Without the other letters; of no letter left, nothing is added anywhere."""
         inputs, outputs = ({t: x for t, x in part.items() if t in letters} for part in (self.inputs, self.outputs))
-        return replace(self, inputs=inputs, outputs=outputs)
+        return self._replace(inputs=inputs, outputs=outputs)
 
     def one_position_earlier(self, position_ids: torch.Tensor) -> torch.Tensor:
         """`[B, n]` less one in the rows with a picture."""
         if self.rows is None:
             return position_ids - 1
         return position_ids.index_add(0, self.rows, position_ids.new_full((len(self.rows), position_ids.shape[1]), -1))
-
-    def zero_term(self) -> torch.Tensor:
-        """A zero that connects every parameter behind these weights to the loss."""
-        return 0 * sum(x.sum() for part in (self.inputs, self.outputs) for x in part.values())
 
 
 @dataclass(frozen=True)

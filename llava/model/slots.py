@@ -13,8 +13,7 @@ class BoundBatch:
     """What goes into the language model, all `[B, n]`; the caller's tensors stay as they are.
 
     Attributes:
-        weights: of the rows with a picture; None if there are none.
-        unused_term: a zero scalar to add to the embeddings, so that every process runs the generator; or None.
+        weights: of the rows with a picture; None if there are none, except in training.
     """
 
     input_ids: torch.Tensor
@@ -22,7 +21,6 @@ class BoundBatch:
     position_ids: torch.Tensor | None
     labels: torch.Tensor | None
     weights: PerceptualWeights | None = None
-    unused_term: torch.Tensor | None = None
 
 
 def mask_slots(

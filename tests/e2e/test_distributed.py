@@ -18,6 +18,8 @@ from tests.unit.training import BASE_FLAGS, final_state
 pytestmark = pytest.mark.e2e
 
 CONNECTOR = ["--mm_projector_type", "acformer", "--mm_num_visual_tokens", "9", "--mm_resampler_depth", "1"]
+VLORA = ["--mm_projector_type", "vlora", "--vlora_dim", "32", "--vlora_depth", "1", "--vlora_heads", "2"]
+VLORA += ["--vlora_rank", "4", "--vlora_type", "qkvom"]
 FULL = ["--version", "v1", "--data_path", "train/data.json", *CONNECTOR]
 STAGE1 = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True", *CONNECTOR]
 LORA = [*FULL, "--lora_enable", "True", "--lora_r", "4", "--gradient_checkpointing", "True"]
@@ -69,6 +71,37 @@ def test_two_processes_equal_one_and_zero2_equals_zero3(tmp_path: Path) -> None:
     assert losses(three) == pytest.approx(losses(two), abs=1e-5)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "three")]
     assert weights[0].keys() == weights[1].keys() == weights[2].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(weights[2][name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+def mixed_data(path: Path) -> Path:
+    """Three samples with a picture, five without: with two processes, some step has a picture on one of them only."""
+    records = json.loads((VECTORS / "llava/train/data.json").read_text())
+    pictures = [r for r in records if "image" in r][:3]
+    texts = [r for r in records if "image" not in r]
+    path.write_text(json.dumps(pictures + texts + [texts[0] | {"id": "again"}]))
+    return path
+
+
+def test_vlora_with_pictures_on_one_process_only(tmp_path: Path) -> None:
+    """Both must run the generator and the same operations in every step, or they would wait for each other.
+
+    With recomputation the order of ZeRO-3's gathering follows from the operations (contract vlora.md 4).
+    """
+    data = ["--version", "v1", "--data_path", str(mixed_data(tmp_path / "mixed.json")), "--save_strategy", "no"]
+    flags = [*data, *VLORA, "--max_steps", "6", "--per_device_train_batch_size", "1", "--weight_decay", "0.01"]
+    flags += ["--B_matrix_lr", "2e-3", "--gradient_checkpointing", "True"]
+    one = launch(tmp_path / "one", "zero2", 1, *flags, "--gradient_accumulation_steps", "2")
+    two = launch(tmp_path / "two", "zero2", 2, *flags)
+    three = launch(tmp_path / "three", "zero3", 2, *flags)
+    assert len(losses(one)) == 6
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert losses(three) == pytest.approx(losses(two), abs=1e-5)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "three")]
+    assert weights[0].keys() == weights[1].keys() == weights[2].keys()
+    assert weights[0]["model.mm_projector.Bs"].count_nonzero()
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-4, msg=name)
         torch.testing.assert_close(weights[2][name], tensor, rtol=0, atol=1e-4, msg=name)

@@ -6,7 +6,6 @@ import torch
 
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.perceptual_weights import PerceptualWeights, install_hooks
-from llava.model.slots import BoundBatch
 from llava.model.weight_merging import merged
 
 
@@ -49,7 +48,11 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         if inputs_embeds is None and perceptual_weights is None and self.takes_weights:
             bound = self.bind_pictures(input_ids, attention_mask, position_ids, labels, images)
             attention_mask, position_ids, labels = bound.attention_mask, bound.position_ids, bound.labels
-            input_ids, inputs_embeds, perceptual_weights = None, self._embed_bound(bound), bound.weights
+            input_ids, inputs_embeds, perceptual_weights = (
+                None,
+                self.get_input_embeddings()(bound.input_ids),
+                bound.weights,
+            )
         elif inputs_embeds is None and perceptual_weights is None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
@@ -92,10 +95,6 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             **kwargs,
         )
 
-    def _embed_bound(self, bound: BoundBatch) -> torch.Tensor:
-        embeds = self.get_input_embeddings()(bound.input_ids)
-        return embeds if bound.unused_term is None else embeds + bound.unused_term.to(embeds)
-
     def _generate_bound(
         self, inputs: torch.Tensor, mask: torch.Tensor, images: Any, merge_weights: bool = False, **kwargs: Any
     ) -> Any:
@@ -106,7 +105,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         prompt = {
             "attention_mask": bound.attention_mask,
             "position_ids": positions,
-            "inputs_embeds": self._embed_bound(bound),
+            "inputs_embeds": self.get_input_embeddings()(bound.input_ids),
         }
         if merge_weights and bound.weights is not None:
             with merged(self.get_model().layers, bound.weights) as rest:

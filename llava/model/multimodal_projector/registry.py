@@ -82,6 +82,9 @@ class Connector(BareParameters):
         """Map a published checkpoint's key names (without prefix) to this module's; the default changes nothing."""
         return state
 
+    def explain_misfit(self, state: dict[str, Any]) -> str | None:
+        """Why a stage-1 file's entries do not fit, and what to do; None: nothing better to say than torch does."""
+
     def forward(self, features: VisionFeatures, num_visual_tokens: int | None = None) -> Any:
         """`num_visual_tokens` (elastic connectors only) replaces the module's own in this call."""
         raise NotImplementedError

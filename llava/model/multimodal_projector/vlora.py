@@ -174,6 +174,18 @@ class VLoRA(Connector):
     def from_config(cls, settings: VLoRAConfig, config: Any) -> "VLoRA":
         return cls(settings, config.mm_hidden_size, settings.vlora_pos_num, DecoderShape.of_config(config))
 
+    def explain_misfit(self, state: dict[str, torch.Tensor]) -> str | None:
+        """The published scripts contradict one another: stage 1 says --vlora_dim 1024, stage 2 says 512."""
+        if "visual_proj.weight" not in state:
+            return None
+        theirs, ours = len(state["visual_proj.weight"]), len(self.visual_proj.weight)
+        if theirs == ours:
+            return None
+        return (
+            f"its generator has vlora_dim {theirs}, this one {ours}. Give --vlora_dim {theirs}, or train stage 1 again "
+            f"with --vlora_dim {ours}; both stages need the same (the published scripts say 1024 and 512)"
+        )
+
     def reset_parameters(self) -> None:
         """Contract vlora.md 1: everything, whoever built the module."""
         for module in self.modules():
