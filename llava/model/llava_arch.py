@@ -3,7 +3,6 @@
 import logging
 import math
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_projector.registry import BareParameters, Connector
-from llava.model.slots import BoundBatch, mask_slots
+from llava.model.picture_binding import PictureBinding
 from llava.model.splice import ImageCountError, assign_pictures, count_markers, splice_rows
 from llava.model.vision_config import check_stage1_settings, check_vision_config, write_vision_config
 from llava.model.vision_tokenizer import add_image_tokens, gathered
@@ -138,7 +137,7 @@ class LlavaMetaModel:
         self.config.tune_vision_tower = True
 
 
-class LlavaMetaForCausalLM(ABC):
+class LlavaMetaForCausalLM(PictureBinding, ABC):
     """Mixed into a causal language model: splices pictures into its input."""
 
     @abstractmethod
@@ -178,49 +177,6 @@ class LlavaMetaForCausalLM(ABC):
             return projector(tower(images).to(dtype))
         features = tower.encode(images, projector.needs_cls_attention, projector.needs_patch_keys).to(dtype)
         return projector(features) if num_visual_tokens is None else projector(features, num_visual_tokens)
-
-    @property
-    def takes_weights(self) -> bool:
-        """Whether pictures come as perceptual weights, not as visual tokens."""
-        return getattr(getattr(self.get_model(), "mm_projector", None), "space", "input") == "parameter"
-
-    def bind_pictures(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        images: torch.Tensor | list[torch.Tensor] | None,
-    ) -> BoundBatch:
-        """The batch with its slots masked, and the weights its pictures become (contract vlora.md 4).
-
-        Args:
-            input_ids: `[B, n]`, IMAGE_TOKEN_INDEX at the slot of each picture.
-            images: `[N, 3, H, W]` or a list of `[3, H, W]`, one per slot and a dummy one per row without.
-
-        Raises:
-            ImageCountError: pictures and slots do not match.
-            ValueError: a slot at the start of a row, or several crops of one picture.
-        """
-        counts = count_markers(input_ids, attention_mask)
-        if images is None and any(counts):
-            raise ImageCountError("The text has an image marker, but no picture was given")
-        batch = mask_slots(input_ids, attention_mask, position_ids, labels)
-        if images is None:
-            return batch
-        pictures = assign_pictures(counts, len(images))
-        shown = [i for row in pictures for i in row]
-        if not shown and not (torch.is_grad_enabled() and len(images) > 0):
-            return batch
-        # In training every process must run the generator and the same operations in every layer, pictures or not:
-        # under ZeRO-3 with recomputation the order in which parameters are gathered follows from them.
-        chosen = shown or [0]
-        stacked = images if isinstance(images, torch.Tensor) else torch.stack(list(images))
-        if stacked.ndim != 4:
-            raise ValueError("A connector of perceptual weights takes one view of a picture, not several crops")
-        weights = self.encode_images(stacked[chosen])
-        places = {picture: place for place, picture in enumerate(chosen)}
-        return replace(batch, weights=weights.for_rows([[places[i] for i in row] for row in pictures]))
 
     def prepare_inputs_labels_for_multimodal(
         self,
