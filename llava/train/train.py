@@ -3,6 +3,7 @@
 deepspeed llava/train/train_mem.py --model_name_or_path ... --mm_projector_type acformer --mm_num_visual_tokens 145 ...
 """
 
+import atexit
 import logging
 import os
 import sys
@@ -117,9 +118,24 @@ def train(attn_implementation: str | None = None) -> None:
         trainer.save_model(training_args.output_dir)
     else:
         safe_save_model_for_hf_trainer(trainer=trainer, output_dir=training_args.output_dir)
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() == 1:
         torch.distributed.destroy_process_group()
+
+
+def leave() -> None:
+    """End this process after a finished training; of several together, when all are done.
+
+    The threads of torch's gloo backend may still run while an interpreter takes itself apart. The process then aborts,
+    and the launcher reports a failure although everything is written. So a worker runs its exit handlers and stops.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
     train()
+    leave()

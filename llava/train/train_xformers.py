@@ -5,7 +5,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # run by path
 
-from llava.train.train import train
+from llava.train.train import leave, train
 
 if __name__ == "__main__":
     train(attn_implementation="sdpa")
+    leave()
