@@ -15,7 +15,6 @@ of the arithmetic close to 7B's.
 """
 
 import argparse
-import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -24,100 +23,23 @@ from typing import Any
 
 import torch
 from common import (
-    TOY_VISION,
     add_common_flags,
-    clip_folder,
     interleaved_medians,
     markdown_table,
     peak_bytes_above,
     peak_flops,
     precision,
     publish,
-    random_clip,
     random_images,
     run_again,
 )
-from torch import nn
+from stage1_model import GEOMETRIES, Geometry, build_connector, build_model
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.multimodal_encoder.clip_encoder import ClipBackbone
-from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.multimodal_projector.registry import CONNECTORS, Connector
+from llava.model import LlavaLlamaForCausalLM
+from llava.model.multimodal_projector.registry import CONNECTORS
 from llava.program import RequestError
-from llava.tools.cost import BASELINE, LLMS, Cost
-from llava.tools.flops import CLIP_L_336, RESAMPLER, LLMShape, ResamplerShape, VisionShape
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of the three parts of a model."""
-
-    llm: LLMShape
-    vision: VisionShape = CLIP_L_336
-    resampler: ResamplerShape = RESAMPLER
-
-
-GEOMETRIES = {
-    "7b": Geometry(LLMS["7b"]),
-    "13b": Geometry(LLMS["13b"]),
-    "small": Geometry(
-        LLMShape(1024, 16, 2752, 4096, heads=16, kv_heads=16, head_dim=64),
-        VisionShape(width=256, blocks=12),
-        ResamplerShape(heads=4, dim_head=32),
-    ),
-    "toy": Geometry(
-        LLMShape(64, 2, 128, 128, heads=4, kv_heads=4, head_dim=16), TOY_VISION, ResamplerShape(depth=2, dim_head=8)
-    ),
-}
-
-
-def build_model(geometry: Geometry, device: str, dtype: torch.dtype, attention: str) -> LlavaLlamaForCausalLM:
-    """LLaVA with random frozen weights, recomputation on, and no connector worth the name yet."""
-    llm, resampler = geometry.llm, geometry.resampler
-    with clip_folder(geometry.vision) as folder, torch.device(device):
-        config = LlavaConfig(
-            hidden_size=llm.hidden_size,
-            num_hidden_layers=llm.layers,
-            intermediate_size=llm.intermediate_size,
-            vocab_size=llm.vocab_size,
-            num_attention_heads=llm.heads,
-            num_key_value_heads=llm.kv_heads,
-            head_dim=llm.head_dim,
-            use_cache=False,
-            mm_vision_tower=folder,
-            mm_projector_type="identity",
-            mm_hidden_size=geometry.vision.width,
-            mm_vision_select_layer=-2,
-            mm_resampler_depth=resampler.depth,
-            mm_resampler_heads=resampler.heads,
-            mm_resampler_dim_head=resampler.dim_head,
-            mm_resampler_ff_mult=resampler.ff_mult,
-        )
-        model = LlavaLlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=dtype)
-    tower = model.get_vision_tower()
-    tower.vision_tower = ClipBackbone(random_clip(geometry.vision, attention, device, dtype))
-    tower.is_loaded = True
-    model.requires_grad_(False).train()
-    # transformers 5.23 renamed it.
-    recompute = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    recompute({"use_reentrant": False})
-    return model
-
-
-def build_connector(model: LlavaLlamaForCausalLM, name: str, tokens: int, dtype: torch.dtype) -> nn.Module:
-    """The connector `name`, asked for `tokens` visual tokens.
-
-    Raises:
-        ValueError: it cannot give that many.
-    """
-    config, tower = copy.deepcopy(model.config), model.get_vision_tower()
-    config.mm_projector_type, config.mm_num_visual_tokens = name, tokens
-    with torch.device(model.device):
-        connector = build_vision_projector(config).to(dtype).train()
-    if isinstance(connector, Connector):
-        connector.check_tower(tower.config.num_attention_heads, tower.num_patches)
-    return connector
+from llava.tools.cost import BASELINE, Cost
 
 
 @dataclass(frozen=True)
