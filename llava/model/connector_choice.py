@@ -109,11 +109,12 @@ def choose_for_training(config: Any, model_path: str, flags: dict[str, Any]) -> 
     if own_type in CONNECTORS:
         entry = CONNECTORS[own_type]
         return choose_connector(config, model_path, None, _given(flags, own_type, entry.is_free))
-    if not is_published(read_projector(model_path, None)):
+    state = read_projector(model_path, None)
+    if not is_published(state):
         return {}
     asked_type = flags.get(TYPE)
     if asked_type in (None, DEFAULT_PROJECTOR):  # the flag's default asks for nothing
-        asked_type = settings_of_published(read_projector(model_path, None), flags.get(HEADS) or 8)[TYPE]
+        asked_type = settings_of_published(state, flags.get(HEADS) or 8)[TYPE]
     known = asked_type if asked_type in CONNECTORS else "acformer"
     return choose_connector(config, model_path, None, {TYPE: asked_type} | _given(flags, known, lambda f: True))
 

@@ -1,11 +1,10 @@
 """AcFormer: visual anchors as queries (arXiv 2405.17815; contract acformer.md 2-4, 6)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from llava.model.multimodal_projector.published_keys import map_resampler_keys
 from llava.model.multimodal_projector.registry import register_connector
 from llava.model.multimodal_projector.resampler import ResamplerConnector, ResamplerSettings
 from llava.model.multimodal_projector.token_reducer import AnchorSettings
@@ -31,9 +30,6 @@ class AcFormer(ResamplerConnector):
 
     def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
         return count_anchor_tokens(wanted, num_heads, num_patches)
-
-    def load_published_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        return map_resampler_keys(state)
 
     def queries(self, media: torch.Tensor, features: VisionFeatures, num_visual_tokens: int) -> torch.Tensor:
         return gather_tokens(media, select_visual_anchors(features.cls_attention, num_visual_tokens - 1))

@@ -1,12 +1,11 @@
 """Pooling-PR: pooled patches as queries of the resampler (contract acformer.md 5)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from llava.model.multimodal_projector.pooling import pool_patches, pooling_stride
-from llava.model.multimodal_projector.published_keys import map_resampler_keys
 from llava.model.multimodal_projector.registry import register_connector
 from llava.model.multimodal_projector.resampler import ResamplerConnector, ResamplerSettings
 from llava.model.vision_features import VisionFeatures
@@ -26,9 +25,6 @@ class PoolingPr(ResamplerConnector):
     def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
         pooling_stride(wanted, num_patches)
         return wanted
-
-    def load_published_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        return map_resampler_keys(state)
 
     def queries(self, media: torch.Tensor, features: VisionFeatures, num_visual_tokens: int) -> torch.Tensor:
         return pool_patches(media, num_visual_tokens)

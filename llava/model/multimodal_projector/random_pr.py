@@ -1,11 +1,10 @@
 """Random-PR: random tokens of the picture as queries of the resampler (contract acformer.md 5)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from llava.model.multimodal_projector.published_keys import map_resampler_keys
 from llava.model.multimodal_projector.registry import register_connector, setting
 from llava.model.multimodal_projector.resampler import ResamplerConnector, ResamplerSettings
 from llava.model.vision_features import VisionFeatures
@@ -36,9 +35,6 @@ class RandomPr(ResamplerConnector):
     def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
         _check_count(wanted, num_patches)
         return wanted
-
-    def load_published_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        return map_resampler_keys(state)
 
     def queries(self, media: torch.Tensor, features: VisionFeatures, num_visual_tokens: int) -> torch.Tensor:
         batch, num_patches = media.shape[0], media.shape[1] - 1

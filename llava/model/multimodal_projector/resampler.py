@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from llava.model.multimodal_projector.mlp import build_projection
+from llava.model.multimodal_projector.published_keys import map_resampler_keys
 from llava.model.multimodal_projector.registry import BareParameters, Connector, setting
 from llava.model.multimodal_projector.token_reducer import TokenSettings
 from llava.model.vision_features import VisionFeatures
@@ -120,6 +122,9 @@ class ResamplerConnector(Connector):
             settings.mm_resampler_ff_mult,
         )
         self.mlp = build_projection(settings.mm_projector_mlp, self.width, llm_width)
+
+    def load_published_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        return map_resampler_keys(state)
 
     def queries(self, media: torch.Tensor, features: VisionFeatures, num_visual_tokens: int) -> torch.Tensor:
         """-> `[B, T, D]`.
