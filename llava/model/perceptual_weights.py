@@ -65,6 +65,7 @@ class PerceptualWeights(NamedTuple):
         rows: which rows of the batch the entries of `inputs` belong to, ascending; None: row i has entry i. Rows
             without an entry are the language model as it is.
         num_rows: rows of the batch, with and without a picture.
+        reduction: what becomes of several pictures of a row: `mean` or `sum` of their A.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -72,6 +73,7 @@ class PerceptualWeights(NamedTuple):
     skip: int
     rows: torch.Tensor | None = None
     num_rows: int = 0
+    reduction: str = "mean"
 
     @property
     def num_groups(self) -> int:
@@ -105,7 +107,7 @@ class PerceptualWeights(NamedTuple):
         """Weights of the batch from those of its pictures.
 
         Args:
-            pictures_of_rows: per row which entries it shows; the mean over several, none for a row without a picture.
+            pictures_of_rows: per row which entries it shows, none for a row without a picture.
                 Where no row shows any, nothing is added to any row, but every parameter gets a gradient, zero.
         """
         shown = [row for row, pictures in enumerate(pictures_of_rows) if pictures]
@@ -113,8 +115,9 @@ class PerceptualWeights(NamedTuple):
         if not shown:
             inputs = {letter: a[:0] for letter, a in inputs.items()}
         if any(len(pictures) != 1 for pictures in pictures_of_rows if pictures):
+            reduce = {"mean": torch.mean, "sum": torch.sum}[self.reduction]
             inputs = {
-                letter: torch.stack([a[pictures_of_rows[row]].mean(dim=0) for row in shown])
+                letter: torch.stack([reduce(a[pictures_of_rows[row]], dim=0) for row in shown])
                 for letter, a in inputs.items()
             }
         rows = None

@@ -139,6 +139,7 @@ def check_vision_config(config: Any, tower: Any, projector: nn.Module) -> None:
             f"mm_patch_merge_type {merge_type} needs one token per patch, but the connector "
             f"{config.mm_projector_type!r} gives {projector.num_visual_tokens} tokens that are not a grid; use flat"
         )
+    check_aspect_ratio(config, projector)
     if isinstance(projector, Connector):
         if getattr(config, "s2", False):
             raise ValueError(
@@ -147,3 +148,16 @@ def check_vision_config(config: Any, tower: Any, projector: nn.Module) -> None:
         projector.check_tower(tower.config.num_attention_heads, tower.num_patches)
         if hasattr(config, "mm_num_visual_tokens"):
             config.mm_num_visual_tokens = projector.num_visual_tokens
+
+
+def check_aspect_ratio(config: Any, projector: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: pictures would come in several crops, but the connector takes one view of each.
+    """
+    gives_weights = isinstance(projector, Connector) and projector.space != "input"
+    if gives_weights and getattr(config, "image_aspect_ratio", None) == "anyres":
+        raise ValueError(
+            "image_aspect_ratio anyres makes several crops of a picture, but the connector "
+            f"{config.mm_projector_type!r} makes weights of one view; use pad or square"
+        )

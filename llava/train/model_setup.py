@@ -14,6 +14,7 @@ from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
 from llava.model.multimodal_projector.registry import CONNECTORS
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
+from llava.model.vision_config import check_aspect_ratio
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -198,6 +199,7 @@ def add_vision(
 
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
+    check_aspect_ratio(config, inner.mm_projector)
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
     config.tune_mm_mlp_adapter = args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter

@@ -2,75 +2,25 @@
 
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
 
-from llava.model import LlavaLlamaVLoRAForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM, LlavaVLoRAConfig
+from llava.model import LlavaLlamaVLoRAForCausalLM, LlavaVLoRAConfig
 from llava.model.builder import load_pretrained_model
 from llava.model.families import read_config
 from llava.model.multimodal_projector.vlora import DecoderShape, VLoRAConfig, check_settings
 from llava.model.splice import ImageCountError
 from tests.conftest import REPOSITORY
 from tests.unit.training import losses_of, run_training
-
-SMALL = {
-    "vlora_dim": 16, "vlora_depth": 1, "vlora_heads": 2, "vlora_rank": 4, "vlora_alpha": 8, "vlora_type": "qkvom",
-    "skip_layers": 1,
-}  # fmt: skip
-FLAGS = ["--mm_projector_type", "vlora", *(part for k, v in SMALL.items() for part in (f"--{k}", str(v)))]
-PROMPTS = [[1, 300, -200, 13, 301, 302], [1, 305, 306], [1, -200, 310, 311, 312, 313, 314, 315]]
-GREEDY = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
-
-
-def build(mistral: bool = False, kv_heads: int = 2, **settings: Any) -> Any:
-    """A tiny model with random, non-zero perceptual weights."""
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": kv_heads, "max_position_embeddings": 128,
-    }  # fmt: skip
-    config_class, model_class = (
-        (LlavaMistralConfig, LlavaMistralForCausalLM) if mistral else (LlavaVLoRAConfig, LlavaLlamaVLoRAForCausalLM)
-    )
-    model = model_class(config_class(**sizes))
-    args = SimpleNamespace(
-        vision_tower="assets/towers/clip-a", mm_projector_type="vlora", mm_vision_select_layer=-2,
-        mm_vision_select_feature="patch", mm_patch_merge_type="flat", **(SMALL | settings),
-    )  # fmt: skip
-    model.get_model().initialize_vision_modules(args)
-    for factor in model.model.mm_projector._output_parameters():
-        torch.nn.init.normal_(factor, std=0.3)
-    return model.eval()
+from tests.unit.vlora_models import FLAGS, GREEDY, PROMPTS, SMALL, build, logits, pad, pictures
 
 
 @pytest.fixture
 def model(llava_vectors: Path) -> Any:
     return build()
-
-
-def pictures(count: int) -> torch.Tensor:
-    return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(1))
-
-
-def pad(rows: list[list[int]], side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
-    length = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
-    for i, row in enumerate(rows):
-        span = slice(length - len(row), length) if side == "left" else slice(0, len(row))
-        ids[i, span], mask[i, span] = torch.tensor(row), 1
-    return ids, mask
-
-
-@torch.no_grad()
-def logits(model: Any, rows: list[list[int]], images: torch.Tensor | None, side: str = "right") -> list[torch.Tensor]:
-    """Per row, without padding."""
-    ids, mask = pad(rows, side)
-    out = model(ids, attention_mask=mask, images=images).logits
-    return [row[keep.bool()] for row, keep in zip(out, mask, strict=True)]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -146,6 +96,8 @@ def test_several_pictures_of_a_row_are_averaged(model: Any) -> None:
     for letter, a in bound.weights.inputs.items():
         mean = (single[0].weights.inputs[letter] + single[1].weights.inputs[letter]) / 2
         torch.testing.assert_close(a, mean, rtol=0, atol=1e-5)
+    summed = build(vlora_reduction="sum").bind_pictures(torch.tensor([row]), None, None, None, images)
+    torch.testing.assert_close(summed.weights.inputs["q"], 2 * bound.weights.inputs["q"], rtol=0, atol=1e-5)
     assert bound.attention_mask.tolist() == [[True, False, True, False, True]]
     same = logits(model, [row], images[[0, 0]])[0]
     assert same.shape[0] == 5
@@ -230,6 +182,7 @@ def test_layers_left_over_get_no_weights(llava_vectors: Path) -> None:
         ({"vlora_pos_num": 9}, "vlora_pos_num is 9, but the vision tower has 16 patches"),
         ({"vlora_type": "qx"}, "different letters of qkvom"),
         ({"vlora_type": "qq"}, "different letters of qkvom"),
+        ({"vlora_reduction": "max"}, "vlora_reduction is 'max'; it must be mean or sum"),
         ({"vlora_dim": 17}, "vlora_dim 17 is not a multiple of vlora_heads 2"),
         ({"skip_layers": 4}, "skip_layers is 4; the language model has 3 layers"),
         ({"vlora_rank": 0}, "vlora_rank must be a whole number of 1 or more, not 0"),

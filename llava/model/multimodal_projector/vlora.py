@@ -29,6 +29,7 @@ class VLoRAConfig:
     vlora_type: str = setting("qkvo", "Weighted matrices: letters of q, k, v, o and m (the whole MLP).")
     weights_sep: bool = setting(True, "One generator stack per letter instead of one for all.")
     skip_layers: int = setting(1, "Decoder layer l is weighted if (l + 1) is a multiple of it.", minimum=1)
+    vlora_reduction: str = setting("mean", "Several pictures of a row: mean or sum of their weights.", at_load=True)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class VLoRA(Connector):
         self.letters, self.skip, self.rank = settings.vlora_type, settings.skip_layers, settings.vlora_rank
         self.groups = shape.layers // settings.skip_layers
         self.scale = 1.0 if settings.vlora_alpha is None else settings.vlora_alpha / self.rank
+        self.reduction = settings.vlora_reduction
         self.shape = shape
         width = settings.vlora_dim
         self.heads = settings.vlora_heads
@@ -157,7 +159,7 @@ class VLoRA(Connector):
         made = run_stacks(stacks, picture, self.heads)  # per letter, or all letters in one
         per_letter = [x for own in made for x in own.split(self.groups, dim=1)]  # [B, G, in * r] each
         inputs = {t: x.unflatten(-1, (-1, self.rank)) for t, x in zip(self.letters, per_letter, strict=True)}
-        return PerceptualWeights(inputs, self.outputs(), self.skip)
+        return PerceptualWeights(inputs, self.outputs(), self.skip, reduction=self.reduction)
 
 
 def check_settings(settings: VLoRAConfig, vision_width: int, shape: DecoderShape) -> None:
@@ -180,6 +182,8 @@ def check_settings(settings: VLoRAConfig, vision_width: int, shape: DecoderShape
     letters = settings.vlora_type
     if not letters or set(letters) - set(LETTERS) or len(set(letters)) < len(letters):
         raise ValueError(f"vlora_type is {letters!r}; it must be different letters of {LETTERS}")
+    if settings.vlora_reduction not in ("mean", "sum"):
+        raise ValueError(f"vlora_reduction is {settings.vlora_reduction!r}; it must be mean or sum")
     if settings.vlora_dim % settings.vlora_heads:
         raise ValueError(f"vlora_dim {settings.vlora_dim} is not a multiple of vlora_heads {settings.vlora_heads}")
     if settings.skip_layers > shape.layers:
