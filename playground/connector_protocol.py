@@ -38,6 +38,18 @@ class Protocol:
         return stamp_of(self.pictures, self.questions, self.turns, self.data_seed)
 
 
+# Sizes that only single connectors have; results record them too.
+GENERATOR = {
+    "vlora_dim": 128,
+    "vlora_depth": 2,
+    "vlora_heads": 4,
+    "vlora_rank": 8,
+    "vlora_type": "qkvom",
+    "weights_sep": False,
+}
+OWN_SETTINGS: dict[str, dict[str, Any]] = {"vlora": GENERATOR, "acformer_vlora": GENERATOR}
+
+
 @dataclass(frozen=True)
 class Folders:
     """Where things are: the playground's data, and this comparison's checkpoints, logs and results."""
@@ -56,6 +68,10 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.connector}-seed{self.seed}"
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        return OWN_SETTINGS.get(self.connector, {})
 
     def stage1(self, folders: Folders) -> Path:
         return folders.runs / f"llava-{self.name}-pretrain"
@@ -93,7 +109,7 @@ class Evaluation:
 
     def settings(self, protocol: Protocol) -> dict[str, Any]:
         """All that decides the result; equal settings, equal result."""
-        return asdict(self) | asdict(protocol)
+        return asdict(self) | asdict(protocol) | self.run.own_settings
 
 
 def read_json(path: Path) -> Any:

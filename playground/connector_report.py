@@ -91,6 +91,7 @@ def protocol_part(raw: Result) -> str:
         ["language model", "tiny-llama: 4 layers, width 128, vocabulary 570"],
         ["resampler", f"{protocol['resampler_depth']} layers, {protocol['resampler_heads']} heads of "
                       f"{protocol['resampler_dim_head']}, where the connector has one"],
+        *generator_rows(raw),
         ["evaluation", f"{protocol['questions']} held-out questions of each of {len(CATEGORIES)} kinds, "
                        "`llava.eval.model_vqa_loader`, greedy, exact match"],
         ["step time", step_time_protocol(times)],
@@ -101,6 +102,15 @@ def protocol_part(raw: Result) -> str:
     ]  # fmt: skip
     head = "Equal for every connector: data, steps, batches, learning rates, seeds. Raw results: `connectors.json`."
     return f"{head}\n\n" + "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def generator_rows(raw: Result) -> Rows:
+    """What VLoRA's generator looks like, where a connector has one."""
+    settings = raw.get("own_settings", {})
+    if not settings:
+        return []
+    flags = " ".join(f"--{name} {value}" for name, value in next(iter(settings.values())).items())
+    return [["generator", f"`{flags}` ({', '.join(settings)})"]]
 
 
 def step_time_protocol(times: Result) -> str:

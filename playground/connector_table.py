@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .connector_protocol import (
+    OWN_SETTINGS,
     Evaluation,
     Folders,
     Protocol,
@@ -45,6 +46,8 @@ CONNECTORS = (
     "evit",
     "pixel_shuffle",
     "visionzip",
+    "vlora",
+    "acformer_vlora",
 )
 ELASTIC_BUDGETS = (5, 9, 17, 33, 65)  # the class token and 1, 2, 4, 8, 16 patches for each of the tower's 4 heads
 TRAINING_FREE = ("pooling", "top_p", "evit", "visionzip")
@@ -152,6 +155,7 @@ def gather(
         "command": command,
         "protocol": vars(protocol),
         "connectors": list(connectors),
+        "own_settings": {name: OWN_SETTINGS[name] for name in connectors if name in OWN_SETTINGS},
         "seeds": list(seeds),
         "step_times": read_json(folders.runs / STEP_TIMES),
         "results": [result for result in results if result is not None],

@@ -41,7 +41,7 @@ def train(run: Run, protocol: Protocol, folders: Folders) -> dict[str, float]:
 
 def _training_settings(run: Run, protocol: Protocol, stage: str) -> dict[str, Any]:
     """All that decides a stage's checkpoint: stage 1 does not depend on stage 2, neither on the questions."""
-    settings = asdict(run) | asdict(protocol)
+    settings = asdict(run) | asdict(protocol) | run.own_settings
     skipped = ("questions", *(["stage2_"] if stage == "stage1" else []))
     return {key: value for key, value in settings.items() if not key.startswith(skipped)}
 
@@ -94,6 +94,7 @@ def _common_flags(run: Run, protocol: Protocol, folders: Folders) -> dict[str, A
         "lazy_preprocess": True,
         "report_to": "none",
         "seed": run.seed,
+        **run.own_settings,
     }
 
 

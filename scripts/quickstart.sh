@@ -3,7 +3,7 @@
 # trains a LLaVA in two stages by the real scripts, evaluates it on held-out pictures, and answers a question.
 #   bash scripts/quickstart.sh                        AcFormer, and LLaVA-1.5's MLP as the baseline
 #   CONNECTOR=mlp2x_gelu BASELINE= bash scripts/quickstart.sh
-#   CONNECTOR=vlora bash scripts/quickstart.sh        pictures as weights of the language model
+#   CONNECTOR=vlora bash scripts/quickstart.sh        pictures as weights of the language model (or acformer_vlora: both)
 # A second run skips what is done; delete checkpoints/playground to start afresh.
 set -u
 . "$(dirname "$0")/lib/setup.sh"
@@ -36,11 +36,10 @@ $(tail -n 12 "$log")"
 
 train_and_evaluate() { # CONNECTOR
     local connector=$1 pretrained="$RUNS/llava-$1-pretrain" model="$RUNS/llava-$1" recipe=acformer
-    local small=("${SMALL[@]}" "${SMALL_RESAMPLER[@]}")
-    if [ "$connector" = vlora ]; then # the other recipe takes any connector that gives visual tokens
-        recipe=vlora
-        small=("${SMALL[@]}" "${SMALL_GENERATOR[@]}")
-    fi
+    local small=("${SMALL[@]}")
+    [ "$connector" != vlora ] && small+=("${SMALL_RESAMPLER[@]}")
+    case $connector in *vlora) small+=("${SMALL_GENERATOR[@]}") ;; esac
+    [ "$connector" = vlora ] && recipe=vlora # the other one takes any connector that gives visual tokens
     export CONNECTOR=$connector
     if [ ! -f "$pretrained/mm_projector.bin" ]; then
         say "$connector, stage 1: the connector learns from captions (scripts/v1_5/pretrain_$recipe.sh)"

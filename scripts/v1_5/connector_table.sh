@@ -5,7 +5,7 @@
 #   bash scripts/v1_5/connector_table.sh
 #   CONNECTORS="mlp2x_gelu acformer" SEEDS="1" OUT=/tmp/report bash scripts/v1_5/connector_table.sh
 # Settings by environment variable:
-#   CONNECTORS    names, the first is the baseline of the step times (default: all eleven, mlp2x_gelu first)
+#   CONNECTORS    names, the first is the baseline of the step times (default: all thirteen, mlp2x_gelu first)
 #   SEEDS         default "1 2 3"
 #   TOKENS        visual tokens asked of every connector that can choose (17)
 #   STAGE1_STEPS  of 32 samples (75);  STAGE2_STEPS  of 16 samples (200)
