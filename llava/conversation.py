@@ -77,7 +77,8 @@ class Conversation:
         return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{text}"), *turns[1:]]
 
     def _join_labelled(self, turns: list[tuple[str, str | None]], even_sep: str, odd_sep: str | None) -> str:
-        prompt = self.system + even_sep
+        begins_bare = "vlora" in self.version and not self.system
+        prompt = "" if begins_bare else self.system + even_sep
         for i, (role, text) in enumerate(turns):
             prompt += f"{role}: {text}{odd_sep if i % 2 else even_sep}" if text else f"{role}:"
         return prompt
@@ -257,6 +258,7 @@ conv_llava_v0 = _human(_CURIOUS_HUMAN, "Unknown")
 conv_llava_v0_mmtag = _human(_MMTAG, "v0_mmtag")
 conv_llava_v1 = _vicuna(_CURIOUS_HUMAN, "v1")
 conv_llava_v1_mmtag = _vicuna(_MMTAG, "v1_mmtag")
+conv_vlora = _vicuna("", "v1_vlora")  # of the published VLoRA (vlora.md 7)
 
 # `--version` replaces this (train.md section 6); read it as an attribute of the module, at the time of use.
 default_conversation = conv_vicuna_v1
@@ -278,4 +280,5 @@ conv_templates = {
     "v1_mmtag": conv_llava_v1_mmtag,
     "llava_llama_2": conv_llava_llama_2,
     "mpt": conv_mpt,
+    "vlora": conv_vlora,
 }

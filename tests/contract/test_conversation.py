@@ -31,12 +31,21 @@ def fill(template: str, messages: list):
 
 
 def test_template_names_and_sharing() -> None:
-    assert set(conv_templates) == set(TEMPLATES["shared_objects"])
+    assert set(conv_templates) - {"vlora"} == set(TEMPLATES["shared_objects"]) - {"vlora"}
     for name, partners in TEMPLATES["shared_objects"].items():
         assert [k for k in conv_templates if k != name and conv_templates[k] is conv_templates[name]] == partners
     for name in TEMPLATES["default_conversation"]:
         assert conv_templates[name] is default_conversation
     assert {style.name: style.value for style in SeparatorStyle} == TEMPLATES["sep_style_values"]
+
+
+def test_vlora_begins_with_the_user() -> None:
+    """vlora.md 7: no system text, and no separator in its place."""
+    conv = conv_templates["vlora"].copy()
+    for role, text in zip(conv.roles * 2, ["<image>\nWhat?", "A dog.", "And?", None], strict=True):
+        conv.append_message(role, text)
+    assert conv.get_prompt() == "USER: <image>\nWhat? ASSISTANT: A dog.</s>USER: And? ASSISTANT:"
+    assert conv.copy().get_prompt() == conv.get_prompt()
 
 
 def test_module_variables() -> None:

@@ -116,6 +116,19 @@ def test_explicit_template_needs_no_global(monkeypatch, capsys) -> None:
     assert result["labels"].tolist() == row["labels"]
 
 
+@pytest.mark.parametrize("source", ["text_3", "img_3"])
+def test_vlora_learns_what_v1_learns(source: str) -> None:
+    """vlora.md 7: the label rules are those of v1; only the head of the prompt differs."""
+    learned = []
+    for name in ("v1", "vlora"):
+        row = next(r for r in ROWS if r["template"] == "v1" and r["source"] == source and not r["im_start_end"])
+        tokenizer = tokenizer_for(row["tokenizer"], row["model_max_length"], row["pad"], False)
+        sources = prepared(row) if row["has_image"] else [SOURCES[source]]
+        result = preprocess(sources, tokenizer, has_image=row["has_image"], conv=conv_templates[name])
+        learned.append([token for token in result["labels"][0].tolist() if token != IGNORE_INDEX])
+    assert learned[0] == learned[1] and learned[0]
+
+
 def test_number_of_deviating_rows() -> None:
     """No row may slip into the deviations unnoticed."""
     counts = collections.Counter(defect(row) for row in ROWS)
