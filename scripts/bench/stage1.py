@@ -39,7 +39,6 @@ from stage1_model import GEOMETRIES, Geometry, build_connector, build_model
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.multimodal_projector.registry import CONNECTORS
-from llava.model.perceptual_weights import install_hooks
 from llava.program import RequestError
 from llava.tools.cost import BASELINE, Cost
 
@@ -79,21 +78,20 @@ def contestant(model: LlavaLlamaForCausalLM, name: str, args: argparse.Namespace
 def stack_step(
     model: LlavaLlamaForCausalLM, args: argparse.Namespace, input_ids: torch.Tensor, images: torch.Tensor
 ) -> Callable[[], None]:
-    """Forward and backward of the language model's layers alone, as many positions as a step has."""
+    """Forward and backward of the language model's layers alone, as many positions as a step has; logits of one."""
     positions = max(model.num_visual_tokens, 1) + args.text_tokens  # a picture without tokens keeps its place
     embeds = torch.randn(args.batch, positions, model.config.hidden_size, device=args.device, dtype=precision(args))
-    leaves, weights = [embeds], {}
+    leaves, weights = [embeds], None
     if model.takes_weights:
-        install_hooks(model.model.layers)
         with torch.no_grad():
-            bound = model.bind_pictures(input_ids, None, None, None, images).weights
-        leaves += [*bound.inputs.values(), *bound.outputs.values()]
-        weights = {"perceptual_weights": bound}
+            weights = model.bind_pictures(input_ids, None, None, None, images).weights
+        leaves += [*weights.inputs.values(), *weights.outputs.values()]
     for leaf in leaves:
         leaf.requires_grad_()
 
     def stack() -> None:
-        torch.autograd.grad(model.model(inputs_embeds=embeds, **weights).last_hidden_state.sum(), leaves)
+        logits = model(inputs_embeds=embeds, perceptual_weights=weights, logits_to_keep=1).logits
+        torch.autograd.grad(logits.sum(), leaves)
 
     return stack
 

@@ -91,7 +91,7 @@ def build_model(geometry: Geometry, device: str, dtype: torch.dtype, attention: 
 def build_connector(model: LlavaLlamaForCausalLM, name: str, tokens: int, dtype: torch.dtype) -> nn.Module:
     """The connector `name`, asked for `tokens` visual tokens where it gives any.
 
-    A generator of weights gets random numbers instead of the zeros that training starts with.
+    In a generator of weights nothing stays the 0 or 1 that training starts with, which would make it do nothing.
 
     Raises:
         ValueError: it cannot give that many.
@@ -104,7 +104,8 @@ def build_connector(model: LlavaLlamaForCausalLM, name: str, tokens: int, dtype:
         connector = build_vision_projector(config).to(dtype).train()
     if isinstance(connector, Connector):
         connector.check_tower(tower.config.num_attention_heads, tower.num_patches)
-    for parameter_name, parameter in connector.named_parameters():
-        if parameter_name.split(".")[0] == "Bs":
-            nn.init.normal_(parameter, std=0.02)
+        if connector.space == "parameter":
+            with torch.no_grad():
+                for parameter in connector.parameters():
+                    parameter += 0.02 * torch.randn_like(parameter)
     return connector

@@ -13,19 +13,13 @@ and pictures, one picture per row behind the first token, no padding. *Arithmeti
 import argparse
 import dataclasses
 import gc
+import statistics
 from typing import Any
 
 import stage1
 import torch
 import vlora_prefill
-from common import (
-    add_common_flags,
-    interleaved_medians,
-    markdown_table,
-    peak_flops,
-    precision,
-    publish,
-)
+from common import add_common_flags, markdown_table, peak_flops, precision, publish
 from stage1_model import GEOMETRIES, Geometry, build_connector, build_model
 from vlora_generator import generator_table, measure_generator
 from vlora_hooks import hooks_table, measure_hooks, twin
@@ -96,14 +90,16 @@ def describe(geometry: Geometry) -> str:
     )
 
 
-def report(args: argparse.Namespace, geometry: Geometry, figures: dict[str, Any], peak: float, peak_is: str) -> str:
+def report(args: argparse.Namespace, geometry: Geometry, figures: dict[str, Any]) -> str:
     """All tables, with a word on how to read them."""
     parts = [describe(geometry)]
     if "prefill" in figures:
+        measured = statistics.median(r["matmul_flops"] for r in figures["prefill"])
+        peak_is = peak_flops(args, measured, args.peak_tflops)[1]
         parts += [
             "## Prefill\n\nTower, connector and language model, to the logits of the last position; *language model "
             f"alone* is what is left without tower and connector. MFU is relative to {peak_is}.",
-            vlora_prefill.prefill_table(figures["prefill"], peak),
+            vlora_prefill.prefill_table(args, figures["prefill"]),
             "## Decode\n\nOne token for every row behind these prompts. Bytes are counted in the cache and the weights "
             "themselves.",
             vlora_prefill.decode_table(figures["prefill"]),
@@ -168,16 +164,11 @@ def main() -> None:
     if args.vlora_dim:
         generator = dataclasses.replace(geometry.generator, width=args.vlora_dim)
         geometry = dataclasses.replace(geometry, generator=generator)
-    side = 64 if args.quick else 4096 if args.device.startswith("cuda") else 1024
-    matrix = torch.randn(side, side, device=args.device, dtype=precision(args))
-    product = interleaved_medians({"matmul": lambda: matrix @ matrix}, 4 * args.rounds, args.device)["matmul"]
-    peak, peak_is = peak_flops(args, 2 * side**3 / product, args.peak_tflops)
-
-    figures = measure_stage1(args, geometry) if "stage1" in args.parts else []
-    results = {"stage1": figures} if figures else {}
-    results |= measure_inference(args, geometry) if set(args.parts) - {"stage1"} else {}
+    figures: dict[str, Any] = {"stage1": measure_stage1(args, geometry)} if "stage1" in args.parts else {}
+    if set(args.parts) - {"stage1"}:
+        figures |= measure_inference(args, geometry)
     title = f"VLoRA, {args.geometry} geometry, generator of width {geometry.generator.width}"
-    publish(args, title, report(args, geometry, results, peak, peak_is), {"peak_flops": peak, **results})
+    publish(args, title, report(args, geometry, figures), figures)
 
 
 if __name__ == "__main__":
