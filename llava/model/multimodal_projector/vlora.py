@@ -4,72 +4,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from llava.model.multimodal_projector.registry import Connector, register_connector, setting
+from llava.model.multimodal_projector.weight_generator import Attention, Stack, run_stacks
 from llava.model.perceptual_weights import LETTERS, PerceptualWeights
 from llava.model.vision_features import VisionFeatures
-
-
-class Attention(nn.Module):
-    """Multi-head attention under the names of torch's own module, with biases, no mask, no dropout."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # q, k, v
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
-        self.out_proj = nn.Linear(width, width)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.in_proj_bias)
-
-    def forward(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """`query` `[B, w, g]`, `memory` `[B, N, g]` -> `[B, w, g]`."""
-        width = query.shape[-1]
-        q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
-        k, v = F.linear(memory, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Decoder(nn.Module):
-    """One pre-norm decoder layer: among the queries, from the queries to the picture, feed-forward."""
-
-    def __init__(self, width: int, heads: int, ratio: int) -> None:
-        super().__init__()
-        self.self_attn = Attention(width, heads)
-        self.multihead_attn = Attention(width, heads)
-        self.linear1 = nn.Linear(width, ratio * width)
-        self.linear2 = nn.Linear(ratio * width, width)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
-
-    def forward(self, query: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-        normed = self.norm1(query)
-        query = query + self.self_attn(normed, normed)
-        query = query + self.multihead_attn(self.norm2(query), picture)
-        return query + self.linear2(F.gelu(self.linear1(self.norm3(query))))
-
-
-class Stack(nn.Module):
-    """Learned queries read the picture through decoder layers; a head makes a matrix of each."""
-
-    def __init__(self, num_queries: int, width: int, depth: int, heads: int, ratio: int, out_width: int) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.randn(1, num_queries, width))
-        self.decoders = nn.ModuleList(Decoder(width, heads, ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.weights_head = nn.Linear(width, out_width)
-
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        """`[B, N, g]` -> `[B, w, out_width]`."""
-        query = self.queries.expand(len(picture), -1, -1)
-        for decoder in self.decoders:
-            query = decoder(query, picture)
-        return self.weights_head(self.norm(query))
 
 
 @dataclass
@@ -132,7 +72,8 @@ class VLoRA(Connector):
         self.scale = 1.0 if settings.vlora_alpha is None else settings.vlora_alpha / self.rank
         self.shape = shape
         width = settings.vlora_dim
-        stack = (width, settings.vlora_depth, settings.vlora_heads, settings.vlora_ratio)
+        self.heads = settings.vlora_heads
+        stack = (width, settings.vlora_depth, settings.vlora_ratio)
         self.visual_proj = nn.Linear(vision_width, width)
         self.pos_embed = nn.Parameter(torch.empty(1, num_patches, width))
         if settings.weights_sep:
@@ -212,10 +153,9 @@ class VLoRA(Connector):
 
     def forward(self, features: VisionFeatures, num_visual_tokens: int | None = None) -> PerceptualWeights:
         picture = self.visual_proj(features.hidden[:, 1:]) + self.pos_embed
-        if isinstance(self.gen, nn.ModuleList):
-            per_letter = [stack(picture) for stack in self.gen]  # [B, G, in * r] each
-        else:
-            per_letter = list(self.gen(picture).unflatten(1, (len(self.letters), self.groups)).unbind(1))
+        stacks = self.gen if isinstance(self.gen, nn.ModuleList) else [self.gen]
+        made = run_stacks(stacks, picture, self.heads)  # per letter, or all letters in one
+        per_letter = [x for own in made for x in own.split(self.groups, dim=1)]  # [B, G, in * r] each
         inputs = {t: x.unflatten(-1, (-1, self.rank)) for t, x in zip(self.letters, per_letter, strict=True)}
         return PerceptualWeights(inputs, self.outputs(), self.skip)
 
