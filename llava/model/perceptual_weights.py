@@ -11,8 +11,43 @@ from torch import nn
 LETTERS = "qkvom"
 # Where each letter's output is added; all but `m` hang on the attention module.
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+SHARED = "qkv"  # read the same hidden state
+MARK = "_takes_perceptual_weights"  # attribute of modules that have their hook
 
-Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+class LayerWeights(NamedTuple):
+    """The update of one decoder layer.
+
+    Attributes:
+        inputs: A `[B, in, r]` by letter; of letters that read the same hidden state side by side, `[B, in, 3 r]` for
+            "qkv".
+        outputs: B transposed, `[r, out]`, by letter.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    outputs: dict[str, torch.Tensor]
+
+
+class BoundWeights(NamedTuple):
+    """Perceptual weights as decoder layers take them: cut, cast and put side by side once, not in every step.
+
+    Attributes:
+        layers: the update of each decoder layer, None for those without; layers beyond the last have none.
+        rows, num_rows: see `PerceptualWeights`.
+    """
+
+    layers: tuple[LayerWeights | None, ...]
+    rows: torch.Tensor | None
+    num_rows: int
+
+    def of_layer(self, layer: int) -> LayerWeights | None:
+        return self.layers[layer] if layer < len(self.layers) else None
+
+    def one_position_earlier(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """`[B, n]` less one in the rows with a picture."""
+        if self.rows is None:
+            return position_ids - 1
+        return position_ids.index_add(0, self.rows, position_ids.new_full((len(self.rows), position_ids.shape[1]), -1))
 
 
 class PerceptualWeights(NamedTuple):
@@ -42,12 +77,29 @@ class PerceptualWeights(NamedTuple):
     def num_groups(self) -> int:
         return next(iter(self.outputs.values())).shape[0]
 
-    def of_layer(self, layer: int) -> Factors | None:
-        """A `[B, in, r]` and B `[out, r]` by letter; None if the layer is not weighted."""
+    def of_layer(self, layer: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A `[B, in, r]` and B `[out, r]` by letter; empty if the layer is not weighted."""
         group = layer // self.skip
         if not self.inputs or (layer + 1) % self.skip or group >= self.num_groups:
-            return None
+            return {}
         return {letter: (a[:, group], self.outputs[letter][group]) for letter, a in self.inputs.items()}
+
+    def bind(self, dtype: torch.dtype) -> BoundWeights:
+        """Ready for the decoder, in the dtype that its layers compute in."""
+        if not self.inputs:
+            return BoundWeights((), self.rows, self.num_rows)
+        shared = "".join(letter for letter in SHARED if letter in self.inputs)
+        inputs = {letter: a.to(dtype) for letter, a in self.inputs.items() if letter not in shared}
+        if shared:
+            inputs[shared] = torch.cat([self.inputs[letter] for letter in shared], dim=-1).to(dtype)
+        outputs = {letter: self.outputs[letter].to(dtype).transpose(1, 2) for letter in self.inputs}
+        layers: list[LayerWeights | None] = [None] * (self.num_groups * self.skip)
+        for group in range(self.num_groups):
+            layers[(group + 1) * self.skip - 1] = LayerWeights(
+                {letters: a[:, group] for letters, a in inputs.items()},
+                {letter: b[group] for letter, b in outputs.items()},
+            )
+        return BoundWeights(tuple(layers), self.rows, self.num_rows)
 
     def for_rows(self, pictures_of_rows: list[list[int]]) -> "PerceptualWeights":
         """Weights of the batch from those of its pictures.
@@ -70,99 +122,89 @@ class PerceptualWeights(NamedTuple):
             rows = torch.tensor(shown, dtype=torch.long, device=next(iter(inputs.values())).device)
         return self._replace(inputs=inputs, rows=rows, num_rows=num_rows)
 
-    def repeat_rows(self, num_rows: int) -> "PerceptualWeights":
+    def repeat_rows(self, times: int) -> "PerceptualWeights":
         """For a batch in which every row stands several times in a row: beam search, several return sequences."""
-        times = num_rows // self.num_rows
-        if times == 1:
-            return self
         inputs = {letter: a.repeat_interleave(times, dim=0) for letter, a in self.inputs.items()}
         rows = self.rows
         if rows is not None:
             rows = (rows.unsqueeze(1) * times + torch.arange(times, device=rows.device)).flatten()
-        return self._replace(inputs=inputs, rows=rows, num_rows=num_rows)
+        return self._replace(inputs=inputs, rows=rows, num_rows=times * self.num_rows)
 
     def only(self, letters: str) -> "PerceptualWeights":
         """Without the other letters; of no letter left, nothing is added anywhere."""
         inputs, outputs = ({t: x for t, x in part.items() if t in letters} for part in (self.inputs, self.outputs))
         return self._replace(inputs=inputs, outputs=outputs)
 
-    def one_position_earlier(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """`[B, n]` less one in the rows with a picture."""
-        if self.rows is None:
-            return position_ids - 1
-        return position_ids.index_add(0, self.rows, position_ids.new_full((len(self.rows), position_ids.shape[1]), -1))
-
 
 @dataclass(frozen=True)
 class BoundLayer:
     """What the hooks of one decoder layer work with during one call of it."""
 
-    factors: Factors
+    weights: LayerWeights
     rows: torch.Tensor | None
-    low_rank: dict[str, torch.Tensor]  # x A of q, k, v, which share their input
+    shared: dict[str, torch.Tensor]  # x A `[B, n, r]` of q, k and v
 
     def add(self, letter: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """`output + (x A) B^T` in the rows that have weights."""
-        if letter not in self.factors:
+        b = self.weights.outputs.get(letter)
+        if b is None:
             return output
-        a, b = self.factors[letter]
-        low = self.low_rank.get(letter)
+        low = self.shared.get(letter)
         if low is None:
-            low = _rows_of(x, self.rows) @ a
-        update = low @ b.T
-        return output + update if self.rows is None else output.index_add(0, self.rows, update.to(output.dtype))
+            low = _low_rank(x, self.weights.inputs[letter], self.rows)
+        low, b = low.to(output.dtype), b.to(output.dtype)
+        if self.rows is not None:
+            return output.index_add(0, self.rows, (low @ b).to(output.dtype))
+        return torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b).view_as(output)
 
 
-def _rows_of(x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    return x if rows is None else x[rows]
+def _low_rank(x: torch.Tensor, a: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """`x A` of the rows that have weights."""
+    return (x if rows is None else x[rows]) @ a.to(x.dtype)
 
 
 # Which weights the decoder layer works with that runs now in this thread. Set when its attention starts, always.
 _bound: ContextVar[BoundLayer | None] = ContextVar("perceptual_weights_of_the_running_layer", default=None)
 
 
-def install_hooks(layers: nn.ModuleList) -> None:
-    """Prepare decoder layers for the keyword `perceptual_weights`; a second call does nothing.
+def install_hooks(layers: nn.ModuleList, weights: BoundWeights) -> None:
+    """Prepare decoder layers for the keyword `perceptual_weights`; a second call with like weights does nothing.
 
     The weights travel as a keyword of the decoder's forward, not as state of a module: recomputation in the backward
-    pass, which calls a layer again with the same keywords, finds the same ones.
+    pass, which calls a layer again with the same keywords, finds the same ones. Projections of layers and letters that
+    never have weights get no hook.
     """
     for index, layer in enumerate(layers):
-        points = (layer.self_attn, *(getattr(layer.self_attn, n) for n in PROJECTIONS.values()), layer.mlp)
-        if getattr(layer, "_perceptual_points", None) == points:
-            continue
-        layer.self_attn.register_forward_pre_hook(_enter(index), with_kwargs=True)
-        for letter, name in PROJECTIONS.items():
-            getattr(layer.self_attn, name).register_forward_hook(_add(letter))
-        layer.mlp.register_forward_hook(_add("m"))
-        object.__setattr__(layer, "_perceptual_points", points)
+        if not hasattr(layer.self_attn, MARK):
+            layer.self_attn.register_forward_pre_hook(_enter(index), with_kwargs=True)
+            setattr(layer.self_attn, MARK, True)
+        own = weights.of_layer(index)
+        for letter in () if own is None else own.outputs:
+            point = layer.mlp if letter == "m" else getattr(layer.self_attn, PROJECTIONS[letter])
+            if not hasattr(point, MARK):
+                point.register_forward_hook(_add(letter))
+                setattr(point, MARK, True)
 
 
-def _enter(index: int) -> Callable[..., Any]:
-    def enter(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        weights = kwargs.get("perceptual_weights")
-        kwargs = {name: value for name, value in kwargs.items() if name != "perceptual_weights"}
-        factors = None if weights is None else weights.of_layer(index)
-        if factors is None:
+def _enter(index: int) -> Callable[..., None]:
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        weights = kwargs.pop("perceptual_weights", None)  # not for the attention function
+        own = None if weights is None else weights.of_layer(index)
+        if own is None:
             _bound.set(None)
-            return args, kwargs
+            return
+        shared: dict[str, torch.Tensor] = {}
         hidden = args[0] if args else kwargs["hidden_states"]
-        factors = {letter: (a.to(hidden.dtype), b.to(hidden.dtype)) for letter, (a, b) in factors.items()}
-        shared = [letter for letter in "qkv" if letter in factors]
-        low_rank: dict[str, torch.Tensor] = {}
-        if shared:
-            joint = torch.cat([factors[letter][0] for letter in shared], dim=-1)  # [B, d, 3 r]
-            parts = (_rows_of(hidden, weights.rows) @ joint).chunk(len(shared), dim=-1)
-            low_rank = dict(zip(shared, parts, strict=True))
-        _bound.set(BoundLayer(factors, weights.rows, low_rank))
-        return args, kwargs
+        for letters, a in own.inputs.items():
+            if letters[0] in SHARED:
+                low = _low_rank(hidden, a, weights.rows)
+                shared.update(zip(letters, low.chunk(len(letters), dim=-1), strict=True))
+        _bound.set(BoundLayer(own, weights.rows, shared))
 
     return enter
 
 
-def _add(letter: str) -> Callable[..., Any]:
+def _add(letter: str) -> Callable[..., torch.Tensor | None]:
     def add(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         bound = _bound.get()
         return None if bound is None else bound.add(letter, args[0], output)

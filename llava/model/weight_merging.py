@@ -26,7 +26,7 @@ def merged(layers: nn.ModuleList, weights: PerceptualWeights) -> Iterator[Percep
     targets = {
         (index, letter): _matrix(getattr(layer.self_attn, PROJECTIONS[letter]))
         for index, layer in enumerate(layers)
-        for letter in (weights.of_layer(index) or {})
+        for letter in weights.of_layer(index)
         if letter in PROJECTIONS
     }
     saved = {place: matrix.detach().clone() for place, matrix in targets.items()}

@@ -47,7 +47,7 @@ def test_generator(case: str) -> None:
     weights = module(VisionFeatures(torch.cat([class_token, features], dim=1)))
     loss = torch.zeros(())
     for layer, letters in enumerate(facts["types_per_layer"]):
-        factors = weights.of_layer(layer) or {}
+        factors = weights.of_layer(layer)
         assert set(factors) == set(letters)
         for letter, (a, b) in factors.items():
             assert_close(a, recorded[f"layer{layer}.{letter}.A"])

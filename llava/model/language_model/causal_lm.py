@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 
 from llava.model.llava_arch import LlavaMetaForCausalLM
-from llava.model.perceptual_weights import PerceptualWeights, install_hooks
+from llava.model.perceptual_weights import BoundWeights, PerceptualWeights, install_hooks
 from llava.model.weight_merging import merged
 
 
@@ -32,7 +32,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         image_sizes: list[tuple[int, int]] | None = None,
         return_dict: bool | None = None,
         num_visual_tokens: int | None = None,
-        perceptual_weights: PerceptualWeights | None = None,
+        perceptual_weights: PerceptualWeights | BoundWeights | None = None,
         legacy_decode_positions: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -77,9 +77,15 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
                     "Training with perceptual weights needs attn_implementation sdpa or eager: FlashAttention leaves a "
                     "masked place out altogether, but the picture's slot predicts the first word of a caption"
                 )
-            install_hooks(self.get_model().layers)
-            rows = len(input_ids if inputs_embeds is None else inputs_embeds)
-            perceptual_weights = perceptual_weights.repeat_rows(rows)
+            batch = input_ids if inputs_embeds is None else inputs_embeds
+            if len(batch) != perceptual_weights.num_rows:
+                raise ValueError(
+                    f"The perceptual weights are those of {perceptual_weights.num_rows} rows, but the batch has "
+                    f"{len(batch)}; `repeat_rows` makes them fit rows that stand several times in a row"
+                )
+            if isinstance(perceptual_weights, PerceptualWeights):
+                perceptual_weights = perceptual_weights.bind(self.get_input_embeddings().weight.dtype)
+            install_hooks(self.get_model().layers, perceptual_weights)
             kwargs["perceptual_weights"] = perceptual_weights
             if legacy_decode_positions and past_key_values is not None and past_key_values.get_seq_length() > 0:
                 position_ids = perceptual_weights.one_position_earlier(position_ids)
@@ -111,6 +117,16 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             with merged(self.get_model().layers, bound.weights) as rest:
                 return super().generate(perceptual_weights=rest, **prompt, **kwargs)
         return super().generate(perceptual_weights=bound.weights, **prompt, **kwargs)
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, perceptual_weights: PerceptualWeights | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Called by transformers once per generation; makes the weights ready for all its steps."""
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if perceptual_weights is not None:
+            repeated = perceptual_weights if expand_size == 1 else perceptual_weights.repeat_rows(expand_size)
+            kwargs["perceptual_weights"] = repeated.bind(self.get_input_embeddings().weight.dtype)
+        return input_ids, kwargs
 
     @torch.no_grad()
     def generate(
