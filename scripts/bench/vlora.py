@@ -98,7 +98,8 @@ def report(args: argparse.Namespace, geometry: Geometry, figures: dict[str, Any]
         peak_is = peak_flops(args, measured, args.peak_tflops)[1]
         parts += [
             "## Prefill\n\nTower, connector and language model, to the logits of the last position; *language model "
-            f"alone* is what is left without tower and connector. MFU is relative to {peak_is}.",
+            "alone* is what is left without tower and connector. Arithmetic does not count reading the weights, which "
+            f"a short sequence at batch 1 waits for. MFU is relative to {peak_is}.",
             vlora_prefill.prefill_table(args, figures["prefill"]),
             "## Decode\n\nOne token for every row behind these prompts. Bytes are counted in the cache and the weights "
             "themselves.",

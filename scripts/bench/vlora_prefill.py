@@ -79,13 +79,14 @@ def decode_step(
         connector: give the model this one first, as `start` does.
     """
     tokens = torch.ones(len(mask), 1, dtype=torch.long, device=mask.device)
+    bound = None if weights is None else weights.bind(model.dtype)  # once for all steps, as `generate` does
     longer = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
     @torch.no_grad()
     def step() -> None:
         if connector is not None:
             model.model.mm_projector = connector
-        model(tokens, attention_mask=longer, past_key_values=cache, perceptual_weights=weights, use_cache=True)
+        model(tokens, attention_mask=longer, past_key_values=cache, perceptual_weights=bound, use_cache=True)
         cache.crop(-1)
 
     return step
