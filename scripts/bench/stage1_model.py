@@ -104,7 +104,7 @@ def build_connector(model: LlavaLlamaForCausalLM, name: str, tokens: int, dtype:
         connector = build_vision_projector(config).to(dtype).train()
     if isinstance(connector, Connector):
         connector.check_tower(tower.config.num_attention_heads, tower.num_patches)
-        if connector.space == "parameter":
+        if connector.space != "input":
             with torch.no_grad():
                 for parameter in connector.parameters():
                     parameter += 0.02 * torch.randn_like(parameter)
