@@ -14,7 +14,8 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_projector.registry import BareParameters, Connector
-from llava.model.picture_binding import PictureBinding
+from llava.model.perceptual_weights import PerceptualWeights
+from llava.model.picture_binding import BoundBatch, PictureBinding, pictures_to_encode, weights_of_rows
 from llava.model.splice import ImageCountError, assign_pictures, count_markers, splice_rows
 from llava.model.vision_config import check_stage1_settings, check_vision_config, write_vision_config
 from llava.model.vision_tokenizer import add_image_tokens, gathered
@@ -155,8 +156,8 @@ class LlavaMetaForCausalLM(PictureBinding, ABC):
             return projector.num_visual_tokens
         return tower.num_patches + (tower.select_feature == "cls_patch")
 
-    def encode_images(self, images: torch.Tensor, num_visual_tokens: int | None = None) -> torch.Tensor:
-        """Pictures or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`.
+    def encode_images(self, images: torch.Tensor, num_visual_tokens: int | None = None) -> Any:
+        """Pictures or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`, `PerceptualWeights`, or both (see `space`).
 
         Args:
             num_visual_tokens: another T than the model's own, for this call.
@@ -208,13 +209,45 @@ class LlavaMetaForCausalLM(PictureBinding, ABC):
             ImageCountError: pictures and markers do not match.
         """
         if self.takes_weights:
-            raise TypeError(f"The connector {self.config.mm_projector_type!r} splices nothing: use bind_pictures")
+            raise TypeError(f"The connector {self.config.mm_projector_type!r} gives weights: use bind_pictures")
+        batch = self.splice_pictures(
+            input_ids,
+            attention_mask,
+            position_ids,
+            labels,
+            images,
+            image_sizes,
+            padding_side=padding_side,
+            num_visual_tokens=num_visual_tokens,
+        )
+        return (
+            batch.input_ids,
+            batch.position_ids,
+            batch.attention_mask,
+            past_key_values,
+            batch.inputs_embeds,
+            batch.labels,
+        )
+
+    def splice_pictures(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        images: torch.Tensor | list[torch.Tensor] | None,
+        image_sizes: list[tuple[int, int]] | None = None,
+        *,
+        padding_side: str | None = None,
+        num_visual_tokens: int | None = None,
+    ) -> BoundBatch:
+        """`prepare_inputs_labels_for_multimodal` by name, with the weights of connectors that give both."""
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
             if input_ids.shape[1] > 1 and (input_ids == IMAGE_TOKEN_INDEX).any():
                 raise ImageCountError(
                     "The text has an image marker, but no picture was given (or the model has no vision tower)"
                 )
-            return input_ids, position_ids, attention_mask, past_key_values, None, labels
+            return BoundBatch(input_ids, attention_mask, position_ids, labels)
 
         config = self.config
         if getattr(config, "tune_mm_mlp_adapter", False) and getattr(config, "mm_use_im_start_end", False):
@@ -222,8 +255,8 @@ class LlavaMetaForCausalLM(PictureBinding, ABC):
 
         merge_type_of(config)  # refuse an unknown one before any work
         rows = assign_pictures(count_markers(input_ids, attention_mask), len(images))
-        shown = [i for row in rows for i in row]
-        visual, unused_term = self._encode_pictures(images, image_sizes, shown, num_visual_tokens)
+        encoded = pictures_to_encode(rows, len(images))
+        visual, weights = self._encode_pictures(images, image_sizes, encoded, num_visual_tokens)
         text_embeds = self.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0))
         batch = splice_rows(
             text_embeds=text_embeds,
@@ -234,40 +267,37 @@ class LlavaMetaForCausalLM(PictureBinding, ABC):
             max_length=getattr(config, "tokenizer_model_max_length", None),
             padding_side=padding_side or getattr(config, "tokenizer_padding_side", "right"),
         )
-        embeds = batch.embeds if unused_term is None else batch.embeds + unused_term.to(batch.embeds)
-        return (
+        embeds = batch.embeds
+        if encoded and not any(rows):  # shown nowhere: only the connector's part in the loss is wanted, with weight 0
+            embeds = embeds + (visual[encoded[0]].sum() * 0).to(embeds)
+        return BoundBatch(
             None,
-            None if position_ids is None else batch.position_ids,
             None if attention_mask is None else batch.attention_mask.to(attention_mask.dtype),
-            past_key_values,
-            embeds,
+            None if position_ids is None else batch.position_ids,
             None if labels is None else batch.labels,
+            embeds,
+            None if weights is None else weights_of_rows(weights, rows, encoded),
         )
 
     def _encode_pictures(
         self,
         images: torch.Tensor | list[torch.Tensor],
         image_sizes: Any,
-        used: list[int],
+        encoded: list[int],
         num_visual_tokens: int | None,
-    ) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
-        """Visual tokens `[T_i, d]` of the pictures that are shown, by number.
-
-        Dummy pictures of text-only rows are not encoded. Only where no row shows a picture and gradients are wanted,
-        one is, and a zero term connects the connector to the loss: every process of a distributed run must run it.
-        """
-        zero_term_only = not used and torch.is_grad_enabled() and len(images) > 0
-        chosen = [0] if zero_term_only else used
-        if not chosen:
+    ) -> tuple[dict[int, torch.Tensor], PerceptualWeights | None]:
+        """Visual tokens `[T_i, d]` of chosen pictures by number, and their weights if the connector gives both."""
+        if not encoded:
             return {}, None
+        weights = None
         if isinstance(images, torch.Tensor) and images.ndim == 4:
-            tokens = self.encode_images(images[chosen] if len(chosen) < len(images) else images, num_visual_tokens)
-            features = list(tokens)
+            chosen = images[encoded] if len(encoded) < len(images) else images
+            tokens = self.encode_images(chosen, num_visual_tokens)
+            if self.takes_weights:
+                tokens, weights = tokens
         else:
-            features = self._encode_crops(images, image_sizes, chosen, num_visual_tokens)
-        if zero_term_only:
-            return {}, features[0].sum() * 0
-        return dict(zip(chosen, features, strict=True)), None
+            tokens = self._encode_crops(images, image_sizes, encoded, num_visual_tokens)
+        return dict(zip(encoded, tokens, strict=True)), weights
 
     def _encode_crops(
         self, images: Any, image_sizes: Any, chosen: list[int], num_visual_tokens: int | None

@@ -1,6 +1,7 @@
 """Pictures as weights: a masked slot in the sequence, and updates bound to its row (contract vlora.md 4)."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -14,13 +15,15 @@ class BoundBatch:
     """What goes into the language model, all `[B, n]`; the caller's tensors stay as they are.
 
     Attributes:
+        inputs_embeds: `[B, n, d]` instead of `input_ids` where visual tokens were spliced in beside the weights.
         weights: of the rows with a picture; None if there are none, except in training.
     """
 
-    input_ids: torch.Tensor
+    input_ids: torch.Tensor | None
     attention_mask: torch.Tensor | None
     position_ids: torch.Tensor | None
     labels: torch.Tensor | None
+    inputs_embeds: torch.Tensor | None = None
     weights: PerceptualWeights | None = None
 
 
@@ -53,13 +56,42 @@ def mask_slots(
     )
 
 
+def weights_of_rows(
+    weights: PerceptualWeights, pictures_of_rows: list[list[int]], encoded: list[int]
+) -> PerceptualWeights:
+    """The weights of a batch.
+
+    Args:
+        weights: of the pictures that were encoded.
+        pictures_of_rows: per row, which pictures it shows.
+        encoded: the numbers of the encoded pictures.
+    """
+    places = {picture: place for place, picture in enumerate(encoded)}
+    return weights.for_rows([[places[picture] for picture in row] for row in pictures_of_rows])
+
+
+def pictures_to_encode(pictures_of_rows: list[list[int]], num_pictures: int) -> list[int]:
+    """The pictures that rows show; in training the first, unused, where no row shows any.
+
+    Every process must run the connector and the same operations in every layer, pictures or not: under ZeRO-3 with
+    recomputation the order in which parameters are gathered follows from them.
+    """
+    shown = [picture for row in pictures_of_rows for picture in row]
+    return shown if shown or num_pictures == 0 or not torch.is_grad_enabled() else [0]
+
+
 class PictureBinding:
     """Mixed into a causal language model beside the splicing of visual tokens; needs its `encode_images`."""
 
     @property
+    def space(self) -> str:
+        """How pictures come: `Connector.space`."""
+        return getattr(getattr(self.get_model(), "mm_projector", None), "space", "input")
+
+    @property
     def takes_weights(self) -> bool:
-        """Whether pictures come as perceptual weights, not as visual tokens."""
-        return getattr(getattr(self.get_model(), "mm_projector", None), "space", "input") == "parameter"
+        """Whether pictures come as perceptual weights, with or without visual tokens."""
+        return self.space != "input"
 
     def bind_pictures(
         self,
@@ -68,12 +100,14 @@ class PictureBinding:
         position_ids: torch.Tensor | None,
         labels: torch.Tensor | None,
         images: torch.Tensor | list[torch.Tensor] | None,
+        **options: Any,
     ) -> BoundBatch:
-        """The batch with its slots masked, and the weights its pictures become (contract vlora.md 4).
+        """The batch with its pictures' slots masked, or their visual tokens spliced in, and the weights they become.
 
         Args:
             input_ids: `[B, n]`, IMAGE_TOKEN_INDEX at the slot of each picture.
             images: `[N, 3, H, W]` or a list of `[3, H, W]`, one per slot and a dummy one per row without.
+            options: `padding_side`, `num_visual_tokens` for splicing.
 
         Raises:
             ImageCountError: pictures and slots do not match.
@@ -82,19 +116,17 @@ class PictureBinding:
         counts = count_markers(input_ids, attention_mask)
         if images is None and any(counts):
             raise ImageCountError("The text has an image marker, but no picture was given")
+        if isinstance(images, list) and images:
+            images = torch.stack(images)
+        if images is not None and images.ndim != 4:
+            raise ValueError("A connector of perceptual weights takes one view of a picture, not several crops")
+        if self.space == "both":
+            return self.splice_pictures(input_ids, attention_mask, position_ids, labels, images, **options)
         batch = mask_slots(input_ids, attention_mask, position_ids, labels)
         if images is None:
             return batch
-        pictures = assign_pictures(counts, len(images))
-        shown = [i for row in pictures for i in row]
-        if not shown and not (torch.is_grad_enabled() and len(images) > 0):
+        rows = assign_pictures(counts, len(images))
+        encoded = pictures_to_encode(rows, len(images))
+        if not encoded:
             return batch
-        # In training every process must run the generator and the same operations in every layer, pictures or not:
-        # under ZeRO-3 with recomputation the order in which parameters are gathered follows from them.
-        chosen = shown or [0]
-        stacked = images if isinstance(images, torch.Tensor) else torch.stack(list(images))
-        if stacked.ndim != 4:
-            raise ValueError("A connector of perceptual weights takes one view of a picture, not several crops")
-        weights = self.encode_images(stacked[chosen])
-        places = {picture: place for place, picture in enumerate(chosen)}
-        return replace(batch, weights=weights.for_rows([[places[i] for i in row] for row in pictures]))
+        return replace(batch, weights=weights_of_rows(self.encode_images(images[encoded]), rows, encoded))

@@ -39,6 +39,10 @@ def _generated(cost: "Cost") -> int:
     return generator_flops(cost.llm, cost.vision, cost.generator)
 
 
+def _resampled_and_generated(cost: "Cost") -> int:
+    return _resampled(cost) + _generated(cost)
+
+
 def _none(vision: VisionShape) -> dict[int, int]:
     return dict.fromkeys(range(vision.patches + 2), 0)
 
@@ -96,6 +100,7 @@ class ConnectorCost:
 
 CONNECTOR_COSTS = {
     "acformer": ConnectorCost(_resampled, _anchors),
+    "acformer_vlora": ConnectorCost(_resampled_and_generated, _anchors, gives_weights=True),
     "c_abstractor": ConnectorCost(_convolved, _squares),
     "evit": ConnectorCost(_mlp, _anchors_and_rest),
     "perceiver": ConnectorCost(_resampled, _any),

@@ -52,7 +52,7 @@ def load_language_model(
         # float32 also under --fp16, which is mixed precision.
         "dtype": torch.bfloat16 if training_args.bf16 else torch.float32,
     }
-    if attn_implementation is not None and takes_weights(model_args.mm_projector_type):
+    if attn_implementation is not None and has_masked_slot(model_args.mm_projector_type):
         logger.info("The slot of %s needs a mask that FlashAttention has not: sdpa.", model_args.mm_projector_type)
         options["attn_implementation"] = "sdpa"
     elif attn_implementation is not None:
@@ -78,8 +78,8 @@ def load_language_model(
     return model
 
 
-def takes_weights(projector_type: str | None) -> bool:
-    """Whether a connector hands over weights instead of visual tokens."""
+def has_masked_slot(projector_type: str | None) -> bool:
+    """Whether a connector hands over weights instead of visual tokens, and a masked place in the sequence stays."""
     return projector_type in CONNECTORS and CONNECTORS[projector_type].connector_class.space == "parameter"
 
 

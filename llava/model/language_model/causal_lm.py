@@ -1,11 +1,13 @@
 """What the LLaVA classes of all LLM families share: forward and generate on spliced embeddings."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.perceptual_weights import BoundWeights, PerceptualWeights, install_hooks
+from llava.model.picture_binding import BoundBatch
 from llava.model.weight_merging import merged
 
 
@@ -46,13 +48,9 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
                 the published VLoRA did (contract vlora.md 5).
         """
         if inputs_embeds is None and perceptual_weights is None and self.takes_weights:
-            bound = self.bind_pictures(input_ids, attention_mask, position_ids, labels, images)
+            bound = self._bind(input_ids, attention_mask, position_ids, labels, images, num_visual_tokens)
             attention_mask, position_ids, labels = bound.attention_mask, bound.position_ids, bound.labels
-            input_ids, inputs_embeds, perceptual_weights = (
-                None,
-                self.get_input_embeddings()(bound.input_ids),
-                bound.weights,
-            )
+            input_ids, inputs_embeds, perceptual_weights = None, bound.inputs_embeds, bound.weights
         elif inputs_embeds is None and perceptual_weights is None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
@@ -72,7 +70,8 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             "return_dict": return_dict,
         }
         if perceptual_weights is not None:
-            if labels is not None and str(self.config._attn_implementation).startswith("flash"):
+            is_flash = str(self.config._attn_implementation).startswith("flash")
+            if labels is not None and self.space == "parameter" and is_flash:
                 raise ValueError(
                     "Training with perceptual weights needs attn_implementation sdpa or eager: FlashAttention leaves a "
                     "masked place out altogether, but the picture's slot predicts the first word of a caption"
@@ -101,17 +100,47 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             **kwargs,
         )
 
+    def _bind(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        images: Any,
+        num_visual_tokens: int | None,
+        padding_side: str | None = None,
+    ) -> BoundBatch:
+        """`bind_pictures`, and the embeddings looked up."""
+        bound = self.bind_pictures(
+            input_ids,
+            attention_mask,
+            position_ids,
+            labels,
+            images,
+            num_visual_tokens=num_visual_tokens,
+            padding_side=padding_side,
+        )
+        if bound.inputs_embeds is not None:
+            return bound
+        return replace(bound, inputs_embeds=self.get_input_embeddings()(bound.input_ids))
+
     def _generate_bound(
-        self, inputs: torch.Tensor, mask: torch.Tensor, images: Any, merge_weights: bool = False, **kwargs: Any
+        self,
+        inputs: torch.Tensor,
+        mask: torch.Tensor,
+        images: Any,
+        num_visual_tokens: int | None,
+        merge_weights: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """`generate` with perceptual weights, made once. Positions count the slots, which the mask leaves out."""
         inputs, mask = _pad_left(inputs, mask)
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        bound = self.bind_pictures(inputs, mask, positions, None, images)
+        bound = self._bind(inputs, mask, positions, None, images, num_visual_tokens, padding_side="left")
         prompt = {
             "attention_mask": bound.attention_mask,
-            "position_ids": positions,
-            "inputs_embeds": self.get_input_embeddings()(bound.input_ids),
+            "position_ids": bound.position_ids,
+            "inputs_embeds": bound.inputs_embeds,
         }
         if merge_weights and bound.weights is not None:
             with merged(self.get_model().layers, bound.weights) as rest:
@@ -159,7 +188,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs)
         if self.takes_weights:
-            return self._generate_bound(inputs, attention_mask, images, **kwargs)
+            return self._generate_bound(inputs, attention_mask, images, num_visual_tokens, **kwargs)
         _, _, spliced_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
             inputs,
             None,

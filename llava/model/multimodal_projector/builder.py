@@ -6,6 +6,7 @@ from torch import nn
 
 from llava.model.multimodal_projector import (  # noqa: F401  each registers itself
     acformer,
+    acformer_vlora,
     c_abstractor,
     evit,
     perceiver,

@@ -27,7 +27,8 @@ class Connector(BareParameters):
 
     Attributes:
         space: `"input"`: `forward` gives visual tokens `[B, T, d]` that are spliced into the sequence;
-            `"parameter"`: it gives `PerceptualWeights`, and the picture keeps one masked place.
+            `"parameter"`: it gives `PerceptualWeights`, and the picture keeps one masked place;
+            `"both"`: a tuple of the two, and no place is masked.
         needs_cls_attention: whether the tower must supply `VisionFeatures.cls_attention`.
         needs_patch_keys: whether the tower must supply `VisionFeatures.patch_keys`.
         is_elastic: whether the weights do not depend on the number of visual tokens, so that it can be changed when a

@@ -1,0 +1,60 @@
+"""A few anchor tokens and perceptual weights of one picture at once (arXiv 2405.17815 and 2405.20339)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from llava.model.multimodal_projector.acformer import AcFormer, AcFormerConfig
+from llava.model.multimodal_projector.registry import Connector, register_connector
+from llava.model.multimodal_projector.vlora import VLoRA, VLoRAConfig
+from llava.model.perceptual_weights import PerceptualWeights
+from llava.model.vision_features import VisionFeatures
+
+
+@dataclass
+class AcFormerVLoRAConfig(VLoRAConfig, AcFormerConfig):
+    """The settings of both, under the names that they have alone."""
+
+
+@register_connector("acformer_vlora", AcFormerVLoRAConfig)
+class AcFormerVLoRA(Connector):
+    """AcFormer's visual tokens `[B, T, d]` go into the sequence, VLoRA's weights into the decoder.
+
+    Details that a low rank cannot carry, such as written words, may come by the tokens. The tokens are ordinary ones:
+    attended by all that follow, and no place is masked.
+    """
+
+    space: ClassVar[str] = "both"
+    needs_cls_attention: ClassVar[bool] = True
+    is_elastic: ClassVar[bool] = True
+
+    def __init__(self, tokens: AcFormer, weights: VLoRA) -> None:
+        super().__init__()
+        self.tokens, self.weights = tokens, weights
+        self.num_visual_tokens = tokens.num_visual_tokens
+
+    @classmethod
+    def derive_settings(cls, config: Any, tower: Any) -> None:
+        VLoRA.derive_settings(config, tower)
+
+    @classmethod
+    def from_config(cls, settings: AcFormerVLoRAConfig, config: Any) -> "AcFormerVLoRA":
+        return cls(AcFormer.from_config(settings, config), VLoRA.from_config(settings, config))
+
+    def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
+        return self.tokens.count_tokens(wanted, num_heads, num_patches)
+
+    def check_tower(self, num_heads: int, num_patches: int) -> None:
+        super().check_tower(num_heads, num_patches)
+        self.weights.check_tower(num_heads, num_patches)
+
+    def explain_misfit(self, state: dict[str, torch.Tensor]) -> str | None:
+        own = {key.removeprefix("weights."): value for key, value in state.items() if key.startswith("weights.")}
+        return self.weights.explain_misfit(own)
+
+    def forward(
+        self, features: VisionFeatures, num_visual_tokens: int | None = None
+    ) -> tuple[torch.Tensor, PerceptualWeights]:
+        budget = self.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
+        return self.tokens(features, budget), self.weights(features)
