@@ -45,24 +45,18 @@ class Started:
 def start(model: LlavaLlamaForCausalLM, connector: nn.Module, prompt: Prompt) -> Started:
     """Everything up to the first token's logits, as `generate` does it: tower, connector, language model with cache."""
     model.model.mm_projector = connector
-    ids, mask = prompt.input_ids, torch.ones_like(prompt.input_ids)
-    if model.takes_weights:
-        bound = model.bind_pictures(ids, mask, None, None, prompt.images)
-        embeds = model.get_input_embeddings()(bound.input_ids)
-        mask, positions, weights = bound.attention_mask, bound.position_ids, bound.weights
-    else:
-        prepare = model.prepare_inputs_labels_for_multimodal
-        _, positions, mask, _, embeds, _ = prepare(ids, None, mask, None, None, prompt.images)
-        weights = None
+    take_in = model.bind_pictures if model.takes_weights else model.splice_pictures
+    batch = take_in(prompt.input_ids, torch.ones_like(prompt.input_ids), None, None, prompt.images)
+    embeds = batch.inputs_embeds
     output = model(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        position_ids=positions,
-        perceptual_weights=weights,
+        inputs_embeds=model.get_input_embeddings()(batch.input_ids) if embeds is None else embeds,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        perceptual_weights=batch.weights,
         use_cache=True,
         logits_to_keep=1,
     )
-    return Started(output.past_key_values, mask, weights)
+    return Started(output.past_key_values, batch.attention_mask, batch.weights)
 
 
 def decode_step(
