@@ -100,18 +100,27 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleaved_medians(runs: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each run. They take turns, so that a slow moment of the machine meets all; one warm-up each."""
+def interleaved_times(runs: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each run, round by round. They take turns, so that a slow moment of the machine meets all.
+
+    One warm-up each comes before; every other round goes backwards, so that none profits from what it always follows.
+    Equal indices are of the same round: what runs differ by is best taken per round.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_number in range(rounds + 1):
-        for name, run in runs.items():
+        for name in list(runs) if round_number % 2 else reversed(runs):
             synchronize(device)
             start = time.perf_counter()
-            run()
+            runs[name]()
             synchronize(device)
             if round_number > 0:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+    return times
+
+
+def interleaved_medians(runs: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
+    """Median seconds of each run of `interleaved_times`."""
+    return {name: statistics.median(times) for name, times in interleaved_times(runs, rounds, device).items()}
 
 
 def peak_bytes_above(device: str, run: Callable[[], Any]) -> int:

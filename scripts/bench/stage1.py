@@ -5,7 +5,8 @@
     python scripts/bench/stage1.py --geometry 13b --layers 4 --batch 16                          # fits anywhere
 
 A step is LLaVA's: frozen vision tower without gradient, connector trained by AdamW, frozen language model whose
-activations are recomputed, loss over all text tokens. Random weights and pictures; one picture per row, no padding.
+activations are recomputed, loss over all text tokens. Random weights and pictures; one picture per row behind the first
+text token, no padding.
 All connectors share one tower and one language model and take turns, so the ratios come from one run.
 
 *Arithmetic allows* is the ratio of the FLOPs of `llava.tools.cost` at the same geometry. With `--layers N` only N
@@ -60,7 +61,8 @@ def contestant(model: LlavaLlamaForCausalLM, name: str, args: argparse.Namespace
     connector = build_connector(model, name, args.tokens, precision(args))
     optimizer = torch.optim.AdamW(connector.parameters(), lr=5e-4, fused=args.device.startswith("cuda"))
     text = torch.randint(model.config.vocab_size, (args.batch, args.text_tokens), device=args.device)
-    input_ids = torch.cat([text.new_full((args.batch, 1), IMAGE_TOKEN_INDEX), text], dim=1)
+    marker = text.new_full((args.batch, 1), IMAGE_TOKEN_INDEX)
+    input_ids = torch.cat([text[:, :1], marker, text[:, 1:]], dim=1)
     labels = input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, IGNORE_INDEX)
 
     def step() -> None:
@@ -70,22 +72,33 @@ def contestant(model: LlavaLlamaForCausalLM, name: str, args: argparse.Namespace
         optimizer.zero_grad()
 
     model.model.mm_projector = connector
-    tokens = model.num_visual_tokens
-    embeds = torch.randn(
-        args.batch, tokens + args.text_tokens, model.config.hidden_size, device=args.device, dtype=precision(args)
-    ).requires_grad_()
+    return Contestant(model.num_visual_tokens, step, stack_step(model, args, input_ids, images))
+
+
+def stack_step(
+    model: LlavaLlamaForCausalLM, args: argparse.Namespace, input_ids: torch.Tensor, images: torch.Tensor
+) -> Callable[[], None]:
+    """Forward and backward of the language model's layers alone, as many positions as a step has; logits of one."""
+    positions = max(model.num_visual_tokens, 1) + args.text_tokens  # a picture without tokens keeps its place
+    embeds = torch.randn(args.batch, positions, model.config.hidden_size, device=args.device, dtype=precision(args))
+    leaves, weights = [embeds], None
+    if model.takes_weights:
+        with torch.no_grad():
+            weights = model.bind_pictures(input_ids, None, None, None, images).weights
+        leaves += [*weights.inputs.values(), *weights.outputs.values()]
+    for leaf in leaves:
+        leaf.requires_grad_()
 
     def stack() -> None:
-        model.model(inputs_embeds=embeds).last_hidden_state.sum().backward()
-        embeds.grad = None
+        logits = model(inputs_embeds=embeds, perceptual_weights=weights, logits_to_keep=1).logits
+        torch.autograd.grad(logits.sum(), leaves)
 
-    return Contestant(tokens, step, stack)
+    return stack
 
 
 def known_connectors() -> list[str]:
-    """The baseline and every registered connector that hands over visual tokens; of two names the last."""
-    names = {entry.connector_class: entry.name for entry in CONNECTORS.values()}
-    return [BASELINE, *sorted(name for connector, name in names.items() if connector.space == "input")]
+    """The baseline and every registered connector; of two names the last."""
+    return [BASELINE, *sorted({entry.connector_class: entry.name for entry in CONNECTORS.values()}.values())]
 
 
 def measure(args: argparse.Namespace, geometry: Geometry) -> tuple[list[dict[str, Any]], float]:
@@ -139,7 +152,8 @@ def measure_memory(args: argparse.Namespace, geometry: Geometry, name: str) -> i
 def arithmetic(args: argparse.Namespace, geometry: Geometry, name: str, tokens: int) -> dict[str, float]:
     """FLOPs of a step as it ran, as it would be at full depth, and without recomputation; empty if unknown."""
     try:
-        cost = Cost(name, tokens, args.text_tokens, geometry.llm, geometry.vision, geometry.resampler)
+        shapes = (geometry.llm, geometry.vision, geometry.resampler, geometry.generator)
+        cost = Cost(name, tokens, args.text_tokens, *shapes)
         full = dataclasses.replace(cost, llm=GEOMETRIES[args.geometry].llm)
         return {
             "flops": args.batch * cost.stage1_step_flops(recompute=True),

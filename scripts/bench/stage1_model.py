@@ -1,4 +1,4 @@
-"""The models of `stage1.py`: geometries, a LLaVA with random frozen weights, and a connector for it."""
+"""The models of `stage1.py` and `vlora.py`: geometries, a LLaVA with random frozen weights, and a connector for it."""
 
 import copy
 from dataclasses import dataclass
@@ -10,18 +10,20 @@ from torch import nn
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import ClipBackbone
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.multimodal_projector.registry import Connector
+from llava.model.multimodal_projector.registry import CONNECTORS, Connector
 from llava.tools.cost import LLMS
-from llava.tools.flops import CLIP_L_336, RESAMPLER, LLMShape, ResamplerShape, VisionShape
+from llava.tools.flops import CLIP_L_336, GENERATOR, RESAMPLER, GeneratorShape, LLMShape, ResamplerShape, VisionShape
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of the three parts of a model."""
+    """Sizes of the parts of a model."""
 
     llm: LLMShape
     vision: VisionShape = CLIP_L_336
     resampler: ResamplerShape = RESAMPLER
+    generator: GeneratorShape = GENERATOR
+    generator_heads: int = 16
 
 
 GEOMETRIES = {
@@ -31,16 +33,23 @@ GEOMETRIES = {
         LLMShape(1024, 16, 2752, 4096, heads=16, kv_heads=16, head_dim=64),
         VisionShape(width=256, blocks=12),
         ResamplerShape(heads=4, dim_head=32),
+        # Its share of a prefill, 3 %, and that of the low-rank paths, 0.3 % of the language model, are those of 7B.
+        GeneratorShape(width=112, rank=16),
+        generator_heads=4,
     ),
     "toy": Geometry(
-        LLMShape(64, 2, 128, 128, heads=4, kv_heads=4, head_dim=16), TOY_VISION, ResamplerShape(depth=2, dim_head=8)
+        LLMShape(64, 2, 128, 128, heads=4, kv_heads=4, head_dim=16),
+        TOY_VISION,
+        ResamplerShape(depth=2, dim_head=8),
+        GeneratorShape(width=16, depth=2, rank=4, skip=1),
+        generator_heads=2,
     ),
 }
 
 
 def build_model(geometry: Geometry, device: str, dtype: torch.dtype, attention: str) -> LlavaLlamaForCausalLM:
     """LLaVA with random frozen weights, recomputation on, and no connector worth the name yet."""
-    llm, resampler = geometry.llm, geometry.resampler
+    llm, resampler, generator = geometry.llm, geometry.resampler, geometry.generator
     with clip_folder(geometry.vision) as folder, torch.device(device):
         config = LlavaConfig(
             hidden_size=llm.hidden_size,
@@ -59,6 +68,14 @@ def build_model(geometry: Geometry, device: str, dtype: torch.dtype, attention: 
             mm_resampler_heads=resampler.heads,
             mm_resampler_dim_head=resampler.dim_head,
             mm_resampler_ff_mult=resampler.ff_mult,
+            vlora_dim=generator.width,
+            vlora_depth=generator.depth,
+            vlora_heads=geometry.generator_heads,
+            vlora_ratio=generator.ratio,
+            vlora_rank=generator.rank,
+            vlora_type=generator.letters,
+            weights_sep=generator.is_separate,
+            skip_layers=generator.skip,
         )
         model = LlavaLlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=dtype)
     tower = model.get_vision_tower()
@@ -72,15 +89,23 @@ def build_model(geometry: Geometry, device: str, dtype: torch.dtype, attention: 
 
 
 def build_connector(model: LlavaLlamaForCausalLM, name: str, tokens: int, dtype: torch.dtype) -> nn.Module:
-    """The connector `name`, asked for `tokens` visual tokens.
+    """The connector `name`, asked for `tokens` visual tokens where it gives any.
+
+    In a generator of weights nothing stays the 0 or 1 that training starts with, which would make it do nothing.
 
     Raises:
         ValueError: it cannot give that many.
     """
     config, tower = copy.deepcopy(model.config), model.get_vision_tower()
     config.mm_projector_type, config.mm_num_visual_tokens = name, tokens
+    if name in CONNECTORS:
+        CONNECTORS[name].connector_class.derive_settings(config, tower)
     with torch.device(model.device):
         connector = build_vision_projector(config).to(dtype).train()
     if isinstance(connector, Connector):
         connector.check_tower(tower.config.num_attention_heads, tower.num_patches)
+        if connector.space != "input":
+            with torch.no_grad():
+                for parameter in connector.parameters():
+                    parameter += 0.02 * torch.randn_like(parameter)
     return connector

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from llava.tools.cost import Cost
+from llava.tools.flops import GeneratorShape, LLMShape, VisionShape
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -81,6 +84,7 @@ def test_stage1(tmp_path: Path) -> None:
         "c_abstractor": 16,
         "evit": 18,
     }
+    assert tokens["vlora"] == 0
     rows = table_rows(result.stdout)
     for name, entry in connectors.items():
         assert rows[name][-2] == f"{entry['full_seconds_ratio']:.2f}x"
@@ -95,3 +99,30 @@ def test_stage1_memory_in_a_fresh_process(tmp_path: Path) -> None:
     assert [entry["peak_bytes"] > 0 for entry in json.loads(path.read_text(encoding="utf-8"))["connectors"]] == [True]
     speed_up, allowed, _, mfu = table_rows(result.stdout)["mlp2x_gelu"][-4:]
     assert speed_up == allowed == "1.00x" and mfu.endswith("%")
+
+
+def test_vlora(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    result = run_benchmark("vlora", "--batches", "1", "2", "--text-tokens", "8", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    assert_head(result.stdout)
+    figures = json.loads(path.read_text(encoding="utf-8"))
+
+    toy, vision = LLMShape(64, 2, 128, 128, heads=4, kv_heads=4, head_dim=16), VisionShape(64, 3, 4, 8, 4 * 4 * 3)
+    shape = GeneratorShape(width=16, depth=2, rank=4, skip=1)
+    costs = [Cost(name, tokens, 8, toy, vision, generator=shape) for name, tokens in (("mlp2x_gelu", 64), ("vlora", 0))]
+    for entry, (batch, cost) in zip(figures["prefill"], [(b, c) for b in (1, 2) for c in costs], strict=True):
+        assert (entry["connector"], entry["batch"]) == (cost.connector, batch)
+        assert entry["flops"] == batch * cost.prefill_flops
+        assert entry["cache_bytes"] == batch * cost.cache_bytes(bytes_per_value=4)
+        assert entry["picture_cache_bytes"] == cost.picture_cache_bytes(bytes_per_value=4)
+        assert entry["picture_weight_bytes"] == cost.weight_bytes(bytes_per_value=4)
+    assert [entry["batch"] for entry in figures["hooks"]] == [1, 2]
+    assert [entry["connector"] for entry in figures["stage1"]] == ["mlp2x_gelu", "vlora"]
+    assert all(entry["difference"] < 1e-5 for entry in figures["generator"])
+
+    rows = table_rows(result.stdout)
+    assert rows["arithmetic: 2 d^2 r against 4 d r"][-1] == "32"
+    assert re.fullmatch(r"\d+\.\d\dx", rows["vlora, 8 text"][1])
+    titles = [line for line in result.stdout.splitlines() if line.startswith("## ")]
+    assert titles == ["## Prefill", "## Decode", "## Hooks", "## Stage-1 step", "## Generator", "## Merging"]
