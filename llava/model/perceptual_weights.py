@@ -155,15 +155,20 @@ class BoundLayer:
         low = self.shared.get(letter)
         if low is None:
             low = _low_rank(x, self.weights.inputs[letter], self.rows)
-        low, b = low.to(output.dtype), b.to(output.dtype)
+        low, b = _cast(low, output.dtype), _cast(b, output.dtype)
         if self.rows is not None:
-            return output.index_add(0, self.rows, (low @ b).to(output.dtype))
+            return output.index_add(0, self.rows, _cast(low @ b, output.dtype))
         return torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b).view_as(output)
 
 
 def _low_rank(x: torch.Tensor, a: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     """`x A` of the rows that have weights."""
-    return (x if rows is None else x[rows]) @ a.to(x.dtype)
+    return (x if rows is None else x[rows]) @ _cast(a, x.dtype)
+
+
+def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """As `Tensor.to`, without the call where nothing is to be done: it counts in a decoding step."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 # Which weights the decoder layer works with that runs now in this thread. Set when its attention starts, always.

@@ -113,6 +113,8 @@ class PictureBinding:
             ImageCountError: pictures and slots do not match.
             ValueError: a slot at the start of a row, or several crops of one picture.
         """
+        if images is None and input_ids.shape[1] == 1:  # a decoding step of text alone
+            return BoundBatch(input_ids, attention_mask, position_ids, labels)
         counts = count_markers(input_ids, attention_mask)
         if images is None and any(counts):
             raise ImageCountError("The text has an image marker, but no picture was given")

@@ -1,8 +1,8 @@
 """VLoRA's generator: learned queries read the picture and become matrices (arXiv 2405.20339; contract vlora.md 1, 10).
 
-Modules hold the parameters under their published names, stack by stack and layer by layer. They are applied together:
-all stacks read the same picture, which no layer changes, so the keys and values of all stacks and layers are one matrix
-product, and what the stacks do with their own queries is one batched product each.
+Modules hold the parameters under their published names, stack by stack. The stacks are applied together, layer by
+layer: all read the same picture, so their keys and values are one matrix product, and what they do with their own
+queries is one batched product each. (One product for the keys and values of all layers is slower: its result is large.)
 
 Letters: S stacks, B pictures, N patches, w queries of a stack, g width.
 """
@@ -62,30 +62,16 @@ def run_stacks(stacks: Sequence[Stack], picture: torch.Tensor, heads: int) -> li
     Returns:
         per stack `[B, w, out]`.
     """
-    layers = list(zip(*(stack.decoders for stack in stacks), strict=True))  # depth times S decoders
     query = _together(stack.queries for stack in stacks).expand(-1, len(picture), -1, -1)  # [S, B, w, g]
-    for layer, (keys, values) in zip(layers, _read_picture(layers, picture, heads), strict=True):
+    for layer in zip(*(stack.decoders for stack in stacks), strict=True):
         normed = _norm(query, [d.norm1 for d in layer])
         query = query + _attend_to_themselves([d.self_attn for d in layer], normed, heads)
         normed = _norm(query, [d.norm2 for d in layer])
-        query = query + _attend_to_picture([d.multihead_attn for d in layer], normed, keys, values, heads)
+        query = query + _attend_to_picture([d.multihead_attn for d in layer], normed, picture, heads)
         inner = _linear(_norm(query, [d.norm3 for d in layer]), [d.linear1 for d in layer])
         query = query + _linear(F.gelu(inner), [d.linear2 for d in layer])
     query = _norm(query, [stack.norm for stack in stacks])
     return [stack.weights_head(own) for stack, own in zip(stacks, query, strict=True)]
-
-
-def _read_picture(
-    layers: Sequence[Sequence[Decoder]], picture: torch.Tensor, heads: int
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each layer keys and values `[B, S * heads, N, g / heads]` of all stacks, from one matrix product."""
-    width = picture.shape[-1]
-    own = [[decoder.multihead_attn for decoder in layer] for layer in layers]
-    parts = (slice(width, 2 * width), slice(2 * width, 3 * width))  # of in_proj: keys, values
-    weight = torch.cat([a.in_proj_weight[part] for layer in own for part in parts for a in layer])
-    bias = torch.cat([a.in_proj_bias[part] for layer in own for part in parts for a in layer])
-    projected = F.linear(picture, weight, bias).unflatten(-1, (len(layers), 2, -1, width // heads))
-    return [(keys, values) for keys, values in projected.permute(2, 3, 0, 4, 1, 5)]
 
 
 def _attend_to_themselves(own: Sequence[Attention], query: torch.Tensor, heads: int) -> torch.Tensor:
@@ -95,11 +81,16 @@ def _attend_to_themselves(own: Sequence[Attention], query: torch.Tensor, heads: 
 
 
 def _attend_to_picture(
-    own: Sequence[Attention], query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, heads: int
+    own: Sequence[Attention], query: torch.Tensor, picture: torch.Tensor, heads: int
 ) -> torch.Tensor:
     width = query.shape[-1]
-    q = _project(query, [a.in_proj_weight[:width] for a in own], [a.in_proj_bias[:width] for a in own])
-    return _merge_heads(F.scaled_dot_product_attention(_split_heads(q, heads), keys, values), own)
+    ask, *read = (slice(start, start + width) for start in (0, width, 2 * width))  # rows of in_proj: q; k, v
+    weight = torch.cat([a.in_proj_weight[part] for part in read for a in own])
+    bias = torch.cat([a.in_proj_bias[part] for part in read for a in own])
+    projected = F.linear(picture, weight, bias).unflatten(-1, (2, -1, width // heads))
+    k, v = projected.permute(2, 0, 3, 1, 4)  # [B, S * heads, N, g / heads]
+    q = _split_heads(_project(query, [a.in_proj_weight[ask] for a in own], [a.in_proj_bias[ask] for a in own]), heads)
+    return _merge_heads(F.scaled_dot_product_attention(q, k, v), own)
 
 
 def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
