@@ -21,7 +21,8 @@ export TOKENS=${TOKENS:-17} IMAGE_FOLDER=$DATA
 SMALL=(--bf16 False --tf32 False --gradient_checkpointing False --report_to none --dataloader_num_workers 0
     --model_max_length 512 --save_strategy no --logging_steps 10)
 SMALL_RESAMPLER=(--mm_resampler_depth 2 --mm_resampler_heads 4 --mm_resampler_dim_head 32)
-SMALL_GENERATOR=(--vlora_heads 4 --vlora_depth 2 --vlora_rank 8 --vlora_alpha 8 --skip_layers 1)
+SMALL_GENERATOR=(--vlora_heads 4 --vlora_depth 2 --vlora_rank 8 --vlora_alpha 8 --vlora_type qkvom --skip_layers 1
+    --weights_sep False)
 export VLORA_DIM=${VLORA_DIM:-128}
 
 quietly() { # LOG COMMAND...: shows ten lines of the progress bar, keeps everything in the log
@@ -39,19 +40,25 @@ train_and_evaluate() { # CONNECTOR
     local small=("${SMALL[@]}")
     [ "$connector" != vlora ] && small+=("${SMALL_RESAMPLER[@]}")
     case $connector in *vlora) small+=("${SMALL_GENERATOR[@]}") ;; esac
-    [ "$connector" = vlora ] && recipe=vlora # the other one takes any connector that gives visual tokens
+    local stage1_steps=150 stage2=(--learning_rate 1e-3)
+    if [ "$connector" = vlora ]; then # the other recipe takes any connector that gives visual tokens
+        recipe=vlora
+        stage1_steps=600 # it begins to read words late; what else was tried: docs/vlora.md
+        small+=(--adam_beta2 0.95)
+        stage2=(--learning_rate 5e-4 --mm_projector_lr 1e-3 --B_matrix_lr 1e-3)
+    fi
     export CONNECTOR=$connector
     if [ ! -f "$pretrained/mm_projector.bin" ]; then
         say "$connector, stage 1: the connector learns from captions (scripts/v1_5/pretrain_$recipe.sh)"
         DATA_PATH=$DATA/pretrain.json OUTPUT_DIR=$pretrained quietly "$RUNS/logs/$connector-stage1.log" \
             bash "scripts/v1_5/pretrain_$recipe.sh" "${small[@]}" --per_device_train_batch_size 32 --learning_rate 2e-3 \
-            --max_steps "${STAGE1_STEPS:-150}"
+            --max_steps "${STAGE1_STEPS:-$stage1_steps}"
     fi
     if [ ! -f "$model/model.safetensors" ]; then
         say "$connector, stage 2: connector and language model learn from conversations (scripts/v1_5/finetune_$recipe.sh)"
         DATA_PATH=$DATA/instruct.json OUTPUT_DIR=$model PRETRAINED=$pretrained/mm_projector.bin \
             DEEPSPEED_CONFIG=./scripts/zero2.json quietly "$RUNS/logs/$connector-stage2.log" \
-            bash "scripts/v1_5/finetune_$recipe.sh" "${small[@]}" --per_device_train_batch_size 16 --learning_rate 1e-3 \
+            bash "scripts/v1_5/finetune_$recipe.sh" "${small[@]}" --per_device_train_batch_size 16 "${stage2[@]}" \
             --max_steps "${STAGE2_STEPS:-700}"
     fi
     for questions in eval_questions eval_questions_blank; do

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ LETTERS = "qkvom"
 # Where each letter's output is added; all but `m` hang on the attention module.
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 SHARED = "qkv"  # read the same hidden state
-MARK = "_takes_perceptual_weights"  # attribute of modules that have their hook
+MARK = "_perceptual_weights_hook"  # attribute of modules that have theirs
 
 
 class LayerWeights(NamedTuple):
@@ -112,14 +114,15 @@ class PerceptualWeights(NamedTuple):
         """
         shown = [row for row, pictures in enumerate(pictures_of_rows) if pictures]
         num_rows, inputs = len(pictures_of_rows), self.inputs
-        if not shown:
-            inputs = {letter: a[:0] for letter, a in inputs.items()}
-        if any(len(pictures) != 1 for pictures in pictures_of_rows if pictures):
+        order = [picture for pictures in pictures_of_rows for picture in pictures]
+        if len(order) > len(shown):  # several in a row
             reduce = {"mean": torch.mean, "sum": torch.sum}[self.reduction]
             inputs = {
                 letter: torch.stack([reduce(a[pictures_of_rows[row]], dim=0) for row in shown])
                 for letter, a in inputs.items()
             }
+        elif order != list(range(len(next(iter(inputs.values()))))):
+            inputs = {letter: a[order] for letter, a in inputs.items()}
         rows = None
         if len(shown) < num_rows:
             rows = torch.tensor(shown, dtype=torch.long, device=next(iter(inputs.values())).device)
@@ -171,8 +174,9 @@ def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-# Which weights the decoder layer works with that runs now in this thread. Set when its attention starts, always.
+# Which weights the decoder layer works with that runs now in this thread. Outside of a weighted layer there are none.
 _bound: ContextVar[BoundLayer | None] = ContextVar("perceptual_weights_of_the_running_layer", default=None)
+_installing = Lock()
 
 
 def install_hooks(layers: nn.ModuleList, weights: BoundWeights) -> None:
@@ -183,38 +187,50 @@ def install_hooks(layers: nn.ModuleList, weights: BoundWeights) -> None:
     never have weights get no hook.
     """
     for index, layer in enumerate(layers):
-        if not hasattr(layer.self_attn, MARK):
-            layer.self_attn.register_forward_pre_hook(_enter(index), with_kwargs=True)
-            setattr(layer.self_attn, MARK, True)
         own = weights.of_layer(index)
-        for letter in () if own is None else own.outputs:
-            point = layer.mlp if letter == "m" else getattr(layer.self_attn, PROJECTIONS[letter])
-            if not hasattr(point, MARK):
-                point.register_forward_hook(_add(letter))
-                setattr(point, MARK, True)
+        points = {} if own is None else {letter: _point(layer, letter) for letter in own.outputs}
+        if hasattr(layer.self_attn, MARK) and all(hasattr(point, MARK) for point in points.values()):
+            continue
+        with _installing:  # several threads may generate with one model
+            _hook_once(layer.self_attn, "register_forward_pre_hook", partial(_enter, index), with_kwargs=True)
+            if points:
+                _hook_once(layer, "register_forward_hook", _leave, always_call=True)
+            for letter, point in points.items():
+                _hook_once(point, "register_forward_hook", partial(_add, letter))
 
 
-def _enter(index: int) -> Callable[..., None]:
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        weights = kwargs.pop("perceptual_weights", None)  # not for the attention function
-        own = None if weights is None else weights.of_layer(index)
-        if own is None:
-            _bound.set(None)
-            return
-        shared: dict[str, torch.Tensor] = {}
-        hidden = args[0] if args else kwargs["hidden_states"]
-        for letters, a in own.inputs.items():
-            if letters[0] in SHARED:
-                low = _low_rank(hidden, a, weights.rows)
-                shared.update(zip(letters, low.chunk(len(letters), dim=-1), strict=True))
-        _bound.set(BoundLayer(own, weights.rows, shared))
-
-    return enter
+def _point(layer: nn.Module, letter: str) -> nn.Module:
+    return layer.mlp if letter == "m" else getattr(layer.self_attn, PROJECTIONS[letter])
 
 
-def _add(letter: str) -> Callable[..., torch.Tensor | None]:
-    def add(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        bound = _bound.get()
-        return None if bound is None else bound.add(letter, args[0], output)
+def _hook_once(module: nn.Module, register: str, hook: Callable[..., Any], **options: Any) -> None:
+    inner = getattr(module, "base_layer", None)
+    if inner is not None and hasattr(inner, MARK):  # PEFT has wrapped it since: the update belongs outside
+        getattr(inner, MARK).remove()
+        delattr(inner, MARK)
+    if not hasattr(module, MARK):
+        setattr(module, MARK, getattr(module, register)(hook, **options))
 
-    return add
+
+def _enter(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    weights = kwargs.pop("perceptual_weights", None)  # not for the attention function
+    own = None if weights is None else weights.of_layer(index)
+    if own is None:
+        return
+    shared: dict[str, torch.Tensor] = {}
+    hidden = args[0] if args else kwargs["hidden_states"]
+    for letters, a in own.inputs.items():
+        if letters[0] in SHARED:
+            low = _low_rank(hidden, a, weights.rows)
+            shared.update(zip(letters, low.chunk(len(letters), dim=-1), strict=True))
+    _bound.set(BoundLayer(own, weights.rows, shared))
+
+
+def _add(letter: str, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+    bound = _bound.get()
+    return None if bound is None else bound.add(letter, args[0], output)
+
+
+def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Also where the layer fails, or recomputation stops early: what it worked with must not live on."""
+    _bound.set(None)

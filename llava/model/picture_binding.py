@@ -1,7 +1,6 @@
 """Pictures as weights: a masked slot in the sequence, and updates bound to its row (contract vlora.md 4)."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -56,6 +55,28 @@ def mask_slots(
     )
 
 
+def one_view_each(images: torch.Tensor | list[torch.Tensor] | None) -> torch.Tensor | None:
+    """`[N, 3, H, W]`; no picture at all is None.
+
+    Raises:
+        ValueError: pictures of unequal size, or several crops of one.
+    """
+    if images is None or len(images) == 0:
+        return None
+    shapes = {tuple(picture.shape) for picture in images}
+    if len(shapes) > 1:
+        raise ValueError(f"The pictures of a batch must have one size, not {sorted(shapes)}")
+    shape = shapes.pop()
+    if len(shape) == 4 and shape[0] == 1:  # one crop each
+        images = [picture[0] for picture in images]
+    elif len(shape) != 3:
+        raise ValueError(
+            "A connector of perceptual weights takes one view of each picture, [N, 3, H, W] or a list of [3, H, W], "
+            f"not pictures of shape {list(shape)}"
+        )
+    return torch.stack(images) if isinstance(images, list) else images
+
+
 def weights_of_rows(
     weights: PerceptualWeights, pictures_of_rows: list[list[int]], encoded: list[int]
 ) -> PerceptualWeights:
@@ -100,35 +121,35 @@ class PictureBinding:
         position_ids: torch.Tensor | None,
         labels: torch.Tensor | None,
         images: torch.Tensor | list[torch.Tensor] | None,
-        **options: Any,
+        num_visual_tokens: int | None = None,
+        padding_side: str | None = None,
     ) -> BoundBatch:
         """The batch with its pictures' slots masked, or their visual tokens spliced in, and the weights they become.
 
         Args:
             input_ids: `[B, n]`, IMAGE_TOKEN_INDEX at the slot of each picture.
             images: `[N, 3, H, W]` or a list of `[3, H, W]`, one per slot and a dummy one per row without.
-            options: `padding_side`, `num_visual_tokens` for splicing.
+            num_visual_tokens, padding_side: see `prepare_inputs_labels_for_multimodal`; for visual tokens.
 
         Raises:
             ImageCountError: pictures and slots do not match.
             ValueError: a slot at the start of a row, or several crops of one picture.
         """
-        if images is None and input_ids.shape[1] == 1:  # a decoding step of text alone
-            return BoundBatch(input_ids, attention_mask, position_ids, labels)
-        counts = count_markers(input_ids, attention_mask)
-        if images is None and any(counts):
-            raise ImageCountError("The text has an image marker, but no picture was given")
-        if isinstance(images, list) and images:
-            images = torch.stack(images)
-        if images is not None and images.ndim != 4:
-            raise ValueError("A connector of perceptual weights takes one view of a picture, not several crops")
-        if self.space == "both":
-            return self.splice_pictures(input_ids, attention_mask, position_ids, labels, images, **options)
-        batch = mask_slots(input_ids, attention_mask, position_ids, labels)
+        images = one_view_each(images)
         if images is None:
-            return batch
-        rows = assign_pictures(counts, len(images))
+            if (input_ids == IMAGE_TOKEN_INDEX).any():
+                raise ImageCountError("The text has an image marker, but no picture was given")
+            return BoundBatch(input_ids, attention_mask, position_ids, labels)
+        if self.space == "both":
+            return self.splice_pictures(
+                *(input_ids, attention_mask, position_ids, labels, images),
+                num_visual_tokens=num_visual_tokens,
+                padding_side=padding_side,
+            )
+        batch = mask_slots(input_ids, attention_mask, position_ids, labels)
+        rows = assign_pictures(count_markers(input_ids, attention_mask), len(images))
         encoded = pictures_to_encode(rows, len(images))
         if not encoded:
             return batch
-        return replace(batch, weights=weights_of_rows(self.encode_images(images[encoded]), rows, encoded))
+        weights = self.encode_images(images[encoded], num_visual_tokens)
+        return replace(batch, weights=weights_of_rows(weights, rows, encoded))

@@ -82,7 +82,7 @@ def check_stage1_settings(config: Any, adapter_path: str) -> None:
         return
     before, now = own_settings(trained), own_settings(config)
     for f in fields(entry.config_class):
-        if before[f.name] == now[f.name]:
+        if before[f.name] in (now[f.name], None):  # None: derived, and older files do not state it
             continue
         if not entry.is_free(f):
             raise ValueError(

@@ -14,12 +14,13 @@ def merged(layers: nn.ModuleList, weights: PerceptualWeights) -> Iterator[Percep
     """Inside the block `W += B A^T` in q, k, v and o; afterwards every matrix has its old bits again.
 
     Merging costs `2 d^2 r` per matrix, the low-rank path `4 d r` per token and matrix: it pays after d / 2 tokens.
+    Other threads that use the model meanwhile see the picture too.
 
     Yields:
         What is left to bind: m, a path beside the MLP that no matrix can take up.
 
     Raises:
-        ValueError: more than one picture, rows without one, or a quantised language model.
+        ValueError: more than one picture, rows without one, or a quantised or offloaded language model.
     """
     if weights.rows is not None or len(next(iter(weights.inputs.values()))) != 1:
         raise ValueError("merge_weights needs one picture for all rows; leave it out to give every row its own")
@@ -46,4 +47,6 @@ def _matrix(projection: nn.Module) -> torch.Tensor:
     weight = getattr(projection, "base_layer", projection).weight
     if not weight.is_floating_point():
         raise ValueError("merge_weights cannot write into a quantised language model; leave it out")
+    if weight.is_meta:
+        raise ValueError("merge_weights cannot write into a language model that is offloaded; leave it out")
     return weight

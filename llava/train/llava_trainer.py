@@ -43,6 +43,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
+# Parts of the model that can have a learning rate of their own.
+RATE_FLAGS = {"connector": "mm_projector_lr", "B": "B_matrix_lr", "tower": "vision_tower_lr"}
+
+
 def _part_of(name: str) -> str:
     """Which part of the model a parameter belongs to; `B` are the learned matrices of vlora."""
     if "vision_tower" in name:
@@ -120,12 +124,7 @@ class LLaVATrainer(Trainer):
         Weight decay or none. Once a part of the model has a rate of its own, these two for every part that trains;
         parts without a rate have `learning_rate`.
         """
-        rates = {
-            "rest": None,
-            "connector": self.args.mm_projector_lr,
-            "B": self.args.B_matrix_lr,
-            "tower": self.args.vision_tower_lr,
-        }
+        rates = {"rest": None, **{part: getattr(self.args, flag) for part, flag in RATE_FLAGS.items()}}
         is_split = any(rate is not None for rate in rates.values())
         decay_names = set(self.get_decay_parameter_names(self.model))
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -133,6 +132,8 @@ class LLaVATrainer(Trainer):
         groups = []
         for part, rate in rates.items():
             if part not in part_of.values():
+                if rate is not None:
+                    logger.warning("--%s has no effect: nothing of it trains.", RATE_FLAGS[part])
                 continue
             for decays in (True, False):
                 names = [name for name in trainable if part_of[name] == part and (name in decay_names) == decays]

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from llava.conversation import conv_templates
 from llava.extras import require_extra
-from llava.model.checkpoint_kind import checkpoint_kind
+from llava.model.checkpoint_kind import checkpoint_kind, read_config_dict
 from llava.model.connector_choice import choose_for_training
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
@@ -53,15 +53,16 @@ def load_language_model(
         # float32 also under --fp16, which is mixed precision.
         "dtype": torch.bfloat16 if training_args.bf16 else torch.float32,
     }
-    if attn_implementation is not None and has_masked_slot(model_args.mm_projector_type):
-        logger.info("The slot of %s needs a mask that FlashAttention has not: sdpa.", model_args.mm_projector_type)
+    path = model_args.model_name_or_path
+    projector_type = own_projector_type(path) or model_args.mm_projector_type
+    if attn_implementation is not None and has_masked_slot(projector_type):
+        logger.info("The slot of %s needs a mask that FlashAttention has not: sdpa.", projector_type)
         options["attn_implementation"] = "sdpa"
     elif attn_implementation is not None:
         half = training_args.bf16 or training_args.fp16
         options["attn_implementation"] = attn_implementation if half else "sdpa"  # FlashAttention takes half precision
     if training_args.bits in (4, 8):
         options |= _quantisation(training_args)
-    path = model_args.model_name_or_path
     if model_args.vision_tower is None:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
@@ -77,6 +78,12 @@ def load_language_model(
             model.get_model().load_adapter_state(projector, path)
     model.config.use_cache = False
     return model
+
+
+def own_projector_type(path: str) -> str | None:
+    """The connector of a checkpoint that training goes on from; None for a language model."""
+    stored = read_config_dict(path, required=False)
+    return stored.get("mm_projector_type") if stored.get("mm_vision_tower") else None
 
 
 def has_masked_slot(projector_type: str | None) -> bool:
@@ -200,6 +207,7 @@ def add_vision(
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
     check_aspect_ratio(config, inner.mm_projector)
+    check_recomputation(inner.mm_projector, args)
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
     config.tune_mm_mlp_adapter = args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
@@ -227,6 +235,19 @@ def add_vision(
     args.mm_use_im_start_end = model_args.mm_use_im_start_end
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+
+
+def check_recomputation(projector: torch.nn.Module, args: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: reentrant recomputation, which cannot reach weights that come as a keyword of a layer.
+    """
+    asked = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if asked and getattr(projector, "space", "input") != "input":
+        raise ValueError(
+            "Perceptual weights need recomputation that is not reentrant: leave --gradient_checkpointing_kwargs out, "
+            "or set use_reentrant to false in it"
+        )
 
 
 def settle_trained_dtype(model: torch.nn.Module, args: TrainingArguments) -> None:

@@ -1,12 +1,18 @@
 """VLoRA beyond its recordings: what equals what, rows with and without pictures, decoding, other decoders, refusals."""
 
+import copy
+import gc
 import logging
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
+from peft import LoraConfig, get_peft_model
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, TextStreamer
 
 from llava.model import LlavaLlamaVLoRAForCausalLM, LlavaVLoRAConfig
 from llava.model.builder import load_pretrained_model
@@ -65,7 +71,7 @@ def test_without_a_picture_it_is_the_language_model_bit_for_bit(model: Any) -> N
 def test_text_rows_run_neither_tower_nor_generator(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     encode = model.encode_images
-    monkeypatch.setattr(model, "encode_images", lambda images: seen.append(len(images)) or encode(images))
+    monkeypatch.setattr(model, "encode_images", lambda images, *more: seen.append(len(images)) or encode(images, *more))
     logits(model, PROMPTS, pictures(3))
     assert seen == [2]
     logits(model, [[1, 305]], pictures(1))
@@ -216,8 +222,14 @@ def test_refused_inputs(model: Any) -> None:
         model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=1)
     with pytest.raises(ImageCountError, match="needs 2 picture"):
         model(torch.tensor([[1, -200, 5, -200]]), images=images[:1])
-    with pytest.raises(ValueError, match="one view of a picture"):
+    with pytest.raises(ValueError, match=r"one view of each picture.*not pictures of shape \[2, 3, 56, 56\]"):
         model(torch.tensor(PROMPTS[:1]), images=[images])
+    with pytest.raises(ValueError, match="must have one size"):
+        model(torch.tensor(PROMPTS[:1]), images=[images[0], images[1, :, :28]])
+    with pytest.raises(ImageCountError, match="no picture was given"):
+        model(torch.tensor(PROMPTS[:1]), images=[])
+    with pytest.raises(ValueError, match="fixed number of visual tokens"):
+        model.generate(torch.tensor(PROMPTS[:1]), images=images[:1], num_visual_tokens=9)
     with pytest.raises(TypeError, match="use bind_pictures"):
         model.prepare_inputs_labels_for_multimodal(torch.tensor(PROMPTS[:1]), None, None, None, None, images)
 
@@ -330,3 +342,113 @@ def test_compiled_equals_plain(model: Any) -> None:
         static = model.generate(ids, images=pictures(3), attention_mask=mask, cache_implementation="static", **GREEDY)
     assert torch.equal(static, model.generate(ids, images=pictures(3), attention_mask=mask, **GREEDY))
     torch._dynamo.reset()
+
+
+def test_one_crop_each_is_one_view_each(model: Any) -> None:
+    images = pictures(1)
+    assert torch.equal(logits(model, PROMPTS[:1], images)[0], logits(model, PROMPTS[:1], [images])[0])
+    assert torch.equal(logits(model, PROMPTS[:1], images)[0], logits(model, PROMPTS[:1], [images[0]])[0])
+
+
+def test_weights_serve_for_any_rows(model: Any) -> None:
+    """One picture under two questions, and rows in another order than the pictures."""
+    both = model.encode_images(pictures(2))
+    for order in ([[1], [0]], [[0], [0]], [[1], [], [0]]):
+        bound = both.for_rows(order)
+        shown = [row[0] for row in order if row]
+        assert torch.equal(bound.inputs["q"], both.inputs["q"][shown])
+
+
+@torch.no_grad()
+def test_weights_replace_their_pictures(model: Any) -> None:
+    """Made once, for several questions."""
+    ids, images = torch.tensor(PROMPTS[:1]), pictures(1)
+    weights = model.bind_pictures(ids, None, None, None, images).weights
+    assert torch.equal(model(ids, perceptual_weights=weights).logits, model(ids, images=images).logits)
+    assert torch.equal(
+        model.generate(ids, perceptual_weights=weights, **GREEDY), model.generate(ids, images=images, **GREEDY)
+    )
+    with pytest.raises(ValueError, match="pass images instead"):
+        model(ids, images=images, perceptual_weights=weights)
+
+
+@torch.no_grad()
+def test_peft_around_hooked_projections_adds_nothing_twice(model: Any) -> None:
+    """A picture was looked at before LoRA was put on."""
+    before = logits(model, PROMPTS[:1], pictures(1))[0]
+    config = LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"])
+    wrapped = get_peft_model(model, config)
+    assert torch.equal(logits(wrapped, PROMPTS[:1], pictures(1))[0], before)
+    assert torch.equal(logits(wrapped.merge_and_unload(), PROMPTS[:1], pictures(1))[0], before)
+
+
+def test_nothing_outlives_a_call(model: Any) -> None:
+    x = torch.randn(1, 4, 32)
+    mlp = model.model.layers[0].mlp
+    with torch.no_grad():
+        alone = mlp(x)
+        model(torch.tensor(PROMPTS[:1]), images=pictures(1))
+        assert torch.equal(mlp(x), alone)
+    bound = model.bind_pictures(torch.tensor(PROMPTS[:1]), None, None, None, pictures(1)).weights
+    kept = weakref.ref(bound.inputs["m"])
+    model(torch.tensor(PROMPTS[:1]), perceptual_weights=bound)
+    del bound
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_model_that_saw_a_picture_can_be_pickled_and_copied(model: Any) -> None:
+    expected = logits(model, PROMPTS[:1], pictures(1))[0]
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(logits(twin, PROMPTS[:1], pictures(1))[0], expected)
+
+
+def test_threads_with_different_pictures(llava_vectors: Path) -> None:
+    """The first generation installs the hooks; all start at once."""
+    images, ids = pictures(4), torch.tensor(PROMPTS[:1])
+    expected = [build().generate(ids, images=images[i : i + 1], **GREEDY).tolist() for i in range(4)]
+    model = build()
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(model.generate, ids, images=images[i % 4 : i % 4 + 1], **GREEDY) for i in range(12)]
+    assert [answer.result().tolist() for answer in answers] == [expected[i % 4] for i in range(12)]
+    assert len(model.model.layers[0].mlp._forward_hooks) == 1
+
+
+def test_a_later_step_cannot_show_a_picture(model: Any) -> None:
+    ids, images = torch.tensor(PROMPTS[:1]), pictures(1)
+    first = model(ids, images=images, use_cache=True)
+    with pytest.raises(ValueError, match="act in every step"):
+        model(ids[:, -1:], images=images, past_key_values=first.past_key_values)
+
+
+def test_a_second_turn_with_a_new_picture_is_read_anew(model: Any) -> None:
+    first, second = torch.tensor([[1, -200, 300, 301]]), torch.tensor([[1, -200, 300, 301, 302, -200, 303]])
+    images, cache = pictures(2), DynamicCache()
+    model.generate(first, images=images[:1], past_key_values=cache, **GREEDY)
+    assert cache.get_seq_length() > 0
+    answer = model.generate(second, images=images, past_key_values=cache, **GREEDY)
+    assert torch.equal(answer, model.generate(second, images=images, **GREEDY))
+
+
+@torch.no_grad()
+def test_text_goes_on_with_a_cache(model: Any) -> None:
+    ids = torch.tensor([[1, 305, 306, 307, 308]])
+    whole = model(ids).logits
+    first = model(ids[:, :2], use_cache=True)
+    rest = model(ids[:, 2:], attention_mask=torch.ones(1, 5), past_key_values=first.past_key_values)
+    torch.testing.assert_close(rest.logits, whole[:, 2:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(model: Any, dtype: torch.dtype) -> None:
+    exact = logits(model, PROMPTS, pictures(3))
+    with torch.autocast("cpu", dtype):
+        rounded = logits(model, PROMPTS, pictures(3))
+    for a, b in zip(exact, rounded, strict=True):
+        assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten().float(), dim=0) > 0.999
+
+
+def test_reentrant_recomputation_is_refused(tmp_path: Path, llava_vectors: Path) -> None:
+    recompute = ["--gradient_checkpointing", "True", "--gradient_checkpointing_kwargs", '{"use_reentrant": true}']
+    with pytest.raises(ValueError, match="recomputation that is not reentrant"):
+        run_training(tmp_path, "--version", "v1", "--data_path", "train/data.json", *FLAGS, *recompute)

@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from transformers.utils.generic import is_flash_attention_requested
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.perceptual_weights import BoundWeights, PerceptualWeights, install_hooks
-from llava.model.picture_binding import BoundBatch
+from llava.model.picture_binding import BoundBatch, mask_slots
 from llava.model.weight_merging import merged
 
 
@@ -43,12 +45,20 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         Args:
             input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
             images, image_sizes, num_visual_tokens: see `prepare_inputs_labels_for_multimodal`.
-            perceptual_weights: what an earlier call's pictures became (`bind_pictures`), for the steps that follow it.
+            perceptual_weights: what pictures became in an earlier call (`bind_pictures`), instead of `images`.
             legacy_decode_positions: give the steps after the first positions one too small in rows with a picture, as
                 the published VLoRA did (contract vlora.md 5).
         """
-        if inputs_embeds is None and perceptual_weights is None and self.takes_weights:
-            bound = self._bind(input_ids, attention_mask, position_ids, labels, images, num_visual_tokens)
+        is_later_step = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if is_later_step and images is not None and self.takes_weights:
+            raise ValueError(
+                "The weights of a picture act in every step, not only in that which shows it: pass perceptual_weights "
+                "(see bind_pictures) instead of images, or call the model's own generate"
+            )
+        if inputs_embeds is None and self.takes_weights and not (is_later_step and perceptual_weights is not None):
+            bound = self._bind(
+                input_ids, attention_mask, position_ids, labels, images, num_visual_tokens, weights=perceptual_weights
+            )
             attention_mask, position_ids, labels = bound.attention_mask, bound.position_ids, bound.labels
             input_ids, inputs_embeds, perceptual_weights = None, bound.inputs_embeds, bound.weights
         elif inputs_embeds is None and perceptual_weights is None:
@@ -70,7 +80,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             "return_dict": return_dict,
         }
         if perceptual_weights is not None:
-            is_flash = str(self.config._attn_implementation).startswith("flash")
+            is_flash = is_flash_attention_requested(self.config)
             if labels is not None and self.space == "parameter" and is_flash:
                 raise ValueError(
                     "Training with perceptual weights needs attn_implementation sdpa or eager: FlashAttention leaves a "
@@ -86,7 +96,9 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
                 perceptual_weights = perceptual_weights.bind(self.get_input_embeddings().weight.dtype)
             install_hooks(self.get_model().layers, perceptual_weights)
             kwargs["perceptual_weights"] = perceptual_weights
-            if legacy_decode_positions and past_key_values is not None and past_key_values.get_seq_length() > 0:
+            if legacy_decode_positions and is_later_step:
+                if position_ids is None:
+                    raise ValueError("legacy_decode_positions needs position_ids: pass those that are to be corrected")
                 position_ids = perceptual_weights.one_position_earlier(position_ids)
         return super().forward(
             input_ids=input_ids,
@@ -109,17 +121,16 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         images: Any,
         num_visual_tokens: int | None,
         padding_side: str | None = None,
+        weights: PerceptualWeights | BoundWeights | None = None,
     ) -> BoundBatch:
-        """`bind_pictures`, and the embeddings looked up."""
-        bound = self.bind_pictures(
-            input_ids,
-            attention_mask,
-            position_ids,
-            labels,
-            images,
-            num_visual_tokens=num_visual_tokens,
-            padding_side=padding_side,
-        )
+        """`bind_pictures`, or `weights` that it gave earlier, and the embeddings looked up."""
+        batch = (input_ids, attention_mask, position_ids, labels)
+        if weights is None:
+            bound = self.bind_pictures(*batch, images, num_visual_tokens=num_visual_tokens, padding_side=padding_side)
+        elif self.space == "both" or images is not None:
+            raise ValueError("perceptual_weights stand for pictures that come as nothing else; pass images instead")
+        else:
+            bound = replace(mask_slots(*batch), weights=weights)
         if bound.inputs_embeds is not None:
             return bound
         return replace(bound, inputs_embeds=self.get_input_embeddings()(bound.input_ids))
@@ -131,12 +142,21 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         images: Any,
         num_visual_tokens: int | None,
         merge_weights: bool = False,
+        perceptual_weights: PerceptualWeights | None = None,
         **kwargs: Any,
     ) -> Any:
         """`generate` with perceptual weights, made once. Positions count the slots, which the mask leaves out."""
+        past = kwargs.get("past_key_values")
+        shows_pictures = images is not None or perceptual_weights is not None
+        if shows_pictures and past is not None and past.get_seq_length() > 0:
+            del kwargs["past_key_values"]  # keys and values were made with other weights: everything is read anew
         inputs, mask = _pad_left(inputs, mask)
+        if is_flash_attention_requested(self.config) and (inputs[:, -1] == IMAGE_TOKEN_INDEX).any():
+            raise ValueError("With FlashAttention a prompt cannot end with a picture: end it with text, or take sdpa")
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        bound = self._bind(inputs, mask, positions, None, images, num_visual_tokens, padding_side="left")
+        bound = self._bind(
+            *(inputs, mask, positions, None, images, num_visual_tokens), padding_side="left", weights=perceptual_weights
+        )
         prompt = {
             "attention_mask": bound.attention_mask,
             "position_ids": bound.position_ids,
@@ -172,8 +192,10 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         one by one. `attention_mask` `[B, n]` marks the padding of `inputs`. `num_visual_tokens` is the budget per
         picture in this call, where the connector leaves the choice.
 
-        With perceptual weights `merge_weights=True` writes one picture's into the matrices meanwhile, and
-        `legacy_decode_positions=True` decodes as the published VLoRA did.
+        With perceptual weights `merge_weights=True` writes one picture's into the matrices meanwhile, for all threads,
+        and `legacy_decode_positions=True` decodes as the published VLoRA did. `perceptual_weights`, what pictures
+        became in an earlier `bind_pictures`, replace `images`. A filled `past_key_values` is not used beside pictures,
+        because it depends on them.
 
         Raises:
             NotImplementedError: `inputs_embeds` was passed.

@@ -137,12 +137,21 @@ def read_settings(config_class: type, config: Any) -> Any:
     """An instance of `config_class` filled from the attributes of a model config; absent or None means the default.
 
     Raises:
-        ValueError: a setting is no whole number where one is needed, or too small; names it.
+        ValueError: a setting is of the wrong kind, or a whole number too small; names it.
     """
     given = {f.name: getattr(config, f.name, None) for f in fields(config_class)}
     for f in fields(config_class):
-        value, minimum = given[f.name], f.metadata["minimum"]
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and minimum is not None and not (is_whole and value >= minimum):
+        value, minimum, kind = given[f.name], f.metadata["minimum"], str(f.type)
+        if value is None:
+            continue
+        if minimum is not None and not (_is_number(value, int) and value >= minimum):
             raise ValueError(f"{f.name} must be a whole number of {minimum} or more, not {value!r}")
+        if "bool" in kind and not isinstance(value, bool):
+            raise ValueError(f"{f.name} must be true or false, not {value!r}")
+        if "float" in kind and not _is_number(value, (int, float)):
+            raise ValueError(f"{f.name} must be a number, not {value!r}")
     return config_class(**{name: value for name, value in given.items() if value is not None})
+
+
+def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)

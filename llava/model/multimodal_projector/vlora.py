@@ -101,6 +101,7 @@ class VLoRA(Connector):
             "vlora_pos_num": tower.num_patches,
             "vlora_llm_dim": shape.in_widths["q"],
             "vlora_llm_depth": shape.layers,
+            "vlora_alpha": config.vlora_rank,
         }
         for name, value in derived.items():
             if getattr(config, name, None) is None:
