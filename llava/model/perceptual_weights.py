@@ -188,15 +188,16 @@ def install_hooks(layers: nn.ModuleList, weights: BoundWeights) -> None:
     """
     for index, layer in enumerate(layers):
         own = weights.of_layer(index)
-        points = {} if own is None else {letter: _point(layer, letter) for letter in own.outputs}
+        points = {} if own is None else {letter: _point(layer, letter) for letter in (*own.outputs, "m")}
         if hasattr(layer.self_attn, MARK) and all(hasattr(point, MARK) for point in points.values()):
             continue
         with _installing:  # several threads may generate with one model
             _hook_once(layer.self_attn, "register_forward_pre_hook", partial(_enter, index), with_kwargs=True)
-            if points:
-                _hook_once(layer, "register_forward_hook", _leave, always_call=True)
             for letter, point in points.items():
-                _hook_once(point, "register_forward_hook", partial(_add, letter))
+                if point is not layer.mlp:
+                    _hook_once(point, "register_forward_hook", partial(_add, letter))
+            if points:
+                _hook_once(layer.mlp, "register_forward_hook", _finish, always_call=True)
 
 
 def _point(layer: nn.Module, letter: str) -> nn.Module:
@@ -216,6 +217,7 @@ def _enter(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     weights = kwargs.pop("perceptual_weights", None)  # not for the attention function
     own = None if weights is None else weights.of_layer(index)
     if own is None:
+        _bound.set(None)
         return
     shared: dict[str, torch.Tensor] = {}
     hidden = args[0] if args else kwargs["hidden_states"]
@@ -231,6 +233,12 @@ def _add(letter: str, module: nn.Module, args: tuple[Any, ...], output: torch.Te
     return None if bound is None else bound.add(letter, args[0], output)
 
 
-def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Also where the layer fails, or recomputation stops early: what it worked with must not live on."""
+def _finish(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor | None) -> torch.Tensor | None:
+    """The MLP is the last part of a layer: what the layer worked with must not live on.
+
+    Also where the MLP fails (no output then), which is how recomputation stops early. The layer's own hooks would not
+    do: recomputation calls its forward without them.
+    """
+    bound = _bound.get()
     _bound.set(None)
+    return None if bound is None or output is None else bound.add("m", args[0], output)

@@ -389,6 +389,11 @@ def test_nothing_outlives_a_call(model: Any) -> None:
         alone = mlp(x)
         model(torch.tensor(PROMPTS[:1]), images=pictures(1))
         assert torch.equal(mlp(x), alone)
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    ids = torch.tensor(PROMPTS[:1])
+    model(ids, labels=ids.masked_fill(ids < 2, -100), images=pictures(1)).loss.backward()
+    model.eval().gradient_checkpointing_disable()
+    assert torch.equal(mlp(x), alone)
     bound = model.bind_pictures(torch.tensor(PROMPTS[:1]), None, None, None, pictures(1)).weights
     kept = weakref.ref(bound.inputs["m"])
     model(torch.tensor(PROMPTS[:1]), perceptual_weights=bound)
