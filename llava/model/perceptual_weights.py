@@ -81,10 +81,15 @@ class PerceptualWeights(NamedTuple):
     def num_groups(self) -> int:
         return next(iter(self.outputs.values())).shape[0]
 
+    def group_of(self, layer: int) -> int | None:
+        """Which of the weighted layers a decoder layer is; None if it is not weighted."""
+        group = layer // self.skip
+        return None if not self.inputs or (layer + 1) % self.skip or group >= self.num_groups else group
+
     def of_layer(self, layer: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """A `[B, in, r]` and B `[out, r]` by letter; empty if the layer is not weighted."""
-        group = layer // self.skip
-        if not self.inputs or (layer + 1) % self.skip or group >= self.num_groups:
+        group = self.group_of(layer)
+        if group is None:
             return {}
         return {letter: (a[:, group], self.outputs[letter][group]) for letter, a in self.inputs.items()}
 
@@ -97,13 +102,17 @@ class PerceptualWeights(NamedTuple):
         if shared:
             inputs[shared] = torch.cat([self.inputs[letter] for letter in shared], dim=-1).to(dtype)
         outputs = {letter: self.outputs[letter].to(dtype).transpose(1, 2) for letter in self.inputs}
-        layers: list[LayerWeights | None] = [None] * (self.num_groups * self.skip)
-        for group in range(self.num_groups):
-            layers[(group + 1) * self.skip - 1] = LayerWeights(
+        groups = [self.group_of(layer) for layer in range(self.num_groups * self.skip)]
+        layers = tuple(
+            None
+            if group is None
+            else LayerWeights(
                 {letters: a[:, group] for letters, a in inputs.items()},
                 {letter: b[group] for letter, b in outputs.items()},
             )
-        return BoundWeights(tuple(layers), self.rows, self.num_rows)
+            for group in groups
+        )
+        return BoundWeights(layers, self.rows, self.num_rows)
 
     def for_rows(self, pictures_of_rows: list[list[int]]) -> "PerceptualWeights":
         """Weights of the batch from those of its pictures.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.multimodal_projector.registry import space_of
 from llava.model.perceptual_weights import PerceptualWeights
 from llava.model.splice import ImageCountError, assign_pictures, count_markers
 
@@ -107,7 +108,7 @@ class PictureBinding:
     @property
     def space(self) -> str:
         """How pictures come: `Connector.space`."""
-        return getattr(getattr(self.get_model(), "mm_projector", None), "space", "input")
+        return space_of(getattr(self.get_model(), "mm_projector", None))
 
     @property
     def takes_weights(self) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from llava.model.multimodal_projector.builder import is_grid_projector
-from llava.model.multimodal_projector.registry import CONNECTORS, Connector
+from llava.model.multimodal_projector.registry import CONNECTORS, Connector, space_of
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,7 @@ def check_aspect_ratio(config: Any, projector: nn.Module) -> None:
     Raises:
         ValueError: pictures would come in several crops, but the connector takes one view of each.
     """
-    gives_weights = isinstance(projector, Connector) and projector.space != "input"
-    if gives_weights and getattr(config, "image_aspect_ratio", None) == "anyres":
+    if space_of(projector) != "input" and getattr(config, "image_aspect_ratio", None) == "anyres":
         raise ValueError(
             "image_aspect_ratio anyres makes several crops of a picture, but the connector "
             f"{config.mm_projector_type!r} makes weights of one view; use pad or square"

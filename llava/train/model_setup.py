@@ -12,7 +12,7 @@ from llava.model.checkpoint_kind import checkpoint_kind, read_config_dict
 from llava.model.connector_choice import choose_for_training
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
-from llava.model.multimodal_projector.registry import CONNECTORS
+from llava.model.multimodal_projector.registry import CONNECTORS, space_of
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_config import check_aspect_ratio
 from llava.model.vision_tokenizer import grow_embeddings
@@ -243,7 +243,7 @@ def check_recomputation(projector: torch.nn.Module, args: TrainingArguments) -> 
         ValueError: reentrant recomputation, which cannot reach weights that come as a keyword of a layer.
     """
     asked = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
-    if asked and getattr(projector, "space", "input") != "input":
+    if asked and space_of(projector) != "input":
         raise ValueError(
             "Perceptual weights need recomputation that is not reentrant: leave --gradient_checkpointing_kwargs out, "
             "or set use_reentrant to false in it"

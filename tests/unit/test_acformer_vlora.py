@@ -9,7 +9,7 @@ import torch
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_projector.builder import build_vision_projector
 from tests.unit.training import losses_of, run_training
-from tests.unit.vlora_models import GREEDY, PROMPTS, SMALL, build, logits, pad, pictures
+from tests.unit.vlora_models import GREEDY, PROMPTS, SMALL, assert_cached_equals_uncached, build, logits, pad, pictures
 
 RESAMPLER = {"mm_num_visual_tokens": 5, "mm_resampler_depth": 1, "mm_resampler_heads": 2, "mm_resampler_dim_head": 8}
 FLAGS = [
@@ -83,12 +83,7 @@ def test_merging_changes_no_answer(model: Any) -> None:
 
 
 def test_cached_equals_uncached(model: Any) -> None:
-    images, ids = pictures(1), torch.tensor(PROMPTS[:1])
-    for expected in model.generate(ids, images=images, **GREEDY)[0].tolist():
-        with torch.no_grad():
-            step = model(ids, images=images, use_cache=False).logits[0, -1].argmax()
-        assert step.item() == expected
-        ids = torch.cat([ids, step.view(1, 1)], dim=1)
+    assert_cached_equals_uncached(model)
 
 
 def test_text_alone_is_the_language_model(model: Any) -> None:

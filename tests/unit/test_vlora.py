@@ -21,7 +21,17 @@ from llava.model.multimodal_projector.vlora import DecoderShape, VLoRAConfig, ch
 from llava.model.splice import ImageCountError
 from tests.conftest import REPOSITORY
 from tests.unit.training import losses_of, run_training
-from tests.unit.vlora_models import FLAGS, GREEDY, PROMPTS, SMALL, build, logits, pad, pictures
+from tests.unit.vlora_models import (
+    FLAGS,
+    GREEDY,
+    PROMPTS,
+    SMALL,
+    assert_cached_equals_uncached,
+    build,
+    logits,
+    pad,
+    pictures,
+)
 
 
 @pytest.fixture
@@ -123,12 +133,7 @@ def test_generation_answers_row_by_row(model: Any, options: dict[str, int], side
 
 
 def test_cached_equals_uncached(model: Any) -> None:
-    images, ids = pictures(1), torch.tensor(PROMPTS[:1])
-    for expected in model.generate(ids, images=images, **GREEDY)[0].tolist():
-        with torch.no_grad():
-            step = model(ids, images=images, use_cache=False).logits[0, -1].argmax()
-        assert step.item() == expected
-        ids = torch.cat([ids, step.view(1, 1)], dim=1)
+    assert_cached_equals_uncached(model)
 
 
 def test_sampling_and_streaming(model: Any) -> None:

@@ -57,3 +57,13 @@ def logits(model: Any, rows: list[list[int]], images: torch.Tensor | None, side:
     ids, mask = pad(rows, side)
     out = model(ids, attention_mask=mask, images=images).logits
     return [row[keep.bool()] for row, keep in zip(out, mask, strict=True)]
+
+
+def assert_cached_equals_uncached(model: Any) -> None:
+    """Every generated token is the one that the whole row without a cache gives."""
+    images, ids = pictures(1), torch.tensor(PROMPTS[:1])
+    for expected in model.generate(ids, images=images, **GREEDY)[0].tolist():
+        with torch.no_grad():
+            step = model(ids, images=images, use_cache=False).logits[0, -1].argmax()
+        assert step.item() == expected
+        ids = torch.cat([ids, step.view(1, 1)], dim=1)

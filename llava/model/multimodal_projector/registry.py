@@ -91,6 +91,11 @@ class Connector(BareParameters):
         raise NotImplementedError
 
 
+def space_of(projector: nn.Module | None) -> str:
+    """`Connector.space`; plain projectors, and a model without one, have visual tokens."""
+    return projector.space if isinstance(projector, Connector) else "input"
+
+
 @dataclass(frozen=True)
 class RegisteredConnector:
     """A connector's name, its class and the dataclass of its settings."""

@@ -72,7 +72,6 @@ class VLoRA(Connector):
         self.groups = shape.layers // settings.skip_layers
         self.scale = 1.0 if settings.vlora_alpha is None else settings.vlora_alpha / self.rank
         self.reduction = settings.vlora_reduction
-        self.shape = shape
         width = settings.vlora_dim
         self.heads = settings.vlora_heads
         stack = (width, settings.vlora_depth, settings.vlora_ratio)
