@@ -23,13 +23,21 @@ class SeparatorStyle(Enum):
     LLAMA_2 = auto()
 
 
+def images_of(content: Any) -> list:
+    """The PIL images of a message's content: none of a text, one or several of a tuple."""
+    if not isinstance(content, tuple):
+        return []
+    return list(content[1]) if isinstance(content[1], list) else [content[1]]
+
+
 @dataclasses.dataclass
 class Conversation:
     """A prompt template together with the messages said so far.
 
     A message is ``[role, content]``. Content is a string, ``None`` (a slot to be generated; an empty string counts as
-    one too) or a tuple ``(text, PIL image, image_process_mode)``. Messages before ``offset`` are examples that belong
-    to the template and are not shown to the user.
+    one too) or a tuple ``(text, PIL image, image_process_mode)``, where a list of PIL images may stand for one (the
+    text then has one ``<image>`` for each; in the first message they are put in front). Messages before ``offset`` are
+    examples that belong to the template and are not shown to the user.
     """
 
     system: str
@@ -65,16 +73,17 @@ class Conversation:
         raise ValueError(f"Unknown separator style {self.sep_style!r}; use one of {list(SeparatorStyle)}.")
 
     def _texts(self) -> list[tuple[str, str | None]]:
-        """(role, text) of every message; an image at the very start is announced by the template's image marker."""
+        """(role, text) of every message; images at the very start are announced by the template's image marker."""
         turns = [(role, content[0] if isinstance(content, tuple) else content) for role, content in self.messages]
         if not self.messages or not isinstance(self.messages[0][1], tuple):
             return turns
         role, text = turns[0]
         text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        count = len(images_of(self.messages[0][1]))
         if "mmtag" in self.version:
-            head = [(self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"), (self.roles[1], "Received.")]
+            head = [(self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>" * count), (self.roles[1], "Received.")]
             return [*head, (role, text), *turns[1:]]
-        return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{text}"), *turns[1:]]
+        return [(role, f"{DEFAULT_IMAGE_TOKEN}\n" * count + text), *turns[1:]]
 
     def _join_labelled(self, turns: list[tuple[str, str | None]], even_sep: str, odd_sep: str | None) -> str:
         begins_bare = "vlora" in self.version and not self.system
@@ -149,9 +158,9 @@ class Conversation:
     def get_images(self, return_pil: bool = False) -> list:
         """The processed pictures of the user's messages after ``offset``, as base64 PNG text or as PIL images."""
         return [
-            self.process_image(content[1], content[2], return_pil=return_pil)
+            self.process_image(image, content[2], return_pil=return_pil)
             for _, content in self.messages[self.offset :: 2]
-            if isinstance(content, tuple)
+            for image in images_of(content)
         ]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
@@ -162,10 +171,9 @@ class Conversation:
                 pairs[-1][1] = content
                 continue
             if isinstance(content, tuple):
-                text, image, _ = content
-                data = self.process_image(image, "Default", return_pil=False, image_format="JPEG")
-                picture = f'<img src="data:image/jpeg;base64,{data}" alt="user upload image" />'
-                content = picture + text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+                encoded = [self.process_image(image, "Default", image_format="JPEG") for image in images_of(content)]
+                pictures = [f'<img src="data:image/jpeg;base64,{data}" alt="user upload image" />' for data in encoded]
+                content = "".join(pictures) + content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
             pairs.append([content, None])
         return pairs
 

@@ -1,0 +1,238 @@
+"""How an answer comes into a chat of the demo: address, template, request, stream, log (contract: serve.md 7.2)."""
+
+import asyncio
+import base64
+import io
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava.chat import check_markers, without_markers
+from llava.conversation import Conversation, SeparatorStyle
+from llava.program import RequestError
+from llava.serve.chat_log import ChatLog
+from llava.serve.demo_chat import AFTER_ERROR, ALL_OFF, ALL_ON, Buttons, Chat, Settings
+from llava.serve.demo_client import ModelClient, ModelDetails, ServerError
+from llava.serve.demo_figures import Stopwatch
+from llava.serve.demo_template import begin_in_template, choose_template
+from llava.serve.wire import OK, WireError, error_message
+from llava.utils import server_error_msg
+
+MAX_NEW_TOKENS = 1536
+CURSOR = "\N{LEFT HALF BLOCK}"
+PAUSE = 0.03  # seconds between two pieces on the screen
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What a stream has brought so far.
+
+    Attributes:
+        text: the answer.
+        error: message of a frame with an error code; ends the answer.
+        usage: counts that the worker sent with its last frame.
+        num_frames: frames received.
+        stopped: whether the visitor ended it.
+        watch: when the pieces came.
+    """
+
+    text: str = ""
+    error: str | None = None
+    usage: Any = None
+    num_frames: int = 0
+    stopped: bool = False
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def take(self, frame: dict[str, Any], prompt_length: int) -> None:
+        """One frame; its text repeats the prompt."""
+        self.num_frames += 1
+        code = frame["error_code"]
+        if code != OK:
+            self.error = f"{error_message(frame)} (error_code: {code})"
+            return
+        text = frame["text"][prompt_length:].strip()
+        if text != self.text:
+            self.watch.piece()
+        self.text = text
+        self.usage = frame.get("usage", self.usage)
+
+
+class Answerer:
+    """Gets answers from workers and writes them into chats.
+
+    Args:
+        client: how controller and workers are reached.
+        log: where chats are kept.
+    """
+
+    def __init__(self, client: ModelClient, log: ChatLog) -> None:
+        self.client = client
+        self.log = log
+
+    async def http_bot(
+        self, chat: Chat, model: str | None, settings: Settings, ip: str
+    ) -> AsyncIterator[Buttons | None]:
+        """Answer the last question of a chat; yields after every change, with the buttons as they then are.
+
+        None: nothing is to be done. However this ends, the chat's answer has no block character left at its end.
+        """
+        messages = chat.conversation.messages
+        if chat.conversation.skip_next or chat.is_running or not messages or messages[-1][1] is not None:
+            yield None
+            return
+        chat.stop = asyncio.Event()
+        try:
+            _write(chat.conversation, CURSOR)
+            yield ALL_OFF
+            async with aclosing(self._answer(chat, model or "", settings, ip)) as changes:
+                async for buttons in changes:
+                    yield buttons
+        finally:
+            chat.stop = None
+            # The visitor may have gone away in the middle.
+            _write(chat.conversation, (chat.conversation.messages[-1][1] or "").removesuffix(CURSOR))
+
+    async def _answer(self, chat: Chat, model: str, settings: Settings, ip: str) -> AsyncIterator[Buttons]:
+        started = time.time()
+        outcome = Outcome()
+        try:
+            address = await self.client.worker_address(model) if model else ""
+            if chat.is_first_exchange:
+                details = await self.client.details(address) if address else ModelDetails()
+                template = choose_template(model, details.conv_mode)
+                chat.conversation = begin_in_template(template, chat.conversation.messages[-2][1])
+            if not address:
+                raise RequestError(f"no worker serves {model}" if model else "no model is chosen")
+            conversation = chat.conversation
+            request, hashes = await asyncio.to_thread(self._prepare, conversation, model, settings)
+            async with aclosing(self._receive(address, request, outcome, chat.stop)) as pieces:
+                async for _ in pieces:
+                    _write(conversation, outcome.text + CURSOR)
+                    yield ALL_OFF
+        except (ServerError, WireError, RequestError) as error:
+            logger.warning("no answer from %s: %s", model or "any model", error)
+            yield _fail(chat, server_error_msg, str(error))
+            return
+        if outcome.error is not None:
+            yield _fail(chat, outcome.error)
+            return
+        if outcome.num_frames or outcome.stopped:
+            yield _finish(chat, outcome)
+        else:
+            yield _fail(chat, server_error_msg, "the worker ended the connection without an answer")
+        await asyncio.to_thread(self.log.chat, model, conversation, started, time.time(), hashes, ip)
+
+    def _prepare(self, conversation: Conversation, model: str, settings: Settings) -> tuple[dict[str, Any], list[str]]:
+        """The request for a worker, and the hashes of its pictures, which are stored.
+
+        Raises:
+            RequestError: pictures and markers do not match.
+        """
+        pictures = conversation.get_images(return_pil=True)
+        hashes = [self.log.store_picture(picture) for picture in pictures]
+        request = build_request(conversation, model, settings)
+        check_markers(request["prompt"], len(pictures))
+        logger.info("request: %s", {**request, "images": f"{len(pictures)} pictures: {hashes}"})
+        request["images"] = [_encode(picture) for picture in pictures]
+        return request, hashes
+
+    async def _receive(
+        self, address: str, request: dict[str, Any], outcome: Outcome, stop: asyncio.Event
+    ) -> AsyncIterator[None]:
+        """Fill `outcome` from the worker's frames until their end, an error, or `stop`; yields when there is news."""
+        shown = 0.0
+        prompt_length = len(request["prompt"])
+        async with aclosing(self.client.stream(address, request)) as frames:
+            async for frame in until(stop, frames):
+                outcome.take(frame, prompt_length)
+                if outcome.error is not None:
+                    return
+                if time.monotonic() - shown >= PAUSE:  # a fast model is shown in larger steps, never slowed down
+                    shown = time.monotonic()
+                    yield
+        outcome.stopped = stop.is_set()
+
+
+async def until(stop: asyncio.Event, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The items until there are no more or `stop` is set, whichever is first; a pending item is cancelled."""
+    stopped = asyncio.ensure_future(stop.wait())
+    coming: asyncio.Future | None = None
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(items))
+            await asyncio.wait({coming, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                return
+            try:
+                item = coming.result()
+            except StopAsyncIteration:
+                return
+            yield item
+            if stop.is_set():
+                return
+    finally:
+        stopped.cancel()
+        if coming is not None and not coming.done():
+            coming.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration):
+                await coming
+
+
+def build_request(conversation: Conversation, model: str, settings: Settings) -> dict[str, Any]:
+    """What the worker is asked (contract: serve.md 7.2, point 5), without the pictures.
+
+    `usage` asks for the counts under the reply; like `num_visual_tokens` it means nothing to an old worker.
+    """
+    ends_with_sep = conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT)
+    prompt = _with_open_answer(conversation).get_prompt()
+    request = {
+        "model": model,
+        "prompt": prompt,
+        "temperature": float(settings.temperature),
+        "top_p": float(settings.top_p),
+        "max_new_tokens": min(int(settings.max_new_tokens), MAX_NEW_TOKENS),
+        "stop": conversation.sep if ends_with_sep else conversation.sep2,
+        "usage": True,
+    }
+    if settings.num_visual_tokens is not None:
+        request["num_visual_tokens"] = settings.num_visual_tokens
+    return request
+
+
+def _with_open_answer(conversation: Conversation) -> Conversation:
+    """A copy whose last message is the slot of the answer, whatever the screen shows in it."""
+    opened = conversation.copy()
+    opened.messages[-1][1] = None
+    return opened
+
+
+def _encode(picture: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _write(conversation: Conversation, answer: str) -> None:
+    conversation.messages[-1][1] = answer
+
+
+def _fail(chat: Chat, message: str, reason: str = "") -> Buttons:
+    """The answer is a message about why there is none."""
+    _write(chat.conversation, message)
+    if reason:
+        chat.remarks[len(chat.conversation.messages) - 1] = reason[0].upper() + reason[1:] + "."
+    return AFTER_ERROR
+
+
+def _finish(chat: Chat, outcome: Outcome) -> Buttons:
+    last = len(chat.conversation.messages) - 1
+    _write(chat.conversation, without_markers(outcome.text))
+    chat.figures[last] = outcome.watch.figures(outcome.usage, outcome.stopped)
+    if not outcome.text and not outcome.stopped:
+        chat.remarks[last] = "The model answered with nothing."
+    return ALL_ON

@@ -1,0 +1,192 @@
+"""The demo's side of the wire: the controller is asked for addresses, then the worker itself (contract: serve.md 1, 3).
+
+Everything is asynchronous: one thread serves all visitors, and closing a stream hangs up at once, so that the worker
+stops generating.
+"""
+
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from llava.program import RequestError
+from llava.serve.wire import CLIENT_HEADERS, DELIMITER, FrameReader
+
+CONNECT_TIMEOUT = 10.0  # seconds
+QUESTION_TIMEOUT = 10.0  # seconds for an answer that needs no model
+# Seconds without a frame. Upstream's 10 s are too few for a model on a CPU, or for a place in a worker's queue (S-3).
+STREAM_TIMEOUT = 60.0
+FRONT_MODELS = ("vicuna-13b", "koala-13b")  # listed first
+
+
+class ServerError(Exception):
+    """Controller or worker cannot be reached, or does not answer as it should; the message is for a person."""
+
+
+@dataclass(frozen=True)
+class ModelDetails:
+    """What a worker says about its model; the defaults are what is assumed of an old worker, which cannot be asked.
+
+    Attributes:
+        connector: name of the connector.
+        num_visual_tokens: per picture.
+        budgets: numbers of visual tokens per picture to choose from, if the connector is elastic.
+        max_images: pictures allowed in a request.
+        has_anchors: whether the visual anchors can be drawn.
+        conv_mode: the template the model was trained with.
+    """
+
+    connector: str | None = None
+    num_visual_tokens: int | None = None
+    budgets: tuple[int, ...] = ()
+    max_images: int | None = None
+    has_anchors: bool = False
+    conv_mode: str | None = None
+
+    @classmethod
+    def from_json(cls, reply: dict[str, Any]) -> "ModelDetails":
+        budgets = [one for one in reply.get("budgets") or () if isinstance(one, int)]
+        return cls(
+            connector=reply.get("connector"),
+            num_visual_tokens=reply.get("num_visual_tokens"),
+            budgets=tuple(budgets) if reply.get("is_elastic") else (),
+            max_images=reply.get("max_images"),
+            has_anchors=bool(reply.get("has_anchors")),
+            conv_mode=reply.get("conv_mode"),
+        )
+
+
+@dataclass(frozen=True)
+class AnchorPicture:
+    """A picture with its visual anchors marked, as the bytes of a PNG file, and a line about it."""
+
+    png: bytes
+    caption: str
+
+
+def sort_models(models: list[str]) -> list[str]:
+    """By name, with upstream's favourites in front."""
+    return sorted(models, key=lambda name: (FRONT_MODELS.index(name) if name in FRONT_MODELS else 2, name))
+
+
+class ModelClient:
+    """Talks to one controller and to the workers it names.
+
+    Args:
+        controller_url: base URL of the controller.
+        transport: for tests; None is the network.
+    """
+
+    def __init__(self, controller_url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.controller_url = controller_url.rstrip("/")
+        self._transport = transport
+
+    def _session(self, timeout: float) -> httpx.AsyncClient:
+        limits = httpx.Timeout(timeout, connect=CONNECT_TIMEOUT)
+        return httpx.AsyncClient(headers=CLIENT_HEADERS, timeout=limits, transport=self._transport)
+
+    async def _ask(self, url: str, question: dict[str, Any], timeout: float = QUESTION_TIMEOUT) -> httpx.Response:
+        try:
+            async with self._session(timeout) as session:
+                return await session.post(url, json=question)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServerError(f"{url} cannot be reached ({type(error).__name__})") from error
+
+    async def _ask_controller(self, path: str, question: dict[str, Any]) -> Any:
+        response = await self._ask(f"{self.controller_url}{path}", question)
+        if response.status_code != 200:
+            raise ServerError(f"the controller answered {path} with status {response.status_code}")
+        return _json(response, "the controller")
+
+    async def list_models(self) -> list[str]:
+        """Names of the models that workers serve now, sorted.
+
+        Raises:
+            ServerError: no controller.
+        """
+        await self._ask_controller("/refresh_all_workers", {})
+        reply = await self._ask_controller("/list_models", {})
+        return sort_models([str(name) for name in reply.get("models") or []])
+
+    async def worker_address(self, model: str) -> str:
+        """Base URL of a worker for a model; empty if there is none.
+
+        Raises:
+            ServerError: no controller.
+        """
+        reply = await self._ask_controller("/get_worker_address", {"model": model})
+        return str(reply.get("address") or "")
+
+    async def details(self, address: str) -> ModelDetails:
+        """What a worker says about its model; an old worker, or one that does not answer, says nothing."""
+        try:
+            response = await self._ask(f"{address}/worker_get_details", {})
+            return (
+                ModelDetails.from_json(_json(response, "the worker")) if response.status_code == 200 else ModelDetails()
+            )
+        except ServerError:
+            return ModelDetails()
+
+    async def details_of(self, model: str) -> ModelDetails:
+        """The same for a model by name; nothing if no worker serves it.
+
+        Raises:
+            ServerError: no controller.
+        """
+        address = await self.worker_address(model)
+        return await self.details(address) if address else ModelDetails()
+
+    async def anchors(self, model: str, picture: bytes, num_visual_tokens: int | None) -> AnchorPicture:
+        """The visual anchors of a picture (bytes of a file).
+
+        Raises:
+            RequestError: no worker, or this worker or model cannot; the message says why.
+            ServerError: controller or worker does not answer.
+        """
+        address = await self.worker_address(model)
+        if not address:
+            raise RequestError(f"no worker serves {model} at the moment; reload the page to see which models there are")
+        question = {"image": base64.b64encode(picture).decode(), "num_visual_tokens": num_visual_tokens}
+        response = await self._ask(f"{address}/worker_visual_anchors", question, STREAM_TIMEOUT)
+        if response.status_code in (404, 405):
+            raise RequestError("this worker cannot draw visual anchors; start it from this package's model_worker")
+        reply = _json(response, "the worker")
+        if response.status_code != 200:
+            raise RequestError(str(reply.get("message") or f"the worker answered with status {response.status_code}"))
+        return AnchorPicture(base64.b64decode(reply.get("image") or ""), str(reply.get("caption") or ""))
+
+    async def stream(self, address: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """The frames of a worker's answer as they come; closing the iterator closes the connection.
+
+        Raises:
+            ServerError: no connection, a status other than 200, or the connection broke.
+            WireError: the peer does not send frames.
+        """
+        reader = FrameReader()
+        try:
+            async with (
+                self._session(STREAM_TIMEOUT) as session,
+                session.stream("POST", f"{address}/worker_generate_stream", json=request) as response,
+            ):
+                if response.status_code != 200:
+                    raise ServerError(f"the worker answered with status {response.status_code}")
+                async for piece in response.aiter_bytes():
+                    for frame in reader.feed(piece):
+                        yield frame
+            if reader.unfinished:
+                for frame in reader.feed(DELIMITER):
+                    yield frame
+        except httpx.TimeoutException as error:
+            raise ServerError(f"the worker was silent for {STREAM_TIMEOUT:.0f} s") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServerError("the connection to the worker is broken") from error
+
+
+def _json(response: httpx.Response, who: str) -> dict[str, Any]:
+    try:
+        reply = response.json()
+    except ValueError as error:
+        raise ServerError(f"{who} did not answer with JSON; is this the address of a LLaVA server?") from error
+    return reply if isinstance(reply, dict) else {}

@@ -1,0 +1,88 @@
+"""The demo's page, put together: `build_demo` (contract: serve.md 7)."""
+
+from typing import Any
+
+import gradio as gr
+
+from llava.serve.chat_log import ChatLog
+from llava.serve.demo_anchors_tab import AnchorsTab
+from llava.serve.demo_answer import Answerer
+from llava.serve.demo_chat import Chat
+from llava.serve.demo_chat_tab import ChatTab
+from llava.serve.demo_client import ModelClient, ServerError
+from llava.serve.demo_compare_tab import CompareTab, Pair
+from llava.serve.demo_inputs import PRIVATE, budget_choices
+from llava.serve.demo_style import HEADER, LICENSE, TERMS
+
+UPLOADS_LOOK, UPLOADS_AGE = 3600, 86400  # seconds: how often uploads are looked through, and how old they may get
+
+
+def build_demo(
+    controller_url: str = "http://localhost:21001",
+    models: list[str] | None = None,
+    embed: bool = False,
+    concurrency_count: int = 16,
+    moderate: bool = False,
+    log: ChatLog | None = None,
+    client: ModelClient | None = None,
+) -> gr.Blocks:
+    """The page, ready for `launch` (with `demo_style.launch_options()`).
+
+    Args:
+        controller_url: base URL of the controller.
+        models: the list shown to everyone (model list mode `once`); None asks the controller at every page load
+            (`reload`).
+        embed: leave out header, terms and licence.
+        concurrency_count: answers that may come in at the same time.
+        moderate: refuse texts that OpenAI's moderation service flags.
+        log: where chats are kept; None is `LOGDIR`.
+        client: for tests; None talks to `controller_url`.
+    """
+    client = client or ModelClient(controller_url)
+    answerer = Answerer(client, log or ChatLog())
+    listed = models or []
+    with gr.Blocks(title="LLaVA", analytics_enabled=False, delete_cache=(UPLOADS_LOOK, UPLOADS_AGE)) as demo:
+        if not embed:
+            gr.Markdown(HEADER)
+        with gr.Tabs():
+            with gr.Tab("Chat"):
+                chat = ChatTab(answerer, listed, moderate, concurrency_count)
+            with gr.Tab("Compare"):
+                compare = CompareTab(answerer, listed, concurrency_count)
+            with gr.Tab("What the model looks at"):
+                anchors = AnchorsTab(client, listed)
+        if not embed:
+            gr.Markdown(TERMS, elem_classes="fine-print")
+            gr.Markdown(LICENSE, elem_classes="fine-print")
+
+        async def load(request: gr.Request) -> tuple[Any, ...]:
+            """A fresh state, the list of models, and the numbers of visual tokens of those that are chosen."""
+            now, preselected = await _models(client, models, request)
+            chosen = [preselected, *[now[min(i, len(now) - 1)] if now else None for i in (0, 1, 0)]]
+            boxes = [gr.update(choices=now, value=name) for name in chosen]
+            budgets = {name: await budget_choices(client, name) for name in dict.fromkeys(chosen[1:])}
+            return (Chat(), Pair(), *boxes, *[budgets[name] for name in chosen[1:]])
+
+        demo.load(
+            load,
+            None,
+            [
+                *(chat.state, compare.pair, chat.model, *compare.models, anchors.model),
+                *(*compare.budgets, anchors.budget),
+            ],
+            **PRIVATE,
+        )
+    return demo.queue(api_open=False, default_concurrency_limit=concurrency_count)
+
+
+async def _models(client: ModelClient, fixed: list[str] | None, request: gr.Request) -> tuple[list[str], str | None]:
+    """The models to list, and the one to choose: `?model=NAME` of a listed one, else the first (7.1)."""
+    if fixed is not None:
+        asked = request.query_params.get("model")
+        return fixed, asked if asked in fixed else next(iter(fixed), None)
+    try:
+        now = await client.list_models()
+    except ServerError as error:
+        gr.Warning(f"No models are known: {error}.")
+        now = []
+    return now, next(iter(now), None)

@@ -1,0 +1,42 @@
+"""Looks and fixed texts of the demo."""
+
+from typing import Any
+
+HEADER = """
+# LLaVA
+Chat with a model about pictures, compare two models or two numbers of visual tokens, and see what a model looks at.
+"""
+
+TERMS = """
+**Terms of use.** This is a research preview. It has limited safety measures and may give wrong or offensive answers;
+it must not be used for anything illegal, harmful, violent, racist, or sexual. The operator of this server may keep the
+conversations and pictures; do not upload anything private. Press **Flag** at an inappropriate answer.
+"""
+
+LICENSE = """
+**Licence.** The code is under the Apache License 2.0. A model is subject to the licences of its language model, its vision
+tower and its training data.
+"""
+
+CSS = """
+.gradio-container { max-width: 1440px !important; margin: 0 auto !important; }
+#chatbot .message img, .compare-chat .message img { max-height: 220px; width: auto; border-radius: 8px; }
+.reply-note { margin-top: 8px; font-size: 12px; line-height: 1.4; color: var(--body-text-color-subdued); }
+.fine-print { font-size: 13px; color: var(--body-text-color-subdued); }
+"""
+
+
+def launch_options() -> dict[str, Any]:
+    """How a page of `build_demo` is launched: looks, limits on uploads, and no links to other servers."""
+    import gradio as gr
+
+    from llava.serve.demo_pictures import MAX_UPLOAD_BYTES
+
+    fonts = ["ui-sans-serif", "system-ui", "sans-serif"]  # those of the visitor: none are fetched from elsewhere
+    mono = ["ui-monospace", "Consolas", "monospace"]
+    return {
+        "theme": gr.themes.Default(primary_hue="indigo", secondary_hue="indigo", font=fonts, font_mono=mono),
+        "css": CSS,
+        "max_file_size": MAX_UPLOAD_BYTES,
+        "footer_links": ["settings"],
+    }
