@@ -13,8 +13,8 @@ from llava.serve.demo_pictures import make_upload, open_pictures
 from llava.serve.demo_text import sentence
 
 ABOUT = (
-    "A vision tower gathers what it knows of a picture in a few patches, which its class token attends to most. AcFormer "
-    "asks only these *visual anchors*: circled here are those that become visual tokens."
+    "A vision tower gathers what it knows of a picture in a few patches, which its class token attends to most: the "
+    "*visual anchors*. AcFormer asks the picture only at these; they are circled here."
 )
 
 
@@ -34,22 +34,33 @@ class AnchorsTab:
                 self.model = model_box(models, label="Model", elem_id="anchors_model")
                 self.budget = budget_box(elem_id="anchors_budget")
                 self.image = gr.Image(
-                    type="filepath", image_mode=None, label="Picture", height=260, sources=["upload", "clipboard"],
+                    type="filepath",
+                    image_mode=None,
+                    label="Picture",
+                    height=260,
+                    sources=["upload", "clipboard"],
                     elem_id="anchors_image",
-                )  # fmt: skip
+                )
                 gr.Examples([row[:1] for row in EXAMPLES], inputs=[self.image], cache_examples=False, label="Examples")
                 self.show = gr.Button("Show the anchors", variant="primary")
             with gr.Column(scale=8):
                 self.drawn = gr.Image(
-                    label="Visual anchors", format="png", interactive=False, height=650, elem_id="anchors_drawn",
+                    label="Visual anchors",
+                    format="png",
+                    interactive=False,
+                    height=650,
+                    elem_id="anchors_drawn",
                     buttons=["download", "fullscreen"],
-                )  # fmt: skip
+                )
                 self.caption = gr.HTML(elem_id="anchors_caption", elem_classes="fine-print")
         self.model.change(self.choices, [self.model], [self.budget], **PRIVATE)
         self.show.click(
-            self._draw, [self.model, self.budget, self.image], [self.drawn, self.caption],
-            api_visibility="private", show_progress="minimal",
-        )  # fmt: skip
+            self._draw,
+            [self.model, self.budget, self.image],
+            [self.drawn, self.caption],
+            api_visibility="private",
+            show_progress="minimal",
+        )
 
     async def choices(self, model: str | None) -> Any:
         """The numbers of visual tokens that a model allows."""

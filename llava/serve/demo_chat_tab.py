@@ -45,12 +45,20 @@ class ChatTab:
         )
         with gr.Accordion("More pictures", open=False):
             self.more = gr.Gallery(
-                type="filepath", label="Asked about together with the picture above", columns=3, height=160,
-                interactive=True, sources=["upload"], file_types=["image"], object_fit="cover", buttons=[],
-            )  # fmt: skip
+                type="filepath",
+                label="Asked about together with the picture above",
+                columns=3,
+                height=160,
+                interactive=True,
+                sources=["upload"],
+                file_types=["image"],
+                object_fit="cover",
+                buttons=[],
+            )
             self.keep = gr.Checkbox(False, label="Pictures join the running chat (otherwise they begin a new one)")
         self.mode = gr.Radio(PREPROCESS_MODES, value="Default", label="Preprocess for non-square image", visible=False)
         self.text = gr.Textbox(
+            label="Question",
             show_label=False,
             placeholder="Enter text and press ENTER",
             container=False,
@@ -106,13 +114,18 @@ class ChatTab:
         again.then(**answer)
         self.stop.click(_stop, [self.state], [self.stop], queue=False, **PRIVATE)
         self.clear.click(
-            _clear, [self.state], [self.state, self.text, self.image, self.more, *outputs], **PRIVATE,
-        )  # fmt: skip
+            _clear,
+            [self.state],
+            [self.state, self.text, self.image, self.more, *outputs],
+            **PRIVATE,
+        )
         for button, kind in ((self.upvote, "upvote"), (self.downvote, "downvote"), (self.flag, "flag")):
             button.click(
-                self._voter(kind), [self.state, self.model], [self.text, self.upvote, self.downvote, self.flag],
+                self._voter(kind),
+                [self.state, self.model],
+                [self.text, self.upvote, self.downvote, self.flag],
                 **PRIVATE,
-            )  # fmt: skip
+            )
 
     def _add_text(
         self, chat: Chat, text: str, image: str | None, more: list[Any] | None, mode: str, keep: bool

@@ -76,11 +76,20 @@ class CompareTab:
 
     def _build_controls(self) -> None:
         self.image = gr.Image(
-            type="filepath", image_mode=None, label="Picture", height=260, sources=["upload", "clipboard"],
+            type="filepath",
+            image_mode=None,
+            label="Picture",
+            height=260,
+            sources=["upload", "clipboard"],
             elem_id="compare_image",
-        )  # fmt: skip
+        )
         self.text = gr.Textbox(
-            show_label=False, placeholder="Ask both and press ENTER", container=False, max_lines=8, render=False
+            label="Question",
+            show_label=False,
+            placeholder="Ask both and press ENTER",
+            container=False,
+            max_lines=8,
+            render=False,
         )
         gr.Examples(EXAMPLES, inputs=[self.image, self.text], cache_examples=False, label="Examples")
         self.in_turn = gr.Checkbox(
@@ -106,11 +115,10 @@ class CompareTab:
                     self.chatbots.append(
                         gr.Chatbot(
                             elem_id=f"compare_{side}",
-                            elem_classes="compare-chat",
                             label=f"Answers {side}",
                             height=480,
                             **CHAT_BOX,
-                        )  # fmt: skip
+                        )
                     )
         with gr.Row():
             with gr.Column(scale=8, min_width=180):

@@ -14,6 +14,7 @@ from llava.serve.demo_pictures import make_preview, open_pictures
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # of every event: the page is the only client
 # Text goes in escaped (demo_text); the chat box renders no markdown and removes what is dangerous in HTML besides.
 CHAT_BOX = {
+    "elem_classes": "chat-box",
     "layout": "panel",
     "buttons": [],
     "sanitize_html": True,
@@ -58,7 +59,7 @@ def model_box(models: list[str], index: int = 0, **options: Any) -> gr.Dropdown:
 def budget_box(**options: Any) -> gr.Dropdown:
     """How many visual tokens a picture may take; filled by `budget_choices`."""
     return gr.Dropdown(
-        choices=[("the model's own", OWN_NUMBER)], value=OWN_NUMBER, interactive=False, label="Visual tokens", **options
+        choices=[("default", OWN_NUMBER)], value=OWN_NUMBER, interactive=False, label="Visual tokens", **options
     )
 
 
@@ -69,7 +70,7 @@ async def budget_choices(client: ModelClient, model: str | None) -> Any:
     except ServerError:
         details = ModelDetails()
     own = details.num_visual_tokens
-    choices = [(f"the model's own ({own})" if own else "the model's own", OWN_NUMBER)]
+    choices = [(f"{own} (default)" if own else "default", OWN_NUMBER)]
     choices += [(str(budget), budget) for budget in details.budgets if budget != own]
     return gr.update(choices=choices, value=OWN_NUMBER, interactive=len(choices) > 1)
 

@@ -14,15 +14,20 @@ conversations and pictures; do not upload anything private. Press **Flag** at an
 """
 
 LICENSE = """
-**Licence.** The code is under the Apache License 2.0. A model is subject to the licences of its language model, its vision
-tower and its training data.
+**Licence.** The code is under the Apache License 2.0. A model is subject to the licences of its language model, its
+vision tower and its training data.
 """
 
 CSS = """
 .gradio-container { max-width: 1440px !important; margin: 0 auto !important; }
-#chatbot .message img, .compare-chat .message img { max-height: 220px; width: auto; border-radius: 8px; }
-.reply-note { margin-top: 8px; font-size: 12px; line-height: 1.4; color: var(--body-text-color-subdued); }
-.fine-print { font-size: 13px; color: var(--body-text-color-subdued); }
+.chat-box .message img { max-height: 180px; width: auto; border-radius: 8px; }
+.chat-box .message .image-container { align-items: flex-start; width: auto; }
+/* Its own Clear would empty the box and not the chat; pictures are shown, not offered. */
+.chat-box button[aria-label="Clear"], .chat-box .message .icon-button-wrapper, .chat-box .message-buttons {
+    display: none;
+}
+.reply-note { margin-top: 6px; font-size: 12px; line-height: 1.4; color: var(--body-text-color); opacity: 0.7; }
+.fine-print, .fine-print p { font-size: 13px; color: var(--body-text-color); opacity: 0.85; }
 """
 
 
@@ -38,5 +43,5 @@ def launch_options() -> dict[str, Any]:
         "theme": gr.themes.Default(primary_hue="indigo", secondary_hue="indigo", font=fonts, font_mono=mono),
         "css": CSS,
         "max_file_size": MAX_UPLOAD_BYTES,
-        "footer_links": ["settings"],
+        "footer_links": [],
     }

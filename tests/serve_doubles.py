@@ -1,0 +1,252 @@
+"""A bare-bones controller and worker that speak the recorded wire (contract: serve.md 1-3), for tests of the demo.
+
+No model and no torch: the worker answers with words that a test gives it. Both are `http.server` threads on loopback.
+"""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from llava.utils import server_error_msg
+
+ANSWER = "The picture shows a red circle beside a blue square."
+
+
+@dataclass
+class Behaviour:
+    """What a worker does; a test may change it while the worker runs.
+
+    Attributes:
+        model: the name it registers.
+        answer: what it says, word by word.
+        pause: seconds between two words.
+        hold: while cleared, the worker waits after the second word, until a test sets it.
+        error: a frame with this code and message instead of an answer.
+        breaks_after: words after which the connection breaks; None: never.
+        says_nothing: the stream ends without a frame.
+        details: reply of /worker_get_details; None is an old worker, which answers 404 to that.
+    """
+
+    model: str = "llava-v1.5-double"
+    answer: str = ANSWER
+    pause: float = 0.0
+    hold: threading.Event = field(default_factory=threading.Event)
+    error: tuple[int, str | None] | None = None
+    breaks_after: int | None = None
+    says_nothing: bool = False
+    details: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.hold.set()
+
+
+def elastic_details(**changes: Any) -> dict[str, Any]:
+    """What a worker with an elastic AcFormer says about its model."""
+    return {
+        "connector": "acformer",
+        "space": "input",
+        "num_visual_tokens": 33,
+        "is_elastic": True,
+        "budgets": [5, 9, 17, 33],
+        "max_images": 8,
+        "has_anchors": True,
+        "conv_mode": "vicuna_v1",
+        **changes,
+    }
+
+
+class Server:
+    """An HTTP server in threads whose POST paths are the methods named in `routes`."""
+
+    routes: dict[str, str] = {}
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                question = json.loads(body) if body else {}
+                outer.requests.append((self.path, question, dict(self.headers)))
+                method = outer.routes.get(self.path)
+                if method is None:
+                    self.send_error(404)
+                else:
+                    getattr(outer, method)(self, question)
+
+            def log_message(self, *args: Any) -> None:
+                """Nothing: the test's output is for the test."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def asked(self, path: str) -> list[dict[str, Any]]:
+        """The questions to one path, in order."""
+        return [question for asked, question, _ in self.requests if asked == path]
+
+    def close(self) -> None:
+        """No further connection is accepted."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def send_json(handler: BaseHTTPRequestHandler, reply: Any, status: int = 200) -> None:
+    body = json.dumps(reply).encode()
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+class ControllerDouble(Server):
+    """A controller that knows the addresses it is given; dead workers stay until a test removes them."""
+
+    routes = {
+        "/refresh_all_workers": "refresh",
+        "/list_models": "list_models",
+        "/get_worker_address": "address",
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: dict[str, str] = {}
+
+    def refresh(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
+        send_json(handler, None)
+
+    def list_models(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
+        send_json(handler, {"models": list(self.addresses)})
+
+    def address(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
+        send_json(handler, {"address": self.addresses.get(question["model"], "")})
+
+
+class WorkerDouble(Server):
+    """A worker that says `behaviour.answer`.
+
+    Attributes:
+        hung_up: set when a client closed a stream before its end.
+    """
+
+    routes = {
+        "/worker_generate_stream": "stream",
+        "/worker_get_status": "status",
+        "/worker_get_details": "details",
+        "/worker_visual_anchors": "anchors",
+    }
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        super().__init__()
+        self.behaviour = behaviour
+        self.hung_up = threading.Event()
+
+    def status(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
+        send_json(handler, {"model_names": [self.behaviour.model], "speed": 1, "queue_length": 0})
+
+    def details(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
+        if self.behaviour.details is None:
+            handler.send_error(404)
+        else:
+            send_json(handler, self.behaviour.details)
+
+    def anchors(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
+        details = self.behaviour.details
+        if details is None:
+            handler.send_error(404)
+        elif not details["has_anchors"]:
+            send_json(handler, {"message": f"{details['connector']} has no visual anchors"}, 400)
+        else:
+            picture = Image.open(io.BytesIO(base64.b64decode(question["image"]))).convert("RGB")
+            send_json(handler, {"image": circles_on(picture), "caption": "16 anchors of 64 patches"})
+
+    def stream(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        try:
+            for frame in self.frames(question):
+                piece = json.dumps(frame).encode() + b"\0"
+                handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+                handler.wfile.flush()
+            handler.wfile.write(b"0\r\n\r\n")
+        except BrokenConnection:
+            handler.close_connection = True
+        except OSError:  # the client has gone
+            handler.close_connection = True
+            self.hung_up.set()
+
+    def frames(self, question: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        behaviour = self.behaviour
+        if behaviour.error is not None:
+            code, message = behaviour.error
+            yield {"text": server_error_msg, "error_code": code, **({"message": message} if message else {})}
+            return
+        if behaviour.says_nothing:
+            return
+        text = question["prompt"]
+        yield {"text": text, "error_code": 0}
+        words = behaviour.answer.split(" ")
+        pulse = threading.Event()
+        for i, word in enumerate(words):
+            if i == behaviour.breaks_after:
+                raise BrokenConnection
+            while i == 2 and not behaviour.hold.wait(0.02):
+                yield {"text": text, "error_code": 0}  # a write to a closed connection is what tells of its end
+            pulse.wait(behaviour.pause)
+            text += (" " if i else "") + word
+            yield {"text": text, "error_code": 0}
+        if question.get("usage") and behaviour.details is not None:
+            yield {"text": text, "error_code": 0, "usage": self.usage(question, len(words))}
+
+    def usage(self, question: dict[str, Any], completion_tokens: int) -> dict[str, Any]:
+        budget = question.get("num_visual_tokens") or self.behaviour.details["num_visual_tokens"]
+        return {
+            "prompt_tokens": 40,
+            "completion_tokens": completion_tokens,
+            "visual_tokens": budget * len(question.get("images") or []),
+            "time_to_first_token": 0.125,
+        }
+
+
+class BrokenConnection(Exception):
+    """The worker dies in the middle of a stream."""
+
+
+def circles_on(picture: Image.Image) -> str:
+    """The picture with circles on some fields of an 8 x 8 grid, as a PNG in base64."""
+    draw, (width, height) = ImageDraw.Draw(picture), picture.size
+    for patch in (9, 11, 18, 20, 27, 29, 34, 36, 37, 42, 44, 45, 50, 52, 54, 61):
+        x, y = patch % 8 * width / 8, patch // 8 * height / 8
+        draw.ellipse((x, y, x + width / 8, y + height / 8), outline=(255, 45, 45), width=4)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@contextmanager
+def deployment(*behaviours: Behaviour) -> Iterator[tuple[ControllerDouble, list[WorkerDouble]]]:
+    """A controller with one registered worker for each behaviour."""
+    controller = ControllerDouble()
+    workers = [WorkerDouble(behaviour) for behaviour in behaviours]
+    for worker in workers:
+        controller.addresses[worker.behaviour.model] = worker.url
+    try:
+        yield controller, workers
+    finally:
+        for server in (controller, *workers):
+            server.behaviour.hold.set() if isinstance(server, WorkerDouble) else None
+            server.close()
