@@ -7,10 +7,11 @@ import base64
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -66,7 +67,7 @@ def elastic_details(**changes: Any) -> dict[str, Any]:
 class Server:
     """An HTTP server in threads whose POST paths are the methods named in `routes`."""
 
-    routes: dict[str, str] = {}
+    routes: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
@@ -115,11 +116,13 @@ def send_json(handler: BaseHTTPRequestHandler, reply: Any, status: int = 200) ->
 class ControllerDouble(Server):
     """A controller that knows the addresses it is given; dead workers stay until a test removes them."""
 
-    routes = {
-        "/refresh_all_workers": "refresh",
-        "/list_models": "list_models",
-        "/get_worker_address": "address",
-    }
+    routes = MappingProxyType(
+        {
+            "/refresh_all_workers": "refresh",
+            "/list_models": "list_models",
+            "/get_worker_address": "address",
+        }
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,12 +145,14 @@ class WorkerDouble(Server):
         hung_up: set when a client closed a stream before its end.
     """
 
-    routes = {
-        "/worker_generate_stream": "stream",
-        "/worker_get_status": "status",
-        "/worker_get_details": "details",
-        "/worker_visual_anchors": "anchors",
-    }
+    routes = MappingProxyType(
+        {
+            "/worker_generate_stream": "stream",
+            "/worker_get_status": "status",
+            "/worker_get_details": "details",
+            "/worker_visual_anchors": "anchors",
+        }
+    )
 
     def __init__(self, behaviour: Behaviour) -> None:
         super().__init__()
@@ -247,6 +252,7 @@ def deployment(*behaviours: Behaviour) -> Iterator[tuple[ControllerDouble, list[
     try:
         yield controller, workers
     finally:
+        for behaviour in behaviours:
+            behaviour.hold.set()
         for server in (controller, *workers):
-            server.behaviour.hold.set() if isinstance(server, WorkerDouble) else None
             server.close()

@@ -46,7 +46,7 @@ class ChatTab:
         with gr.Accordion("More pictures", open=False):
             self.more = gr.Gallery(
                 type="filepath",
-                label="Asked about together with the picture above",
+                label="Together with the picture above",
                 columns=3,
                 height=160,
                 interactive=True,

@@ -92,9 +92,7 @@ class CompareTab:
             render=False,
         )
         gr.Examples(EXAMPLES, inputs=[self.image, self.text], cache_examples=False, label="Examples")
-        self.in_turn = gr.Checkbox(
-            False, label="One after the other", info="Two answers at once slow each other down; times are fair in turn."
-        )
+        self.in_turn = gr.Checkbox(False, label="One after the other (two at once slow each other down)")
         with gr.Accordion("Parameters", open=False):
             self.temperature = gr.Slider(0.0, 1.0, value=0.2, step=0.1, interactive=True, label="Temperature")
             self.top_p = gr.Slider(0.0, 1.0, value=0.7, step=0.1, interactive=True, label="Top P")
