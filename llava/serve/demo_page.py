@@ -7,10 +7,9 @@ import gradio as gr
 from llava.serve.chat_log import ChatLog
 from llava.serve.demo_anchors_tab import AnchorsTab
 from llava.serve.demo_answer import Answerer
-from llava.serve.demo_chat import Chat
 from llava.serve.demo_chat_tab import ChatTab
 from llava.serve.demo_client import ModelClient, ServerError
-from llava.serve.demo_compare_tab import CompareTab, Pair
+from llava.serve.demo_compare_tab import CompareTab
 from llava.serve.demo_inputs import PRIVATE, budget_choices
 from llava.serve.demo_style import HEADER, LICENSE, TERMS
 
@@ -55,24 +54,29 @@ def build_demo(
             gr.Markdown(TERMS, elem_classes="fine-print")
             gr.Markdown(LICENSE, elem_classes="fine-print")
 
-        async def load(request: gr.Request) -> tuple[Any, ...]:
-            """A fresh state, the list of models, and the numbers of visual tokens of those that are chosen."""
-            now, preselected = await _models(client, models, request)
-            chosen = [preselected, *[now[min(i, len(now) - 1)] if now else None for i in (0, 1, 0)]]
-            boxes = [gr.update(choices=now, value=name) for name in chosen]
-            budgets = {name: await budget_choices(client, name) for name in dict.fromkeys(chosen[1:])}
-            return (Chat(), Pair(), *boxes, *[budgets[name] for name in chosen[1:]])
+        model_boxes = [chat.model, *compare.models, anchors.model]
 
-        demo.load(
-            load,
-            None,
-            [
-                *(chat.state, compare.pair, chat.model, *compare.models, anchors.model),
-                *(*compare.budgets, anchors.budget),
-            ],
-            **PRIVATE,
+        async def list_models(request: gr.Request) -> list[Any]:
+            """The models of each box. The states are not touched: a quick visitor may have asked already."""
+            now, preselected = await _models(client, models, request)
+            return [
+                gr.update(choices=now, value=name) for name in (preselected, *(_at(now, place) for place in (0, 1, 0)))
+            ]
+
+        async def list_budgets(*chosen: str | None) -> list[Any]:
+            """The numbers of visual tokens of the models that are chosen; takes as long as their workers do."""
+            found = {name: await budget_choices(client, name) for name in dict.fromkeys(chosen)}
+            return [found[name] for name in chosen]
+
+        demo.load(list_models, None, model_boxes, **PRIVATE).then(
+            list_budgets, model_boxes[1:], [*compare.budgets, anchors.budget], **PRIVATE
         )
     return demo.queue(api_open=False, default_concurrency_limit=concurrency_count)
+
+
+def _at(names: list[str], place: int) -> str | None:
+    """The name at a place, or the last one."""
+    return names[min(place, len(names) - 1)] if names else None
 
 
 async def _models(client: ModelClient, fixed: list[str] | None, request: gr.Request) -> tuple[list[str], str | None]:

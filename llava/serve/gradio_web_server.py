@@ -77,6 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     require_extra("gradio", "serve")
+    require_extra("httpx", "serve")
+    # Before the log file is opened, which takes up the loggers that exist then.
+    from llava.serve import demo_page
+    from llava.serve.demo_style import launch_options
+
     os.umask(0o077)  # logs and uploads are the visitors' own: for nobody else on this machine
     logger = build_logger("gradio_web_server", "gradio_web_server.log")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for every question to the controller
@@ -87,9 +92,7 @@ def main() -> None:
         logger.info("Models: %s", models)
         if not models:
             logger.warning("the controller knows no model: start a worker first, or use --model-list-mode reload")
-    from llava.serve.demo_style import launch_options
-
-    demo = build_demo(
+    demo = demo_page.build_demo(
         controller_url=args.controller_url,
         models=models,
         embed=args.embed,

@@ -1,0 +1,432 @@
+"""The demo as visitors use it: the real web server in a process, doubles of controller and workers, a real browser."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="pip install 'llava[serve]'")
+
+from tests.conftest import REPOSITORY
+from tests.e2e.browser import chromium
+from tests.e2e.test_distributed import free_port
+from tests.serve_doubles import ANSWER, Behaviour, ControllerDouble, WorkerDouble, deployment, elastic_details
+
+pytestmark = pytest.mark.e2e
+
+NEW, OLD, GONE = "llava-acformer", "llava-v1.5-old", "llava-v1.6-gone"
+CURSOR = "\N{LEFT HALF BLOCK}"
+QUESTION = 'textarea[placeholder="Enter text and press ENTER"]'
+BOTH = 'textarea[placeholder="Ask both and press ENTER"]'
+PATIENCE = 20_000  # ms
+
+
+@dataclass
+class Demo:
+    """A running demo and what is behind it."""
+
+    url: str
+    folder: Path
+    controller: ControllerDouble
+    workers: dict[str, WorkerDouble]
+
+    def logged(self, kind: str) -> list[dict[str, Any]]:
+        """Lines of one type in the chat log."""
+        lines = [json.loads(line) for path in self.folder.glob("*-conv.json") for line in path.open()]
+        return [line for line in lines if line["type"] == kind]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    folder = tmp_path_factory.mktemp("logs")
+    behaviours = [Behaviour(NEW, details=elastic_details()), Behaviour(OLD), Behaviour(GONE)]
+    with deployment(*behaviours) as (controller, workers):
+        workers[2].close()
+        port = free_port()
+        environment = os.environ | {
+            "LLAVA_LOGDIR": str(folder), "PYTHONPATH": str(REPOSITORY), "GRADIO_TEMP_DIR": str(folder / "uploads"),
+        }  # fmt: skip
+        command = [sys.executable, "-m", "llava.serve.gradio_web_server", "--controller", controller.url]
+        with (folder / "out.log").open("w") as out:
+            process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=out, stderr=out)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(lambda: is_up(url, process), 120)
+            yield Demo(url, folder, controller, dict(zip((NEW, OLD, GONE), workers, strict=True)))
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def is_up(url: str, process: subprocess.Popen) -> bool:
+    assert process.poll() is None, "the web server ended"
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+class Visitor:
+    """A page in the browser, with words for what people do on it."""
+
+    def __init__(self, browser: Any, url: str) -> None:
+        self.page = browser.new_page(viewport={"width": 1360, "height": 900})
+        self.page.set_default_timeout(PATIENCE)
+        self.strangers: list[str] = []
+        own = (url.split("?")[0], "data:", "blob:")
+        self.page.on("request", lambda asked: None if asked.url.startswith(own) else self.strangers.append(asked.url))
+        self.page.goto(url, wait_until="domcontentloaded")
+        self.page.wait_for_selector(QUESTION)
+
+    def wait_model(self, name: str) -> None:
+        wait_for(lambda: self.page.locator("#model_selector_row input").input_value() == name)
+
+    def upload(self, *pictures: Path) -> None:
+        box = self.page.locator("input[type=file]").nth(0)
+        box.set_input_files(pictures[0])
+        self.page.locator('[data-testid="image"] img, .image-frame img').first.wait_for()
+        if pictures[1:]:
+            self.page.get_by_text("More pictures").click()
+            self.page.locator("input[type=file]").nth(1).set_input_files(list(pictures[1:]))
+            self.page.locator(".grid-container img").nth(len(pictures) - 2).wait_for()
+
+    def ask(self, text: str) -> None:
+        self.page.fill(QUESTION, text)
+        self.page.keyboard.press("Enter")
+
+    def button(self, name: str) -> Any:
+        return self.page.get_by_role("button", name=name).locator("visible=true").first
+
+    def press(self, name: str) -> None:
+        self.wait_enabled(name)
+        self.button(name).click()
+
+    def is_enabled(self, name: str) -> bool:
+        return self.button(name).is_enabled()
+
+    def wait_enabled(self, name: str, enabled: bool = True) -> None:
+        wait_for(lambda: self.is_enabled(name) is enabled)
+
+    @property
+    def replies(self) -> list[str]:
+        return [text.strip() for text in self.page.locator('#chatbot [data-testid="bot"]').all_inner_texts()]
+
+    def wait_reply(self, text: str, box: str = "#chatbot") -> None:
+        self.page.locator(f'{box} [data-testid="bot"]').last.get_by_text(text).wait_for()
+
+    def states(self) -> dict[str, bool]:
+        return {name: self.is_enabled(name) for name in ("Upvote", "Downvote", "Flag", "Regenerate", "Clear")}
+
+
+ALL_ON = dict.fromkeys(("Upvote", "Downvote", "Flag", "Regenerate", "Clear"), True)
+ALL_OFF = dict.fromkeys(ALL_ON, False)
+AFTER_ERROR = ALL_OFF | {"Regenerate": True, "Clear": True}
+
+
+@pytest.fixture
+def visitor(browser: Any, demo: Demo) -> Iterator[Visitor]:
+    visitor = Visitor(browser, demo.url)
+    yield visitor
+    visitor.page.close()
+    assert visitor.strangers == []  # the page asks nobody but its own server
+
+
+@pytest.fixture
+def worker(demo: Demo) -> Iterator[WorkerDouble]:
+    """The first model's worker; behaves again afterwards."""
+    worker = demo.workers[NEW]
+    worker.requests.clear()
+    worker.hung_up.clear()
+    demo.workers[OLD].requests.clear()
+    yield worker
+    worker.behaviour.hold.set()
+    worker.behaviour.__dict__.update(answer=ANSWER, pause=0.0, error=None, breaks_after=None, says_nothing=False)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{i}.png" for i in range(3)]
+    for path, colour, size in zip(paths, ("red", "green", "blue"), ((120, 80), (60, 60), (40, 90)), strict=True):
+        Image.new("RGB", size, colour).save(path)
+    return paths
+
+
+def test_upload_ask_and_watch_the_reply_grow(
+    demo: Demo, visitor: Visitor, worker: WorkerDouble, pictures: list[Path]
+) -> None:
+    assert visitor.states() == ALL_OFF and not visitor.is_enabled("Stop")
+    worker.behaviour.hold.clear()
+    visitor.upload(pictures[0])
+    visitor.ask("What is it?")
+    visitor.wait_reply(f"The picture{CURSOR}")
+    assert visitor.page.input_value(QUESTION) == ""
+    assert visitor.states() == ALL_OFF and visitor.is_enabled("Stop")
+    worker.behaviour.hold.set()
+    visitor.wait_enabled("Upvote")
+    assert visitor.states() == ALL_ON and not visitor.is_enabled("Stop")
+    assert visitor.replies[-1].startswith(f"{ANSWER}\n33 visual tokens · 10 tokens · first after 125 ms")
+    assert visitor.page.locator("#chatbot img").count() == 1
+
+    (request,) = worker.asked("/worker_generate_stream")
+    assert {key: request[key] for key in ("model", "temperature", "top_p", "max_new_tokens", "stop")} == {
+        "model": NEW, "temperature": 0.2, "top_p": 0.7, "max_new_tokens": 512, "stop": "</s>",
+    }  # fmt: skip
+    assert request["prompt"].endswith("USER: <image>\nWhat is it? ASSISTANT:") and len(request["images"]) == 1
+    headers = next(headers for path, _, headers in worker.requests if path == "/worker_generate_stream")
+    assert headers["User-Agent"] == "LLaVA Client"
+
+    line = demo.logged("chat")[-1]
+    assert (line["model"], line["ip"]) == (NEW, "127.0.0.1") and line["state"]["messages"][-1][1] == ANSWER
+    stored = next(demo.folder.glob(f"serve_images/*/{line['images'][0]}.jpg"))
+    for path in (stored, next(demo.folder.glob("*-conv.json")), demo.folder / "gradio_web_server.log"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
+    assert "<image>" in (demo.folder / "gradio_web_server.log").read_text()  # the request is logged ...
+    assert request["images"][0][:60] not in (demo.folder / "gradio_web_server.log").read_text()  # ... without pictures
+
+
+def test_stop_ends_the_stream_and_keeps_what_came(demo: Demo, visitor: Visitor, worker: WorkerDouble) -> None:
+    worker.behaviour.hold.clear()
+    visitor.ask("Tell me a story.")
+    visitor.wait_reply(f"The picture{CURSOR}")
+    visitor.press("Stop")
+    visitor.wait_enabled("Upvote")
+    assert visitor.states() == ALL_ON and not visitor.is_enabled("Stop")
+    assert visitor.replies[-1].startswith("The picture\n") and visitor.replies[-1].endswith("stopped")
+    assert worker.hung_up.wait(10)  # the worker need not go on
+    assert demo.logged("chat")[-1]["state"]["messages"][-1][1] == "The picture"
+
+
+def test_leaving_the_page_ends_the_stream(browser: Any, demo: Demo, worker: WorkerDouble) -> None:
+    worker.behaviour.hold.clear()
+    visitor = Visitor(browser, demo.url)
+    visitor.ask("Tell me a story.")
+    visitor.wait_reply("The picture")
+    visitor.page.close()
+    assert worker.hung_up.wait(20)
+
+
+def test_regenerate_vote_and_clear(demo: Demo, visitor: Visitor, worker: WorkerDouble) -> None:
+    visitor.ask("Hello")
+    visitor.wait_reply(ANSWER)
+    worker.behaviour.answer = "Another answer."
+    visitor.press("Regenerate")
+    visitor.wait_reply("Another answer.")
+    visitor.wait_enabled("Upvote")
+    assert len(visitor.replies) == 1
+    assert [r["prompt"].count("Hello") for r in worker.asked("/worker_generate_stream")] == [1, 1]
+
+    for name, kind in (("Upvote", "upvote"), ("Downvote", "downvote"), ("Flag", "flag")):
+        before = len(demo.logged(kind))
+        visitor.press(name)
+        visitor.wait_enabled(name, False)
+        assert visitor.states() == AFTER_ERROR
+        assert len(demo.logged(kind)) == before + 1
+        assert demo.logged(kind)[-1]["state"]["messages"][-1][1] == "Another answer."
+        visitor.press("Regenerate")
+        visitor.wait_enabled("Upvote")
+
+    visitor.press("Clear")
+    visitor.wait_enabled("Clear", False)
+    assert visitor.states() == ALL_OFF and visitor.replies == []
+    visitor.ask("Again")
+    visitor.wait_reply("Another answer.")
+    assert worker.asked("/worker_generate_stream")[-1]["prompt"].count("USER:") == 1
+
+
+def test_several_pictures_and_a_second_turn(visitor: Visitor, worker: WorkerDouble, pictures: list[Path]) -> None:
+    visitor.upload(*pictures)
+    visitor.ask("Which is <image> larger?")
+    visitor.wait_enabled("Upvote")
+    first = worker.asked("/worker_generate_stream")[-1]
+    assert first["prompt"].count("<image>") == len(first["images"]) == 3
+    assert visitor.replies[-1].endswith("tokens/s") and "99 visual tokens" in visitor.replies[-1]
+
+    visitor.ask("And why?")
+    visitor.wait_reply(ANSWER)
+    wait_for(lambda: len(visitor.replies) == 2)
+    visitor.wait_enabled("Upvote")
+    second = worker.asked("/worker_generate_stream")[-1]
+    assert second["prompt"].count("<image>") == len(second["images"]) == 3
+    assert second["prompt"].endswith(f"ASSISTANT: {ANSWER}</s>USER: And why? ASSISTANT:")
+
+    visitor.page.get_by_text("Pictures join the running chat").click()
+    visitor.upload(pictures[1])
+    visitor.ask("And this one?")
+    wait_for(lambda: len(visitor.replies) == 3)
+    visitor.wait_enabled("Upvote")
+    third = worker.asked("/worker_generate_stream")[-1]
+    assert third["prompt"].count("<image>") == len(third["images"]) == 4
+
+    visitor.page.get_by_text("Pictures join the running chat").click()
+    visitor.upload(pictures[2])
+    visitor.ask("From the beginning: what is it?")
+    wait_for(lambda: len(visitor.replies) == 1)
+    visitor.wait_enabled("Upvote")
+    assert len(worker.asked("/worker_generate_stream")[-1]["images"]) == 1
+
+
+EVIL = (
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> **bold** "
+    "[here](javascript:window.hacked=1) ![spy](http://127.0.0.1:9/spy.png) <a href='javascript:window.hacked=1'>a</a>"
+)
+
+
+def test_nothing_that_is_shown_is_run(visitor: Visitor, worker: WorkerDouble) -> None:
+    worker.behaviour.answer = EVIL
+    visitor.ask(EVIL)
+    visitor.wait_enabled("Upvote")
+    page = visitor.page
+    shown = page.locator("#chatbot .message-content").all_inner_texts()
+    assert len(shown) == 2
+    for text in shown:
+        assert "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>" in text
+        assert "[here](javascript:window.hacked=1)" in text and "**bold**" not in text
+    assert page.locator("#chatbot .message-content").locator("img, a, script").count() == 0
+    worker.behaviour.error = (1, EVIL)
+    visitor.press("Regenerate")
+    visitor.wait_reply("(error_code: 1)")
+    assert page.locator("#chatbot .message-content").locator("img, a, script").count() == 0
+    assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ({"error": (1, "the server is busy: 64 requests are waiting; try again")}, "the server is busy"),
+        ({"error": (1, None)}, "NETWORK ERROR DUE TO HIGH TRAFFIC"),
+        ({"breaks_after": 3}, "The connection to the worker is broken."),
+        ({"says_nothing": True}, "The worker ended the connection without an answer."),
+    ],
+)
+def test_trouble_gives_one_clear_message(
+    visitor: Visitor, worker: WorkerDouble, trouble: dict[str, Any], message: str
+) -> None:
+    worker.behaviour.__dict__.update(trouble)
+    visitor.ask("Hello")
+    visitor.wait_reply(message)
+    visitor.wait_enabled("Regenerate")
+    assert visitor.states() == AFTER_ERROR and len(visitor.replies) == 1
+    worker.behaviour.__dict__.update(error=None, breaks_after=None, says_nothing=False)
+    visitor.press("Regenerate")
+    visitor.wait_reply(ANSWER)
+    visitor.wait_enabled("Upvote")
+    assert message not in visitor.replies[-1]
+
+
+def test_worker_that_is_gone(browser: Any, demo: Demo) -> None:
+    visitor = Visitor(browser, f"{demo.url}?model={GONE}")
+    visitor.wait_model(GONE)
+    visitor.ask("Hello")
+    visitor.wait_reply("NETWORK ERROR")
+    visitor.wait_enabled("Regenerate")
+    assert visitor.states() == AFTER_ERROR
+    address = demo.controller.addresses.pop(GONE)  # as the controller forgets it after a while
+    try:
+        visitor.press("Regenerate")
+        visitor.wait_reply(f"No worker serves {GONE}.")
+    finally:
+        demo.controller.addresses[GONE] = address
+    visitor.page.close()
+
+
+def test_an_old_worker_and_the_model_of_the_address(browser: Any, demo: Demo, worker: WorkerDouble) -> None:
+    visitor = Visitor(browser, f"{demo.url}?model={OLD}")
+    visitor.wait_model(OLD)
+    visitor.ask("Hello")
+    visitor.wait_reply(ANSWER)
+    visitor.wait_enabled("Upvote")
+    (request,) = demo.workers[OLD].asked("/worker_generate_stream")
+    assert request["prompt"].startswith("A chat between a curious human") and request["model"] == OLD
+    assert "visual token" not in visitor.replies[-1]
+    visitor.page.close()
+
+
+def test_a_file_that_is_no_picture(visitor: Visitor, worker: WorkerDouble, tmp_path: Path) -> None:
+    bomb = tmp_path / "tiny.png"
+    Image.new("RGB", (1, 1)).save(bomb)
+    visitor.upload(bomb)
+    visitor.ask("What is it?")
+    visitor.page.get_by_text("too small to see anything").wait_for()
+    assert visitor.replies == [] and worker.asked("/worker_generate_stream") == []
+
+
+def test_compare_two_budgets_of_one_model(visitor: Visitor, worker: WorkerDouble, pictures: list[Path]) -> None:
+    page = visitor.page
+    page.get_by_role("tab", name="Compare").click()
+    wait_for(lambda: page.locator("#compare_budget_left input").input_value() == "33 (default)")
+    assert page.locator("#compare_model_right input").input_value() == OLD
+    page.locator("#compare_model_right input").click()
+    page.get_by_role("option", name=NEW).click()
+    wait_for(lambda: page.locator("#compare_budget_right input").input_value() == "33 (default)")
+    page.locator("#compare_budget_right input").click()
+    page.get_by_role("option", name="5", exact=True).click()
+    page.locator("#compare_image input[type=file]").set_input_files(pictures[0])
+    page.locator("#compare_image img").wait_for()
+    worker.behaviour.hold.clear()
+    page.fill(BOTH, "What is it?")
+    page.keyboard.press("Enter")
+    for side in ("left", "right"):  # at the same time
+        visitor.wait_reply(f"The picture{CURSOR}", f"#compare_{side}")
+    worker.behaviour.hold.set()
+    visitor.wait_reply("33 visual tokens · 10 tokens", "#compare_left")
+    visitor.wait_reply("5 visual tokens · 10 tokens", "#compare_right")
+    asked = worker.asked("/worker_generate_stream")
+    assert sorted(request.get("num_visual_tokens", 0) for request in asked) == [0, 5]
+
+    worker.behaviour.hold.clear()
+    page.get_by_text("One after the other").click()
+    page.fill(BOTH, "And now?")
+    page.get_by_role("button", name="Compare").click()
+    visitor.wait_reply(f"The picture{CURSOR}", "#compare_left")
+    assert len(worker.asked("/worker_generate_stream")) == 3
+    page.locator("#compare_stop").click()
+    visitor.wait_reply("stopped", "#compare_left")
+    visitor.wait_reply("Stopped before it began.", "#compare_right")
+    assert len(worker.asked("/worker_generate_stream")) == 3
+    page.locator("#compare_clear").click()
+    wait_for(lambda: page.locator('#compare_left [data-testid="bot"]').count() == 0)
+
+
+def test_what_the_model_looks_at(visitor: Visitor, worker: WorkerDouble, pictures: list[Path]) -> None:
+    page = visitor.page
+    page.get_by_role("tab", name="What the model looks at").click()
+    page.get_by_role("button", name="Show the anchors").click()
+    page.locator("#anchors_caption").get_by_text("Choose a picture first.").wait_for()
+    page.locator("#anchors_image input[type=file]").set_input_files(pictures[0])
+    page.locator("#anchors_image img").wait_for()
+    page.locator("#anchors_budget input").click()
+    page.get_by_role("option", name="17", exact=True).click()
+    page.get_by_role("button", name="Show the anchors").click()
+    page.locator("#anchors_caption").get_by_text("16 anchors of 64 patches").wait_for()
+    page.locator("#anchors_drawn img").wait_for()
+    assert worker.asked("/worker_visual_anchors")[-1]["num_visual_tokens"] == 17
+
+    page.locator("#anchors_model input").click()
+    page.get_by_role("option", name=OLD).click()
+    page.get_by_role("button", name="Show the anchors").click()
+    page.locator("#anchors_caption").get_by_text("This worker cannot draw visual anchors").wait_for()
