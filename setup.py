@@ -36,6 +36,7 @@ EXTRAS["build"] = ["build>=1.2", "twine>=5"]
 
 setup(
     packages=find_namespace_packages(include=["llava", "llava.*"]),
+    package_data={"llava.serve": ["examples/*.jpg"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -224,7 +224,8 @@ def main() -> None:
     args = build_parser().parse_args()
     folder = Path(os.environ.get("LLAVA_LOGDIR", "."))
     folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl-C does
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where the shell that started this ignores Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         run(*make_services(args), folder)
     except DemoError as error:

@@ -47,3 +47,8 @@ def test_announcing_pictures() -> None:
     chat.check_markers("<image>\nQ", 1)
     with pytest.raises(RequestError, match=r"2 image marker\(s\) for 1 picture"):
         chat.check_markers("<image>\n<image>", 1)
+
+
+def test_no_marker_is_left_however_it_is_typed() -> None:
+    for text in ("<image>", "<im<image>age>", "a<image><image>b", "<<image>image>"):
+        assert "<image>" not in chat.without_markers(text)
