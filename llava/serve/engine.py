@@ -2,7 +2,7 @@
 
 One thread owns the model's language part and the slots of keys and values. In each round it reads a bounded piece of
 waiting prompts, then makes one token for every running request. Requests are served in the order of their arrival:
-one that does not fit yet is not overtaken. Pictures are encoded in a thread of their own, so that running replies go on.
+one that does not fit yet is not overtaken. Pictures are encoded in a thread of their own, so running replies go on.
 
 transformers has continuous batching too, but it takes token ids only, and one set of weights for all rows.
 """
@@ -82,7 +82,7 @@ class GenerationRequest:
     input_ids: list[int]
     max_new_tokens: int
     pictures: tuple[Image.Image, ...] = ()
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops: tuple[str, ...] = ()
     num_visual_tokens: int | None = None
 

@@ -50,13 +50,19 @@ class CacheGeometry:
 
 @dataclass(eq=False)
 class Slab:
-    """Keys and values per layer `[lanes, heads, length, head_dim]`; `visible [lanes, length]`: what may be attended to."""
+    """Slots of one length, the lanes of a common tensor.
+
+    Attributes:
+        keys, values: per layer, `[lanes, heads, length, head_dim]`.
+        visible: `[lanes, length]`, which positions hold something that may be attended to.
+        free: lanes that nobody uses, ascending.
+    """
 
     length: int
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     visible: torch.Tensor
-    free: list[int]  # lanes, ascending
+    free: list[int]
     num_lanes: int
 
     @property

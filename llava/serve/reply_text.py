@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+CJK = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
 INCOMPLETE = "�"  # what a decoder gives for the first bytes of a character
 
 
@@ -78,7 +79,4 @@ def whole_words(text: str) -> str:
 
 def _is_cjk(character: str) -> bool:
     """Scripts that put no blanks between words: CJK ideographs."""
-    code = ord(character)
-    return (
-        0x4E00 <= code <= 0x9FFF or 0x3400 <= code <= 0x4DBF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x2FA1F
-    )
+    return any(first <= ord(character) <= last for first, last in CJK)
