@@ -1,4 +1,4 @@
-"""Pictures that strangers send: limited in number, bytes, pixels, sides and formats before anything is decoded (S-10)."""
+"""Pictures that strangers send: limited in number, bytes, pixels, sides and formats before they are decoded (S-10)."""
 
 import base64
 import binascii

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing_extensions import Self
 
 from llava.serve.engine import Engine, GenerationRequest, Reply, ReplyEvent
 
@@ -25,7 +24,7 @@ class ReplyStream:
         self._events: asyncio.Queue[ReplyEvent] = asyncio.Queue()
         self._reply: Reply | None = None
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> "ReplyStream":
         loop = asyncio.get_running_loop()
 
         def tell(event: ReplyEvent) -> None:
