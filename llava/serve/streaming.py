@@ -4,15 +4,19 @@ Needs the `serve` extra; imported by the servers only.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 import anyio
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 # A reader that takes nothing for so long holds a slot for nothing.
 SEND_TIMEOUT = 60.0
+
+Result = TypeVar("Result")
 
 
 class LiveStream(Response):
@@ -25,12 +29,18 @@ class LiveStream(Response):
         pieces: the generator; it is closed in every case.
         status_code: HTTP status.
         headers: HTTP headers; there is no content type unless it is named here (contract: serve.md 3).
+        on_end: awaited at the end in every case, also if the generator was never begun.
     """
 
     def __init__(
-        self, pieces: AsyncGenerator[bytes, None], status_code: int = 200, headers: Mapping[str, str] | None = None
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        on_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.pieces = pieces
+        self.on_end = on_end
         self.status_code = status_code
         self.background = None
         self.body = b""
@@ -47,6 +57,8 @@ class LiveStream(Response):
             sending.cancel()
             listening.cancel()
             await asyncio.gather(sending, listening, return_exceptions=True)
+            if self.on_end is not None:
+                await self.on_end()
         if finished and not sending.cancelled():
             with suppress(OSError, TimeoutError):  # the client went away, or takes nothing
                 sending.result()
@@ -60,6 +72,22 @@ class LiveStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self.pieces.aclose()
+
+
+async def unless_gone(request: Request, work: Coroutine[None, None, Result]) -> Result | None:
+    """The result of `work`; it is cancelled, and None returned, when the client hangs up first.
+
+    The body of the request must have been read.
+    """
+    working = asyncio.ensure_future(work)
+    listening = asyncio.ensure_future(_until_gone(request.receive))
+    try:
+        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        listening.cancel()
+        await asyncio.gather(working, listening, return_exceptions=True)
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -22,7 +22,7 @@ DELIMITER = b"\0"
 MAX_FRAME_BYTES = 16 * 2**20
 
 
-class WireError(ValueError):
+class WireError(ConnectionError):
     """A peer sent something that is no stream of frames."""
 
 
