@@ -193,7 +193,7 @@ class Engine:
         with self._changed:
             if self._is_closed:
                 raise EngineStoppedError("the server is stopping")
-            if self._num_queued >= self.settings.max_queue:
+            if self._num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
                 self.metrics.requests.labels("busy").inc()
                 raise BusyError(f"the server is busy: {self._num_queued} requests are waiting; try again in a moment")
             self._num_queued += 1
