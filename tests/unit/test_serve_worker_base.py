@@ -4,47 +4,18 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from llava.image_utils import ImageError
 from llava.program import RequestError
 from llava.serve import wire
 from llava.serve.slots import Slots
-from llava.serve.worker_base import BaseWorker, add_worker_arguments, create_worker_app
-from tests.serving import serving, wait_until
-
-
-class Counting(BaseWorker):
-    """Counts up, `n` times. Fails or waits where it is told to."""
-
-    def __init__(self, no_register: bool = True, limit: int = 5, **options: Any) -> None:
-        super().__init__("http://127.0.0.1:9", "http://localhost:1", "abcdef", no_register, ["m"], limit, **options)
-        self.running = 0
-        self.ended = 0
-        self.most_running = 0
-        self.go_on = threading.Event()
-
-    async def stream(self, params: dict[str, Any]) -> AsyncIterator[bytes]:
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        try:
-            text = params["prompt"]
-            for number in range(params.get("n", 3)):
-                text += f" {number}"
-                yield wire.frame(text)
-                await asyncio.sleep(0)
-            if "fail" in params:
-                raise {"request": RequestError, "image": ImageError, "bug": KeyError}[params["fail"]]("the reason")
-            while params.get("wait") and not self.go_on.is_set():
-                await asyncio.sleep(0.01)
-        finally:
-            self.running -= 1
-            self.ended += 1
+from llava.serve.worker_base import add_worker_arguments, create_worker_app
+from tests.serving import Counting, serving, wait_until
 
 
 @pytest.fixture
