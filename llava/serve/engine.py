@@ -161,7 +161,8 @@ class Engine:
         self._slots = KVSlots(CacheGeometry.of_model(model), settings.cache_bytes)
         self._window = getattr(model.config, "sliding_window", None)
         self._end_tokens = _end_tokens(model, tokenizer)
-        self._incoming: deque[Reply] = deque()  # the only list that other threads write to
+        self._encoding: set[Reply] = set()  # their pictures are in the encoder's queue
+        self._incoming: deque[Reply] = deque()  # ready for the engine's thread
         self._waiting: deque[Reply] = deque()
         self._reading: list[Reply] = []
         self._running: list[Reply] = []
@@ -192,15 +193,16 @@ class Engine:
         with self._changed:
             if self._is_closed:
                 raise EngineStoppedError("the server is stopping")
-            if self._num_queued >= self.settings.max_queue:
+            if self._num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
                 self.metrics.requests.labels("busy").inc()
                 raise BusyError(f"the server is busy: {self._num_queued} requests are waiting; try again in a moment")
             self._num_queued += 1
-            if not request.pictures:
+            if request.pictures:
+                self._encoding.add(reply)
+                self._encoder.submit(self._encode, reply)
+            else:
                 self._incoming.append(reply)
                 self._changed.notify()
-        if request.pictures:
-            self._encoder.submit(self._encode, reply)
         return reply
 
     def cancel(self, reply: Reply) -> None:
@@ -216,6 +218,12 @@ class Engine:
             self._changed.notify()
         self._thread.join()
         self._encoder.shutdown(cancel_futures=True)
+        for reply in (*self._encoding, *self._incoming, *self._waiting, *self._reading, *self._running):
+            self._end(reply, "error", EngineStoppedError("the server is stopping"))
+        self._encoding.clear()
+        for queue in (self._incoming, self._waiting):
+            queue.clear()
+        self._num_queued = 0
 
     @property
     def is_alive(self) -> bool:
@@ -242,17 +250,21 @@ class Engine:
     # The encoder's thread.
 
     def _encode(self, reply: Reply) -> None:
+        error = None
         try:
             if not reply.is_cancelled:
                 reply.prompt = self._build_prompt(reply.request)
-        except Exception as error:
-            with self._changed:
-                self._num_queued -= 1
-            self._end(reply, "error", error)
-            return
+        except Exception as caught:
+            error = caught
         with self._changed:
-            self._incoming.append(reply)
-            self._changed.notify()
+            self._encoding.discard(reply)
+            if error is None:
+                self._incoming.append(reply)
+                self._changed.notify()
+            else:
+                self._num_queued -= 1
+        if error is not None:
+            self._end(reply, "error", error)
 
     def _build_prompt(self, request: GenerationRequest) -> Prompt:
         budget = request.num_visual_tokens
@@ -275,9 +287,6 @@ class Engine:
                 except Exception as error:
                     logger.exception("A step of the engine failed; its replies end")
                     self._fail_active(error)
-        self._fail_active(EngineStoppedError("the server is stopping"))
-        for reply in self._waiting:
-            self._end(reply, "error", EngineStoppedError("the server is stopping"))
 
     def _take_incoming(self) -> bool:
         """Wait for work; False when the engine is closed."""
@@ -476,6 +485,8 @@ class Engine:
             self._end(reply, "error", error)
 
     def _tell(self, reply: Reply, event: ReplyEvent) -> None:
+        if reply.is_cancelled and event.finish is None:
+            return
         try:
             reply.listener(event)
         except Exception:

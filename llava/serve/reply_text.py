@@ -15,6 +15,7 @@ class ReplyText:
         stops: strings that end the reply and are not part of it.
 
     Attributes:
+        ids: its tokens, without the end token.
         text: what has been decoded, without the stop string; may still end with the beginning of one.
         is_stopped: a stop string came.
     """
@@ -22,7 +23,7 @@ class ReplyText:
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = [stop for stop in stops if stop]
-        self._ids: list[int] = []
+        self.ids: list[int] = []
         self._context = 0  # where decoding begins: a token reads differently at the start of a text
         self._read = 0  # tokens whose text is in `text`
         self.text = ""
@@ -30,19 +31,19 @@ class ReplyText:
 
     def add(self, token: int) -> None:
         """Take one more token."""
-        self._ids.append(token)
-        known = self._decode(self._ids[self._context : self._read])
-        text = self._decode(self._ids[self._context :])
+        self.ids.append(token)
+        known = self._decode(self.ids[self._context : self._read])
+        text = self._decode(self.ids[self._context :])
         if len(text) > len(known) and not text.endswith(INCOMPLETE):
             self._append(text[len(known) :])
-            self._context, self._read = self._read, len(self._ids)
+            self._context, self._read = self._read, len(self.ids)
 
     def finish(self) -> None:
         """No token follows: what was held back as half a character is text now."""
         if not self.is_stopped:
-            known = self._decode(self._ids[self._context : self._read])
-            self._append(self._decode(self._ids[self._context :])[len(known) :])
-            self._context, self._read = self._read, len(self._ids)
+            known = self._decode(self.ids[self._context : self._read])
+            self._append(self._decode(self.ids[self._context :])[len(known) :])
+            self._context, self._read = self._read, len(self.ids)
 
     @property
     def safe_length(self) -> int:

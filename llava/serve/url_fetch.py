@@ -25,6 +25,8 @@ PORTS = {"http": 80, "https": 443}
 # parsers, which is what tricks are made of.
 PLAIN_URL = re.compile(r"https?://[!#-;=?-\[\]_a-z~]+", re.IGNORECASE)
 HOST = re.compile(r"[a-z0-9.-]+|\[[0-9a-f:.]+\]", re.IGNORECASE)
+# Ways to IPv4 behind a translator: for everybody (RFC 6052), and a network's own (RFC 8215).
+NAT64, LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 class Target(NamedTuple):
@@ -42,7 +44,9 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inside = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if inside and not is_public(str(inside)):
+        if ip in NAT64:
+            inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if (inside and not is_public(str(inside))) or ip in LOCAL_NAT64:
             return False
     return ip.is_global and not ip.is_multicast
 
