@@ -1,6 +1,7 @@
 """The controller's state: expiry by a clock, lottery, odd speeds, threads; its flags; its server."""
 
 import argparse
+import socket
 import threading
 from typing import Any
 
@@ -160,6 +161,16 @@ def test_a_taken_port_is_told() -> None:
     for host, bad in (("no.such.host.invalid", port), ("192.0.2.1", port), ("localhost", 99_999)):
         with pytest.raises(RequestError, match="cannot be used"):
             listen(host, bad)
+
+
+def test_small_pieces_are_sent_at_once() -> None:
+    """asyncio switches TCP_NODELAY on for connections of a socket that names its protocol, and for no other."""
+    sockets = listen("localhost", 0)
+    try:
+        assert {one.proto for one in sockets} == {socket.IPPROTO_TCP}
+    finally:
+        for one in sockets:
+            one.close()
 
 
 def test_loopback_only_by_default() -> None:

@@ -172,7 +172,13 @@ def test_many_streams_do_not_block_the_controller(state: Controller) -> None:
         {"model_names": ["m"], "speed": -1, "queue_length": 0},
         {"model_names": ["m"], "speed": 1, "queue_length": 0.5},
         {"model_names": ["m"], "speed": 1, "queue_length": -1},
+        {"model_names": ["m"], "speed": 1, "queue_length": 10**400},
+        {"model_names": ["m"], "speed": 10**400, "queue_length": 0},
+        {"model_names": ["m"], "speed": float("nan"), "queue_length": 0},
         {"model_names": ["m" * 300], "speed": 1, "queue_length": 0},
+        {"model_names": [""], "speed": 1, "queue_length": 0},
+        {"model_names": ["\ud800"], "speed": 1, "queue_length": 0},
+        {"model_names": ["m"], "speed": 1, "queue_length": 0, "and": "x" * 2**20},
     ],
 )
 def test_worker_without_a_proper_status(
@@ -186,9 +192,11 @@ def test_worker_without_a_proper_status(
         )
         assert (answer.status_code, answer.json()) == (200, None)
         assert state.worker_info == {} and f"No status from {worker.address}" in caplog.text
-    if status:
+    if status and "and" not in status:
         body = {"worker_name": "http://localhost:1", "check_heart_beat": True, "worker_status": status}
-        assert httpx.post(f"{controller}/register_worker", json=body).status_code == 400
+        as_json = {"Content-Type": "application/json"}
+        answer = httpx.post(f"{controller}/register_worker", content=json.dumps(body), headers=as_json)
+        assert answer.status_code == 400
         assert state.worker_info == {}
 
 
@@ -335,7 +343,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def chat(controller: str, request: Any = CHAT, **headers: str) -> httpx.Response:
-    return httpx.post(f"{controller}/v1/chat/completions", json=request, headers=headers)
+    return httpx.post(f"{controller}/v1/chat/completions", content=json.dumps(request), headers=headers)
 
 
 def test_models(controller: str, worker: FakeWorker) -> None:
@@ -383,6 +391,7 @@ def test_hanging_up_during_a_completion(state: Controller, openai_worker: OpenAI
     ("request_body", "status", "code"),
     [
         ({**CHAT, "model": "x"}, 404, "model_not_found"),
+        ({**CHAT, "model": "\ud800"}, 404, "model_not_found"),
         ({"messages": []}, 400, None),
         ([], 400, None),
         ({"model": None}, 400, None),
