@@ -1,5 +1,6 @@
 """Servers for tests: an application in a thread of its own, and a bare-bones worker that speaks the recorded wire."""
 
+import asyncio
 import json
 import os
 import socket
@@ -7,12 +8,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+
+from llava.image_utils import ImageError
+from llava.program import RequestError
+from llava.serve import wire
+from llava.serve.server import listen
+from llava.serve.worker_base import BaseWorker
 from tests.conftest import REPOSITORY
 
 
@@ -39,10 +47,6 @@ def free_port() -> int:
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
     """An ASGI application on a free port of the loopback; its address."""
-    import uvicorn
-
-    from llava.serve.server import listen
-
     sockets = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": sockets}, daemon=True)
@@ -162,3 +166,31 @@ class FakeWorker:
         for connection in self._connections:  # as when the process is killed
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+class Counting(BaseWorker):
+    """Counts up, `n` times. Fails or waits where it is told to."""
+
+    def __init__(self, no_register: bool = True, limit: int = 5, **options: Any) -> None:
+        super().__init__("http://127.0.0.1:9", "http://localhost:1", "abcdef", no_register, ["m"], limit, **options)
+        self.running = 0
+        self.ended = 0
+        self.most_running = 0
+        self.go_on = threading.Event()
+
+    async def stream(self, params: dict[str, Any]) -> AsyncIterator[bytes]:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            text = params["prompt"]
+            for number in range(params.get("n", 3)):
+                text += f" {number}"
+                yield wire.frame(text)
+                await asyncio.sleep(0)
+            if "fail" in params:
+                raise {"request": RequestError, "image": ImageError, "bug": KeyError}[params["fail"]]("the reason")
+            while params.get("wait") and not self.go_on.is_set():
+                await asyncio.sleep(0.01)
+        finally:
+            self.running -= 1
+            self.ended += 1

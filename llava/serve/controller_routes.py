@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from llava.serve import wire
 from llava.serve.controller_metrics import ControllerMetrics
-from llava.serve.controller_state import Controller
+from llava.serve.controller_state import LARGEST_NUMBER, Controller, shown_name
 from llava.serve.http_limits import BodyLimit
 from llava.serve.openai_relay import openai_routes
 from llava.serve.registration import MAX_ADDRESS_LENGTH, RegistrationRefused, RegistrationRules
@@ -32,7 +32,7 @@ class Registration(BaseModel):
 
 class HeartBeatReport(BaseModel):
     worker_name: str = Field(max_length=MAX_ADDRESS_LENGTH)
-    queue_length: int = Field(ge=0)
+    queue_length: int = Field(ge=0, le=LARGEST_NUMBER)
 
 
 class ModelQuestion(BaseModel):
@@ -190,8 +190,10 @@ async def _relay(
     address = controller.get_worker_address(model) if model is not None and hops < MAX_HOPS else ""
     if not address:
         outcome("worker_generate_stream", "no_worker").inc()
-        logger.info("No worker for %r", model)
-        reason = "the request names no model" if model is None else f"no worker serves the model '{model}' now"
+        reason = (
+            "the request names no model" if model is None else f"no worker serves the model {shown_name(model)} now"
+        )
+        logger.info("A request fails: %s", reason)
         yield wire.error_frame(wire.NO_WORKER, reason)
         return
     outcome("worker_generate_stream", "started").inc()

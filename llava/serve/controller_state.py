@@ -19,6 +19,8 @@ MAX_WORKERS = 1024
 MAX_MODELS_PER_WORKER = 256
 MAX_NAME_LENGTH = 256
 SMALLEST_TOTAL_WEIGHT = 1e-4
+# Far above anything real; keeps what strangers report within what can be divided and added up.
+LARGEST_NUMBER = 10**9
 
 
 class DispatchMethod(Enum):
@@ -66,13 +68,18 @@ def parse_status(status: Any) -> dict[str, Any]:
     names, speed, queue_length = (status.get(key) for key in ("model_names", "speed", "queue_length"))
     if not isinstance(names, list) or len(names) > MAX_MODELS_PER_WORKER:
         raise ValueError("a worker's status needs model_names, a list of names")
-    if not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME_LENGTH for name in names):
-        raise ValueError(f"a model's name must be a text of 1 to {MAX_NAME_LENGTH} characters")
-    if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 <= speed < math.inf:
-        raise ValueError("a worker's status needs speed, a number that is not negative")
-    if isinstance(queue_length, bool) or not isinstance(queue_length, int) or queue_length < 0:
-        raise ValueError("a worker's status needs queue_length, a whole number that is not negative")
+    if not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() for name in names):
+        raise ValueError(f"a model's name must be a text of 1 to {MAX_NAME_LENGTH} printable characters")
+    if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 <= speed <= LARGEST_NUMBER:
+        raise ValueError(f"a worker's status needs speed, a number from 0 to {LARGEST_NUMBER}")
+    if isinstance(queue_length, bool) or not isinstance(queue_length, int) or not 0 <= queue_length <= LARGEST_NUMBER:
+        raise ValueError(f"a worker's status needs queue_length, a whole number from 0 to {LARGEST_NUMBER}")
     return {"model_names": list(names), "speed": speed, "queue_length": queue_length}
+
+
+def shown_name(name: str) -> str:
+    """A name that a stranger sent, as it may stand in a log and in an answer."""
+    return ascii(name[:MAX_NAME_LENGTH])
 
 
 class Controller:
@@ -134,7 +141,7 @@ class Controller:
         with self._lock:
             info = self.worker_info.get(worker_name)
             if info is None:
-                logger.info("Heart beat of an unknown worker: %s", worker_name)
+                logger.info("Heart beat of an unknown worker: %s", shown_name(worker_name))
                 return False
             info.queue_length = queue_length
             info.last_heart_beat = self._clock()

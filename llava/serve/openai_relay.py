@@ -8,16 +8,18 @@ import httpx
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from llava.serve import wire
 from llava.serve.controller_metrics import ControllerMetrics
-from llava.serve.controller_state import Controller
+from llava.serve.controller_state import Controller, shown_name
 from llava.serve.streaming import LiveStream, unless_gone
-from llava.serve.worker_client import HOPS_HEADER, MAX_HOPS, WorkerClient, explain, hops_of
+from llava.serve.worker_client import HOPS_HEADER, MAX_HOPS, WorkerClient, explain, hops_of, read_limited
 
 logger = logging.getLogger(__name__)
 
 ENDPOINT = "/v1/chat/completions"
 # What a worker has to know of a client's request. Its other headers (cookies, ...) end here.
 FORWARDED_HEADERS = ("content-type", "authorization")
+MAX_REPLY_BYTES = 64 * 2**20
 CLIENT_GONE = 499  # nobody reads it
 REPLY_OPENAPI = {
     "requestBody": {
@@ -64,7 +66,7 @@ def openai_routes(controller: Controller, client: WorkerClient, metrics: Control
         address = controller.get_worker_address(model) if hops < MAX_HOPS else ""
         if not address:
             metrics.relayed.labels(ENDPOINT, "no_worker").inc()
-            message = f"no worker serves the model '{model}' now; GET /v1/models lists what is served"
+            message = f"no worker serves the model {shown_name(model)} now; GET /v1/models lists what is served"
             return openai_error(404, message, "invalid_request_error", code="model_not_found", param="model")
         metrics.relayed.labels(ENDPOINT, "started").inc()
         headers = {name: request.headers[name] for name in FORWARDED_HEADERS if name in request.headers}
@@ -92,10 +94,10 @@ async def _forward(
         if content_type.startswith("text/event-stream"):
             return LiveStream(_events(answer), answer.status_code, {"content-type": content_type}, on_end=answer.aclose)
         try:
-            content = await answer.aread()
+            content = await read_limited(answer, MAX_REPLY_BYTES)
         finally:
             await answer.aclose()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, wire.WireError) as error:
         logger.error("The answer of %s failed: %s: %s", address, type(error).__name__, error)
         return openai_error(502, explain(error), "server_error", code="worker_unreachable")
     if answer.status_code in (404, 405) and b'"error"' not in content:
@@ -107,7 +109,7 @@ async def _events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
     """The worker's events, each whole; a stream that breaks off ends with an event that says so."""
     rest = b""
     try:
-        async for piece in answer.aiter_bytes():
+        async for piece in answer.aiter_raw():
             whole, divider, rest = (rest + piece).rpartition(b"\n\n")
             if divider:
                 yield whole + divider

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from contextlib import suppress
 from typing import Any
 
 from llava.extras import require_extra
@@ -29,7 +30,8 @@ def run_server(app: Any, host: str, port: int) -> None:
     sockets = listen(host, port)
     config = uvicorn.Config(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=5)
     try:
-        uvicorn.Server(config).run(sockets=sockets)
+        with suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
+            uvicorn.Server(config).run(sockets=sockets)
     finally:
         for one in sockets:
             one.close()
@@ -41,6 +43,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
     Raises:
         RequestError: another program has the port, or the host is not of this machine.
     """
+    if not 0 <= port <= 65535:  # some systems count on from 0 instead of refusing
+        raise RequestError(f"--port {port} cannot be used: ports are 0 to 65535; choose another")
     sockets: list[socket.socket] = []
     unusable: OSError | None = None
     try:
@@ -55,7 +59,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
                 unusable = error
         if not sockets:
             raise OSError(f"no address of this machine ({unusable})")
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         for one in sockets:
             one.close()
         raise RequestError(f"--host {host} --port {port} cannot be used: {error}; choose another") from error
@@ -63,7 +67,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _listen_on(family: int, address: Any) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio sends small pieces at once (TCP_NODELAY); without, each token waits for 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

@@ -20,10 +20,10 @@ from PIL import Image
 
 from llava.chat import check_markers
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.image_utils import load_image_from_base64
 from llava.mm_utils import get_model_name_from_path
 from llava.program import RequestError, run_program
 from llava.serve import wire
+from llava.serve.image_intake import ImageLimits
 from llava.serve.registration import read_secret
 from llava.serve.server import require_serving, run_server
 from llava.serve.worker_base import BaseWorker, add_worker_arguments, create_worker_app, new_worker_id
@@ -32,7 +32,6 @@ from llava.utils import build_logger
 logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 1024
-MAX_IMAGES = 16
 SPARE_THREADS = 8  # for decoding pictures
 SILENCE = 60.0  # seconds without a piece of text; then the back end counts as gone
 
@@ -143,15 +142,15 @@ def prompt_parts(prompt: str, images: Any) -> list[Part]:
     images = images or []
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise RequestError("images must be a list of base64 encoded files")
-    if len(images) > MAX_IMAGES:
-        raise RequestError(f"{len(images)} pictures are more than the limit of {MAX_IMAGES} for one request")
+    limits = ImageLimits()
+    limits.check_count(len(images))
     check_markers(prompt, len(images))
     prompt = prompt.replace(f" {DEFAULT_IMAGE_TOKEN}", DEFAULT_IMAGE_TOKEN)
     prompt = prompt.replace(f"{DEFAULT_IMAGE_TOKEN}\n", DEFAULT_IMAGE_TOKEN)
     first, *rest = prompt.split(DEFAULT_IMAGE_TOKEN)
     parts: list[Part] = [first]
     for image, text in zip(images, rest, strict=True):
-        parts += [load_image_from_base64(image), text]
+        parts += [limits.decode_base64(image), text]
     return [part for part in parts if part != ""]
 
 

@@ -49,6 +49,8 @@ class WorkerClient:
         self.http = httpx.AsyncClient(
             # A redirect could lead anywhere, a proxy from the environment would see what users say.
             follow_redirects=False,
+            # Nothing is unpacked: a small packed answer may be a huge one.
+            headers={"Accept-Encoding": "identity"},
             trust_env=False,
             verify=ssl.create_default_context(),
             # A kept connection may lead to a worker that has been restarted since.
@@ -65,7 +67,7 @@ class WorkerClient:
         try:
             with anyio.fail_after(self.timeouts.status):
                 return parse_status(await self._read_json(url, headers))
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as error:
             logger.error("No status from %s: %s: %s", address, type(error).__name__, error)
             return None
 
@@ -73,12 +75,7 @@ class WorkerClient:
         async with self.http.stream("POST", url, headers=headers, timeout=self.timeouts.status) as response:
             if response.status_code != 200:
                 raise ValueError(f"status {response.status_code}")
-            body = bytearray()
-            async for piece in response.aiter_bytes():
-                body += piece
-                if len(body) > MAX_STATUS_BYTES:
-                    raise ValueError(f"more than {MAX_STATUS_BYTES} bytes")
-        return json.loads(body)
+            return json.loads(await read_limited(response, MAX_STATUS_BYTES))
 
     def stream_timeout(self) -> httpx.Timeout:
         return httpx.Timeout(self.timeouts.stream, connect=self.timeouts.connect)
@@ -104,7 +101,7 @@ class WorkerClient:
             ) as response:
                 if response.status_code != 200:
                     raise wire.WireError(f"the worker answered with status {response.status_code}")
-                async for piece in response.aiter_bytes():
+                async for piece in response.aiter_raw():
                     for frame in reader.feed_raw(piece):
                         yield frame + wire.DELIMITER
                         answered = True
@@ -124,6 +121,20 @@ def explain(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "the worker of this model has fallen silent; try again"
     return "the worker of this model broke off; try again"
+
+
+async def read_limited(response: httpx.Response, max_bytes: int) -> bytes:
+    """A whole body.
+
+    Raises:
+        WireError: it is larger than allowed.
+    """
+    body = bytearray()
+    async for piece in response.aiter_raw():
+        body += piece
+        if len(body) > max_bytes:
+            raise wire.WireError(f"the worker's answer is larger than {max_bytes} bytes")
+    return bytes(body)
 
 
 def hops_of(headers: Mapping[str, str]) -> int:
