@@ -83,7 +83,7 @@ def place_images_in_query(query: str, config: Any, count: int) -> str:
 
 def without_markers(text: str) -> str:
     """Text that nobody may smuggle a picture's slot into: what a user types, or a model answers, in a chat."""
-    while DEFAULT_IMAGE_TOKEN in text:  # taking one out may leave another: `<im<image>age>`
+    while DEFAULT_IMAGE_TOKEN in text:  # again: what is left may have closed up to a marker
         text = text.replace(DEFAULT_IMAGE_TOKEN, "")
     return text
 

@@ -30,7 +30,11 @@ class ImageError(ValueError):
 
 
 def open_image(
-    source: str | os.PathLike | bytes, max_pixels: int = MAX_IMAGE_PIXELS, mode: str | None = "RGB"
+    source: str | os.PathLike | bytes,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    mode: str | None = "RGB",
+    formats: Sequence[str] | None = None,
+    sides: tuple[int, int] = (1, MAX_IMAGE_PIXELS),
 ) -> Image.Image:
     """Open a picture, refusing it by its header before the pixels are decoded.
 
@@ -38,14 +42,20 @@ def open_image(
         source: path of a file, or the bytes of one.
         max_pixels: largest allowed width x height.
         mode: Pillow mode to convert to; None keeps the picture's own.
+        formats: file formats to accept, by Pillow's names; None is all. Others are not even parsed.
+        sides: smallest and largest width and height.
 
     Raises:
-        ImageError: the file is missing, is not a picture, is damaged, or has too many pixels.
+        ImageError: the file is missing, is not a picture, is damaged, or has too many pixels or a side outside `sides`.
     """
     name = "image data" if isinstance(source, bytes) else f"image '{os.fspath(source)}'"
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
             width, height = image.size
+            if not (sides[0] <= min(width, height) and max(width, height) <= sides[1]):
+                raise ImageError(
+                    f"{name} has {width} x {height} pixels; each side must have {sides[0]} to {sides[1]}. Scale it."
+                )
             if width * height > max_pixels:
                 raise ImageError(
                     f"{name} has {width} x {height} pixels, more than the limit of {max_pixels}; scale it down first."
@@ -56,7 +66,8 @@ def open_image(
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more pixels than the limit of {max_pixels}; scale it down first.") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not in a picture format that Pillow knows; convert it to PNG or JPEG.") from error
+        accepted = "a picture format that Pillow knows" if formats is None else ", ".join(formats)
+        raise ImageError(f"{name} is not in {accepted}; convert it to PNG or JPEG.") from error
     except ImageError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise for damaged files

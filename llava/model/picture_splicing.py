@@ -41,7 +41,7 @@ class PictureSplicing:
         merge_type_of(config)  # refuse an unknown one before any work
         rows = assign_pictures(count_markers(input_ids, attention_mask), len(images))
         encoded = pictures_to_encode(rows, len(images))
-        visual, weights = self._encode_pictures(images, image_sizes, encoded, num_visual_tokens)
+        visual, weights = self.encode_pictures(images, image_sizes, encoded, num_visual_tokens)
         text_embeds = self.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0))
         batch = splice_rows(
             text_embeds=text_embeds,
@@ -64,7 +64,7 @@ class PictureSplicing:
             None if weights is None else weights_of_rows(weights, rows, encoded),
         )
 
-    def _encode_pictures(
+    def encode_pictures(
         self,
         images: torch.Tensor | list[torch.Tensor],
         image_sizes: Any,

@@ -95,13 +95,13 @@ def features_of_layers(tower: CLIPVisionTower, pixels: torch.Tensor, layers: lis
         tower.select_layer = selected
 
 
-def draw_panel(grid: torch.Tensor | Image.Image, anchors: list[int], side: int) -> Image.Image:
+def draw_panel(grid: torch.Tensor | Image.Image, anchors: list[int], side: int, panel_size: int = PANEL) -> Image.Image:
     """A map or picture in panel size, with a ring around the patches `anchors` of a `side` x `side` grid."""
     picture = grid if isinstance(grid, Image.Image) else Image.fromarray(grid.numpy())
     panel = picture.resize(
-        (PANEL, PANEL), Image.Resampling.NEAREST if picture.width == side else Image.Resampling.BICUBIC
+        (panel_size, panel_size), Image.Resampling.NEAREST if picture.width == side else Image.Resampling.BICUBIC
     )
-    draw, cell = ImageDraw.Draw(panel), PANEL / side
+    draw, cell = ImageDraw.Draw(panel), panel_size / side
     for patch in anchors:
         x, y = (patch % side) * cell, (patch // side) * cell
         draw.ellipse((x, y, x + cell - 1, y + cell - 1), outline=(255, 255, 255), width=3 if cell > 16 else 2)
@@ -109,16 +109,16 @@ def draw_panel(grid: torch.Tensor | Image.Image, anchors: list[int], side: int) 
     return panel
 
 
-def compose(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
+def compose(rows: list[list[tuple[str, Image.Image]]], panel_size: int = PANEL) -> Image.Image:
     """Rows of titled panels on a white sheet; long rows are wrapped at the width of four panels."""
     lines = [row[i : i + 4] for row in rows for i in range(0, len(row), 4)]
-    width = max(len(line) for line in lines) * (PANEL + MARGIN) + MARGIN
-    height = len(lines) * (PANEL + HEADER + MARGIN) + MARGIN
+    width = max(len(line) for line in lines) * (panel_size + MARGIN) + MARGIN
+    height = len(lines) * (panel_size + HEADER + MARGIN) + MARGIN
     sheet = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for j, line in enumerate(lines):
         for i, (title, panel) in enumerate(line):
-            x, y = MARGIN + i * (PANEL + MARGIN), MARGIN + j * (PANEL + HEADER + MARGIN)
+            x, y = MARGIN + i * (panel_size + MARGIN), MARGIN + j * (panel_size + HEADER + MARGIN)
             draw.text((x, y + 4), title, fill="black", font=font)
             sheet.paste(panel, (x, y + HEADER))
     return sheet
@@ -129,6 +129,38 @@ def shown_picture(pixels: torch.Tensor, processor: object) -> Image.Image:
     mean, std = (torch.tensor(getattr(processor, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
     rgb = ((pixels.float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(rgb.permute(1, 2, 0).numpy())
+
+
+@torch.no_grad()
+def find_anchors(
+    tower: CLIPVisionTower, picture: Image.Image, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """The padded picture's pixels `[3, H, W]`, the class token's attention `[1, H, P]`, and the patches it chooses.
+
+    Raises:
+        ValueError: the tower does not allow this budget.
+    """
+    pixels = process_images([picture], tower.image_processor, SimpleNamespace(image_aspect_ratio="pad"))[0]
+    pixels = pixels.to(tower.device, tower.dtype)
+    attention = tower.encode(pixels.unsqueeze(0), need_cls_attention=True).cls_attention
+    return pixels, attention, (select_visual_anchors(attention, tokens - 1)[0, 1:] - 1).tolist()
+
+
+def draw_anchor_pair(tower: CLIPVisionTower, picture: Image.Image, tokens: int) -> tuple[Image.Image, str]:
+    """The picture with its anchors circled beside the attention that chose them, and a line that says what is seen.
+
+    Raises:
+        ValueError: the tower does not allow this budget.
+    """
+    pixels, attention, anchors = find_anchors(tower, picture, tokens)
+    side = tower.num_patches_per_side
+    seen = shown_picture(pixels.cpu(), tower.image_processor)
+    mean = heat_map(attention[0].mean(dim=0).cpu())
+    titled = [
+        ("visual anchors", draw_panel(seen, anchors, side, 480)),
+        ("class attention", draw_panel(mean, [], side, 480)),
+    ]
+    return compose([titled], 480), f"{len(anchors)} visual anchors of {tower.num_patches} patches"
 
 
 def draw_anchors(
@@ -144,14 +176,10 @@ def draw_anchors(
     Raises:
         ValueError: the tower does not allow this budget or has no such layer.
     """
-    processor = tower.image_processor
-    pixels = process_images([picture], processor, SimpleNamespace(image_aspect_ratio="pad"))[0]
+    pixels, attention, anchors = find_anchors(tower, picture, tokens)
     side = tower.num_patches_per_side
-    with torch.no_grad():
-        attention = tower.encode(pixels.unsqueeze(0), need_cls_attention=True).cls_attention
-    anchors = (select_visual_anchors(attention, tokens - 1)[0, 1:] - 1).tolist()
     shown = layers or list(range(1, tower.config.num_hidden_layers + 1))
-    seen = shown_picture(pixels, processor)
+    seen = shown_picture(pixels, tower.image_processor)
     rows = []
     for maps in map(layer_maps, features_of_layers(tower, pixels, shown), shown):
         rows.append(

@@ -222,6 +222,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
+    os.umask(0o077)  # logs hold what visitors say
     folder = Path(os.environ.get("LLAVA_LOGDIR", "."))
     folder.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # also where the shell that started this ignores Ctrl-C

@@ -1,0 +1,76 @@
+"""Pictures that strangers send: limited in number, bytes, pixels, sides and formats before they are decoded (S-10)."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from llava.image_utils import ImageError, open_image
+from llava.program import RequestError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a request's pictures may be.
+
+    Attributes:
+        max_images: per request.
+        max_bytes: of one file.
+        max_pixels: width x height; decoded, a pixel takes three bytes.
+        min_side, max_side: width and height in pixels.
+    """
+
+    max_images: int = 8
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 40_000_000
+    min_side: int = 8
+    max_side: int = 16_384
+
+    def check_count(self, count: int) -> None:
+        """
+        Raises:
+            RequestError: more pictures than allowed.
+        """
+        if count > self.max_images:
+            raise RequestError(f"{count} pictures in one request; at most {self.max_images} are allowed")
+
+    def decode(self, data: bytes) -> Image.Image:
+        """The RGB picture in a file's bytes.
+
+        Raises:
+            ImageError: too large or too small, damaged, or another format than `FORMATS`.
+        """
+        if len(data) > self.max_bytes:
+            raise ImageError(f"a picture has {len(data)} bytes; at most {self.max_bytes} are allowed")
+        sides = (self.min_side, self.max_side)
+        return open_image(data, max_pixels=self.max_pixels, formats=FORMATS, sides=sides)
+
+    def decode_base64(self, text: str | bytes) -> Image.Image:
+        """The RGB picture in a base64 text; its size is checked before it is decoded.
+
+        Raises:
+            ImageError: no base64, or see `decode`.
+        """
+        if len(text) > 4 * (self.max_bytes // 3 + 1):
+            raise ImageError(f"a picture has more than {self.max_bytes} bytes, which are allowed")
+        try:
+            return self.decode(base64.b64decode(text, validate=True))
+        except (binascii.Error, ValueError) as error:
+            if isinstance(error, ImageError):
+                raise
+            raise ImageError(f"image data is not valid base64 ({error})") from error
+
+    def decode_all(self, texts: Sequence[str]) -> tuple[Image.Image, ...]:
+        """`decode_base64` of a request's pictures.
+
+        Raises:
+            ImageError, RequestError: see there; too many, or not a list of texts.
+        """
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise RequestError("images must be a list of base64 texts")
+        self.check_count(len(texts))
+        return tuple(self.decode_base64(text) for text in texts)

@@ -1,0 +1,162 @@
+"""Where the keys and values of running requests live: slots of several lengths under one budget of bytes.
+
+A slot is one row of a *slab*, a tensor `[lanes, heads, length, head_dim]` per layer. Requests of like length share a
+slab, so that attention reads them in place, as one batch, without gathering pages; and a request of 65 visual tokens
+takes a shorter slot than one of 576. Slabs are made when needed and given back when the room is wanted for another
+length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+LANES = 8  # of a new slab, where the budget allows
+STEP = 32  # positions; lengths are multiples of it, and from 256 on of an eighth of the next lower power of two
+
+
+def slot_length(num_tokens: int) -> int:
+    """The length of the slot for so many positions: at most 32, or from 256 on an eighth, more than needed."""
+    step = max(STEP, 1 << max(0, (num_tokens - 1).bit_length() - 4))
+    return -(-num_tokens // step) * step
+
+
+@dataclass(frozen=True)
+class CacheGeometry:
+    """What one position costs.
+
+    Attributes:
+        num_heads: key-value heads.
+        devices: of each layer.
+    """
+
+    num_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    devices: Sequence[torch.device]
+
+    @classmethod
+    def of_model(cls, model: torch.nn.Module) -> "CacheGeometry":
+        """Read from a Llama-like causal language model of transformers."""
+        config = model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        devices = [layer.input_layernorm.weight.device for layer in model.get_model().layers]
+        return cls(config.num_key_value_heads, head_dim, model.get_input_embeddings().weight.dtype, devices)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * len(self.devices) * self.num_heads * self.head_dim * self.dtype.itemsize
+
+
+@dataclass(eq=False)
+class Slab:
+    """Slots of one length, the lanes of a common tensor.
+
+    Attributes:
+        keys, values: per layer, `[lanes, heads, length, head_dim]`.
+        visible: `[lanes, length]`, which positions hold something that may be attended to.
+        free: lanes that nobody uses, ascending.
+    """
+
+    length: int
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    visible: torch.Tensor
+    free: list[int]
+    num_lanes: int
+
+    @property
+    def is_empty(self) -> bool:
+        return len(self.free) == self.num_lanes
+
+
+@dataclass(eq=False)
+class Slot:
+    """One request's place; `filled` positions hold something."""
+
+    slab: Slab
+    lane: int
+    filled: int = field(default=0)
+
+    @property
+    def length(self) -> int:
+        return self.slab.length
+
+
+class KVSlots:
+    """All slots of a model. Used by one thread only.
+
+    Args:
+        geometry: of the model.
+        budget: bytes that all slabs together may take.
+    """
+
+    def __init__(self, geometry: CacheGeometry, budget: int) -> None:
+        self.geometry = geometry
+        self.budget = budget
+        self.slabs: list[Slab] = []
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all slabs, in use or kept for the next request."""
+        return sum(slab.num_lanes * self._lane_bytes(slab.length) for slab in self.slabs)
+
+    @property
+    def num_used(self) -> int:
+        return sum(slab.num_lanes - len(slab.free) for slab in self.slabs)
+
+    def fits_ever(self, num_tokens: int) -> bool:
+        """Whether a request of this length can run at all, were it alone."""
+        return self._lane_bytes(slot_length(num_tokens)) <= self.budget
+
+    def acquire(self, num_tokens: int, reserved: int = 0) -> Slot | None:
+        """A slot for `num_tokens` positions, or None while there is no room.
+
+        Args:
+            reserved: bytes of the budget that something else takes (perceptual weights).
+        """
+        length = slot_length(num_tokens)
+        slab = next((s for s in self.slabs if s.length == length and s.free), None) or self._new_slab(length, reserved)
+        if slab is None:  # a free lane that is too long is better than waiting
+            slab = min((s for s in self.slabs if s.length > length and s.free), key=lambda s: s.length, default=None)
+        if slab is None:
+            return None
+        lane = slab.free.pop(0)
+        slab.visible[lane] = False
+        return Slot(slab, lane)
+
+    def release(self, slot: Slot) -> None:
+        """Give a slot back; its slab stays for the next request of its length."""
+        slot.slab.free.append(slot.lane)
+        slot.slab.free.sort()
+
+    def clear(self) -> None:
+        """Forget everything, after an error that may have left any slab in any state."""
+        self.slabs = []
+
+    def _lane_bytes(self, length: int) -> int:
+        return length * self.geometry.bytes_per_token
+
+    def _new_slab(self, length: int, reserved: int) -> Slab | None:
+        lane_bytes, room = self._lane_bytes(length), self.budget - reserved - self.used_bytes
+        for empty in [slab for slab in self.slabs if slab.is_empty]:
+            if room >= lane_bytes:
+                break
+            self.slabs.remove(empty)
+            room += empty.num_lanes * self._lane_bytes(empty.length)
+        lanes = min(LANES, room // lane_bytes)
+        if lanes < 1:
+            return None
+        g = self.geometry
+        shape = (lanes, g.num_heads, length, g.head_dim)
+        slab = Slab(
+            length,
+            # Zeros, not empty memory: a masked position still takes part, and 0 x NaN is NaN.
+            [torch.zeros(shape, dtype=g.dtype, device=device) for device in g.devices],
+            [torch.zeros(shape, dtype=g.dtype, device=device) for device in g.devices],
+            torch.zeros(lanes, length, dtype=torch.bool, device=g.devices[0]),
+            list(range(lanes)),
+            lanes,
+        )
+        self.slabs.append(slab)
+        return slab

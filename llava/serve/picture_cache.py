@@ -1,0 +1,57 @@
+"""Encoded pictures by content, so that a picture asked about twice passes the vision tower once."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+from PIL import Image
+
+from llava.serve.prompts import EncodedPicture
+
+
+def picture_key(picture: Image.Image, num_visual_tokens: int | None) -> str:
+    """Hash of everything that decides what a picture becomes: pixels, size, mode, budget."""
+    digest = hashlib.sha256(f"{picture.mode} {picture.size} {num_visual_tokens} ".encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+class PictureCache:
+    """Least recently used pictures go when there are too many bytes.
+
+    Args:
+        budget: bytes of tokens and weights to keep; 0 keeps nothing.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.used_bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._pictures: OrderedDict[str, EncodedPicture] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: str, encode: Callable[[], EncodedPicture]) -> EncodedPicture:
+        """The picture of that key, encoded now if it is not there."""
+        with self._lock:
+            found = self._pictures.get(key)
+            if found is not None:
+                self.hits += 1
+                self._pictures.move_to_end(key)
+                return found
+            self.misses += 1
+        picture = encode()
+        self._put(key, picture)
+        return picture
+
+    def _put(self, key: str, picture: EncodedPicture) -> None:
+        if picture.num_bytes > self.budget:
+            return
+        with self._lock:
+            if key in self._pictures:
+                return
+            self._pictures[key] = picture
+            self.used_bytes += picture.num_bytes
+            while self.used_bytes > self.budget:
+                self.used_bytes -= self._pictures.popitem(last=False)[1].num_bytes

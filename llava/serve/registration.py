@@ -1,0 +1,153 @@
+"""Who may register a worker at a controller: the shared secret and the addresses that are allowed (S-1).
+
+A controller posts to the addresses that workers name. Without these rules anybody who reaches it can make it post to
+any address (CVE-2024-9309), or receive the prompts and pictures of users.
+"""
+
+import argparse
+import hmac
+import ipaddress
+import logging
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from llava.program import RequestError
+
+logger = logging.getLogger(__name__)
+
+SECRET_VARIABLE = "LLAVA_SECRET"
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+ANY_HOST = "*"
+MAX_ADDRESS_LENGTH = 512
+# A worker behind a proxy may have a path; nothing in it may change where it leads.
+SAFE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
+HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?\.?")
+
+
+class RegistrationRefused(Exception):
+    """A worker (or somebody else) may not do this here; the message says what the operator can change."""
+
+
+@dataclass(frozen=True)
+class RegistrationRules:
+    """What a controller asks of those who register.
+
+    Attributes:
+        secret: shared by controller and workers; None: none is needed.
+        allowed_hosts: host names and addresses that workers may have; `*` stands for all.
+        allow_replicas: whether several workers may serve one model without showing the secret.
+    """
+
+    secret: str | None = None
+    allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
+    allow_replicas: bool = False
+
+    def check_secret(self, given: str | None) -> None:
+        """
+        Raises:
+            RegistrationRefused: a secret is set here, and another one, or none, was given.
+        """
+        if self.secret is not None and not self.shows_secret(given):
+            raise RegistrationRefused(
+                f"this controller wants a shared secret; start the worker with the same {SECRET_VARIABLE} "
+                "or --secret-file"
+            )
+
+    def shows_secret(self, given: str | None) -> bool:
+        """Whether a secret is set here and `given` is the same; takes equally long for every wrong one."""
+        if self.secret is None or given is None:
+            return False
+        return hmac.compare_digest(self.secret.encode(), given.encode("utf-8", "surrogateescape"))
+
+    def may_share_models(self, given: str | None) -> bool:
+        """Whether this peer may serve a model that another worker serves already."""
+        return self.allow_replicas or self.shows_secret(given)
+
+    def check_address(self, address: str) -> None:
+        """Look at the base URL that a worker names, before anything is sent there.
+
+        Raises:
+            RegistrationRefused: not `http(s)://host[:port][/path]`, or the host is not allowed.
+        """
+        host = normal_host(host_of(address))
+        if ANY_HOST not in self.allowed_hosts and host not in {normal_host(one) for one in self.allowed_hosts}:
+            raise RegistrationRefused(
+                f"workers on host '{host}' may not register here; start the controller with --allow-hosts {host}"
+            )
+
+
+def host_of(address: str) -> str:
+    """The host of a worker's base URL.
+
+    Raises:
+        RegistrationRefused: anything but `http(s)://host[:port][/path]`: parsers disagree about the rest.
+    """
+    refused = RegistrationRefused("a worker's name must be its address: http://host:port, nothing else")
+    # Looked at before parsing: urlsplit drops tabs and newlines, and takes a backslash for a part of a name.
+    if len(address) > MAX_ADDRESS_LENGTH or not address.isascii() or re.search(r"[\s\\@?#%\x00-\x20\x7f]", address):
+        raise refused
+    try:
+        parts = urlsplit(address)
+        port, host = parts.port, parts.hostname  # a port out of range is a ValueError
+    except ValueError as error:
+        raise refused from error
+    if parts.scheme not in ("http", "https") or not host or port == 0 or parts.netloc.endswith(":"):
+        raise refused
+    if ".." in parts.path or not SAFE_PATH.fullmatch(parts.path):
+        raise refused
+    if not is_ip_address(host) and not HOST_NAME.fullmatch(host):
+        raise refused
+    return host
+
+
+def is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def normal_host(host: str) -> str:
+    """One spelling per host: lower case, no dot at the end, addresses in their short form."""
+    host = host.strip().lower().removeprefix("[").removesuffix("]")
+    return str(ipaddress.ip_address(host)) if is_ip_address(host) else host.removesuffix(".")
+
+
+def parse_hosts(text: str) -> tuple[str, ...]:
+    """The value of `--allow-hosts`: names and addresses between commas."""
+    return tuple(normal_host(one) for one in text.split(",") if one.strip())
+
+
+def add_secret_argument(parser: argparse.ArgumentParser) -> None:
+    """`--secret-file`: the secret itself never stands on a command line, where every user of the machine sees it."""
+    parser.add_argument(
+        "--secret-file",
+        type=str,
+        default=None,
+        help=f"file with the secret that controller and workers share (or set the variable {SECRET_VARIABLE})",
+    )
+
+
+def read_secret(path: str | None) -> str | None:
+    """The shared secret: from the file if one is named, else from the environment, else None.
+
+    Raises:
+        RequestError: it is empty or cannot travel in a header.
+        OSError: the file cannot be read.
+    """
+    if path is None:
+        secret, source = os.environ.get(SECRET_VARIABLE), SECRET_VARIABLE
+        if not secret:
+            return None
+    else:
+        with open(path, encoding="utf-8") as file:
+            secret, source = file.read(), path
+        if os.stat(path).st_mode & 0o007:
+            logger.warning("%s can be read by every user of this machine: chmod 600 it.", path)
+    secret = secret.strip()
+    if not secret or not secret.isascii() or not secret.isprintable():
+        raise RequestError(f"the secret in {source} must be one line of printable ASCII characters")
+    return secret

@@ -1,0 +1,100 @@
+"""The model worker against recorded conversations of the original, frame by frame.
+
+Deviations on purpose: a stop string ends the reply (issue: it "really stops"), and a request without one works (S-6).
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from llava.serve.model_worker import ModelWorker, create_app
+from tests.conftest import VECTORS
+from tests.serving import serving
+
+LLAVA = VECTORS / "llava"
+TRANSCRIPT = json.loads((LLAVA / "serve/transcript.json").read_text())
+EXCHANGES = {e["name"]: e for e in TRANSCRIPT if e.get("server") == "worker" and "frames" in e}
+DEVIATIONS = {"worker_stop_in_the_middle", "worker_no_stop"}
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[str]:
+    """The address of a worker with the recorded model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(LLAVA)  # the checkpoint names its tower by a relative path
+        path = "checkpoints/llava-v1-tiny-mlp2x"
+        one = ModelWorker(
+            "http://localhost:9", "http://localhost:9", "a1b2c3", True, path, None, None, False, False, "cpu"
+        )
+    with serving(create_app(one)) as address:
+        yield address
+
+
+def filled(request: dict[str, Any]) -> dict[str, Any]:
+    """The request with the pictures' bytes in their places."""
+    images = request.get("images")
+    if not images:
+        return request
+    prefix = "<base64 of "
+    return request | {
+        "images": [
+            base64.b64encode((LLAVA / text[len(prefix) : -1]).read_bytes()).decode()
+            if text.startswith(prefix)
+            else text
+            for text in images
+        ]
+    }
+
+
+def ask(worker: str, request: dict[str, Any]) -> tuple[requests.Response, list[dict[str, Any]]]:
+    response = requests.post(f"{worker}/worker_generate_stream", json=request, timeout=60)
+    return response, [json.loads(frame) for frame in response.content.split(b"\0") if frame]
+
+
+@pytest.mark.parametrize("name", [name for name in EXCHANGES if name not in DEVIATIONS])
+def test_recorded_frames(name: str, worker: str) -> None:
+    recorded = EXCHANGES[name]
+    response, frames = ask(worker, filled(recorded["request"]))
+    assert response.status_code == recorded["status"]
+    assert frames == recorded["frames"]
+    assert response.content.endswith(b"\0") == recorded["ends_with_nul"]
+    assert response.content.startswith(recorded["first_frame_raw"].replace("\\0", "\0").encode())
+    assert "content-type" not in response.headers
+
+
+def test_stop_string_ends_the_reply(worker: str) -> None:
+    recorded = EXCHANGES["worker_stop_in_the_middle"]
+    _, frames = ask(worker, filled(recorded["request"]))
+    assert frames[:3] == recorded["frames"][:3]
+    assert frames[-1] == recorded["frames"][3]  # the text up to the stop string; the original went on after it
+    assert len(frames) < recorded["frame_count"]
+
+
+def test_request_without_a_stop_string(worker: str) -> None:
+    request = filled(EXCHANGES["worker_no_stop"]["request"])
+    assert "stop" not in request
+    expected = ask(worker, request | {"stop": "</s>"})[1]
+    assert expected[-1]["error_code"] == 0
+    assert ask(worker, request)[1] == ask(worker, request | {"stop": None})[1] == expected
+
+
+def test_status(worker: str) -> None:
+    recorded = next(e for e in TRANSCRIPT if e["name"] == "worker_status")
+    response = requests.post(f"{worker}/worker_get_status", timeout=60)
+    assert response.json() == recorded["response"]
+    assert response.headers["content-length"] == recorded["headers"]["content-length"]
+
+
+def test_details_are_given_to_who_asks(worker: str) -> None:
+    """Fields that upstream does not have: only for a client that says it knows them."""
+    request = filled(EXCHANGES["worker_image"]["request"])
+    usage = ask(worker, request | {"details": True})[1][-1]["usage"]
+    assert usage.pop("time_to_first_token") > 0
+    assert usage == {"prompt_tokens": usage["prompt_tokens"], "completion_tokens": 16, "visual_tokens": 16}
+    frames = ask(worker, request | {"images": [], "details": True})[1]
+    assert [frame["error_code"] for frame in frames] == [1]
+    assert "does not match number of <image>" in frames[0]["message"]
