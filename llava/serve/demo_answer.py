@@ -6,7 +6,7 @@ import io
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,43 +144,41 @@ class Answerer:
     async def _receive(
         self, address: str, request: dict[str, Any], outcome: Outcome, stop: asyncio.Event
     ) -> AsyncIterator[None]:
-        """Fill `outcome` from the worker's frames until their end, an error, or `stop`; yields when there is news."""
-        shown = 0.0
+        """Fill `outcome` from the worker's frames until their end, an error, or `stop`; yields when there is news.
+
+        Reading does not wait for the screen: a slow page must not slow the worker down, nor the times that are shown.
+
+        Raises:
+            ServerError, WireError: see `ModelClient.stream`.
+        """
+        news = asyncio.Event()
+        reader = asyncio.ensure_future(self._read(address, request, outcome, news))
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            while not reader.done() and not stop.is_set():
+                told = asyncio.ensure_future(news.wait())
+                await asyncio.wait({reader, stopped, told}, return_when=asyncio.FIRST_COMPLETED)
+                told.cancel()
+                if news.is_set():
+                    news.clear()
+                    yield
+                    await asyncio.wait({reader, stopped}, timeout=PAUSE, return_when=asyncio.FIRST_COMPLETED)
+            outcome.stopped = not reader.done()
+        finally:
+            stopped.cancel()
+            reader.cancel()  # hangs up; does nothing to one that is done
+            await asyncio.wait({reader})
+        if not reader.cancelled():
+            reader.result()
+
+    async def _read(self, address: str, request: dict[str, Any], outcome: Outcome, news: asyncio.Event) -> None:
         prompt_length = len(request["prompt"])
         async with aclosing(self.client.stream(address, request)) as frames:
-            async for frame in until(stop, frames):
+            async for frame in frames:
                 outcome.take(frame, prompt_length)
+                news.set()
                 if outcome.error is not None:
                     return
-                if time.monotonic() - shown >= PAUSE:  # a fast model is shown in larger steps, never slowed down
-                    shown = time.monotonic()
-                    yield
-        outcome.stopped = stop.is_set()
-
-
-async def until(stop: asyncio.Event, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The items until there are no more or `stop` is set, whichever is first; a pending item is cancelled."""
-    stopped = asyncio.ensure_future(stop.wait())
-    coming: asyncio.Future | None = None
-    try:
-        while True:
-            coming = asyncio.ensure_future(anext(items))
-            await asyncio.wait({coming, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                return
-            try:
-                item = coming.result()
-            except StopAsyncIteration:
-                return
-            yield item
-            if stop.is_set():
-                return
-    finally:
-        stopped.cancel()
-        if coming is not None and not coming.done():
-            coming.cancel()
-            with suppress(asyncio.CancelledError, StopAsyncIteration):
-                await coming
 
 
 def build_request(conversation: Conversation, model: str, settings: Settings) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+SHORTEST = 0.02  # seconds; pieces that come this close together came in one packet, which tells no rate
+
 
 @dataclass(frozen=True)
 class ReplyFigures:
@@ -75,13 +77,15 @@ class Stopwatch:
         if self._first is None:
             return ReplyFigures(visual_tokens=_number(usage, "visual_tokens"), stopped=stopped)
         tokens = _number(usage, "completion_tokens") or self._pieces
-        spent = self._last - self._first
         first = _number(usage, "time_to_first_token")
+        if first is None:
+            first = self._first - self._start
+        spent = self._last - self._start - first
         return ReplyFigures(
             visual_tokens=_number(usage, "visual_tokens"),
             completion_tokens=tokens,
-            first_token=self._first - self._start if first is None else first,
-            rate=(tokens - 1) / spent if tokens > 1 and spent > 0 else None,
+            first_token=first,
+            rate=(tokens - 1) / spent if tokens > 1 and spent >= SHORTEST else None,
             stopped=stopped,
         )
 

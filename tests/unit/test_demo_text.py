@@ -65,7 +65,7 @@ def test_figures() -> None:
         watch.piece()
     assert watch.figures(None, True) == ReplyFigures(None, 3, 0.5, 2.0, True)
     usage = {"visual_tokens": 9, "completion_tokens": 5, "time_to_first_token": 0.25}
-    assert watch.figures(usage, False).caption() == "9 visual tokens · 5 tokens · first after 250 ms · 4.0 tokens/s"
+    assert watch.figures(usage, False).caption() == "9 visual tokens · 5 tokens · first after 250 ms · 3.2 tokens/s"
     assert watch.figures({"completion_tokens": "<b>", "visual_tokens": True}, False).completion_tokens == 3
     assert ReplyFigures(stopped=True).caption() == "stopped"
 
