@@ -126,7 +126,7 @@ class ModelWorker(BaseWorker):
                     if event.finish is None:
                         yield wire.frame(prompt + whole_words(event.text[: event.safe_length]))
                     else:
-                        extra = {"usage": event.usage._asdict()} if params.get("details") is True else {}
+                        extra = {"usage": event.usage._asdict()} if params.get("usage") is True else {}
                         yield wire.frame(prompt + event.text, **extra)
         except ContextFullError as error:
             logger.info("A prompt is too long: %s", error)
