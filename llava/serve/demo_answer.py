@@ -56,8 +56,7 @@ class Outcome:
             self.error = f"{error_message(frame)} (error_code: {code})"
             return
         text = frame["text"][prompt_length:].strip()
-        if text != self.text:
-            self.watch.piece()
+        self.watch.frame(has_grown=text != self.text)
         self.text = text
         self.usage = frame.get("usage", self.usage)
 

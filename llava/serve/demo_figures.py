@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-SHORTEST = 0.02  # seconds; pieces that come this close together came in one packet, which tells no rate
+# A reply that is shorter tells no rate: its pieces may have come in one packet.
+FEWEST_TOKENS = 4
+SHORTEST = 0.02  # seconds
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ class Stopwatch:
         self._last = self._start
         self._pieces = 0
 
-    def piece(self) -> None:
-        """Text has come."""
+    def frame(self, has_grown: bool) -> None:
+        """A frame has come; the first one with text begins the reply."""
         self._last = self._clock()
-        self._pieces += 1
-        if self._first is None:
+        self._pieces += has_grown
+        if self._first is None and has_grown:
             self._first = self._last
 
     def figures(self, usage: Any, stopped: bool) -> ReplyFigures:
@@ -78,14 +80,12 @@ class Stopwatch:
             return ReplyFigures(visual_tokens=_number(usage, "visual_tokens"), stopped=stopped)
         tokens = _number(usage, "completion_tokens") or self._pieces
         first = _number(usage, "time_to_first_token")
-        if first is None:
-            first = self._first - self._start
-        spent = self._last - self._start - first
+        spent = self._last - self._first
         return ReplyFigures(
             visual_tokens=_number(usage, "visual_tokens"),
             completion_tokens=tokens,
-            first_token=first,
-            rate=(tokens - 1) / spent if tokens > 1 and spent >= SHORTEST else None,
+            first_token=self._first - self._start if first is None else first,
+            rate=(tokens - 1) / spent if tokens >= FEWEST_TOKENS and spent >= SHORTEST else None,
             stopped=stopped,
         )
 

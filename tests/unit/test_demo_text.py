@@ -59,14 +59,15 @@ def test_messages_of_a_chat() -> None:
 
 
 def test_figures() -> None:
-    now = iter([10.0, 10.5, 11.0, 11.5])
+    now = iter([10.0, 10.2, 10.5, 11.0, 11.5, 12.0, 12.5])
     watch = Stopwatch(lambda: next(now))
-    for _ in range(3):
-        watch.piece()
-    assert watch.figures(None, True) == ReplyFigures(None, 3, 0.5, 2.0, True)
+    for has_grown in (False, True, True, True, True, False):  # the first and the last one bring no text
+        watch.frame(has_grown)
+    assert watch.figures(None, True) == ReplyFigures(None, 4, 0.5, 1.5, True)
     usage = {"visual_tokens": 9, "completion_tokens": 5, "time_to_first_token": 0.25}
-    assert watch.figures(usage, False).caption() == "9 visual tokens · 5 tokens · first after 250 ms · 3.2 tokens/s"
-    assert watch.figures({"completion_tokens": "<b>", "visual_tokens": True}, False).completion_tokens == 3
+    assert watch.figures(usage, False).caption() == "9 visual tokens · 5 tokens · first after 250 ms · 2.0 tokens/s"
+    assert watch.figures({"completion_tokens": "<b>", "visual_tokens": True}, False).completion_tokens == 4
+    assert watch.figures({"completion_tokens": 2}, False).rate is None
     assert ReplyFigures(stopped=True).caption() == "stopped"
 
 
