@@ -5,6 +5,7 @@ Conversations are private, so files are readable by their owner only (S-18); `LL
 
 import hashlib
 import json
+import logging
 import os
 import threading
 import time
@@ -15,6 +16,8 @@ from PIL import Image
 from llava.constants import LOGDIR
 from llava.conversation import Conversation
 from llava.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -27,6 +30,8 @@ def picture_hash(picture: Image.Image) -> str:
 
 class ChatLog:
     """Appends to `<folder>/YYYY-MM-DD-conv.json` (local date, JSON lines); safe for several threads.
+
+    A full disk ends no chat: what cannot be written is reported in the program's own log.
 
     Args:
         folder: where everything goes; made if missing.
@@ -69,13 +74,22 @@ class ChatLog:
         """Keep a processed picture as `serve_images/YYYY-MM-DD/<md5>.jpg`, once per day; gives its hash."""
         name = picture_hash(picture)
         path = os.path.join(self.folder, "serve_images", _today(), f"{name}.jpg")
-        if not os.path.exists(path):
-            os.makedirs(os.path.join(self.folder, "serve_images"), mode=FOLDER_MODE, exist_ok=True)
-            os.makedirs(os.path.dirname(path), mode=FOLDER_MODE, exist_ok=True)
-            write_atomically(path, lambda temporary: _save_private(picture, temporary))
+        try:
+            if not os.path.exists(path):
+                os.makedirs(os.path.join(self.folder, "serve_images"), mode=FOLDER_MODE, exist_ok=True)
+                os.makedirs(os.path.dirname(path), mode=FOLDER_MODE, exist_ok=True)
+                write_atomically(path, lambda temporary: _save_private(picture, temporary))
+        except OSError as error:
+            logger.error("A picture could not be stored: %s", error)
         return name
 
     def _append(self, record: dict[str, Any]) -> None:
+        try:
+            self._write_line(record)
+        except OSError as error:
+            logger.error("A line of the chat log could not be written: %s", error)
+
+    def _write_line(self, record: dict[str, Any]) -> None:
         os.makedirs(self.folder, exist_ok=True)
         line = (json.dumps(record) + "\n").encode()
         path = os.path.join(self.folder, f"{_today()}-conv.json")

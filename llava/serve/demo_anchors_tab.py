@@ -66,7 +66,7 @@ class AnchorsTab:
         """The numbers of visual tokens that a model allows."""
         return await budget_choices(self.client, model)
 
-    async def _draw(self, model: str | None, budget: int | None, path: str | None) -> tuple[Any, str]:
+    async def _draw(self, model: str | None, budget: int | str | None, path: str | None) -> tuple[Any, str]:
         """The picture with its anchors and a line about it; without one, the line says why."""
         try:
             if not path:

@@ -85,16 +85,19 @@ class Answerer:
             yield None
             return
         chat.stop = asyncio.Event()
+        is_complete = False
         try:
             _write(chat.conversation, CURSOR)
             yield ALL_OFF
             async with aclosing(self._answer(chat, model or "", settings, ip)) as changes:
                 async for buttons in changes:
+                    if buttons != ALL_OFF:  # nothing comes after this; the next question may
+                        is_complete, chat.stop = True, None
                     yield buttons
         finally:
-            chat.stop = None
-            # The visitor may have gone away in the middle.
-            _write(chat.conversation, (chat.conversation.messages[-1][1] or "").removesuffix(CURSOR))
+            if not is_complete:  # the visitor went away in the middle
+                chat.stop = None
+                _write(chat.conversation, (chat.conversation.messages[-1][1] or "").removesuffix(CURSOR))
 
     async def _answer(self, chat: Chat, model: str, settings: Settings, ip: str) -> AsyncIterator[Buttons]:
         started = time.time()
@@ -121,10 +124,12 @@ class Answerer:
             yield _fail(chat, outcome.error)
             return
         if outcome.num_frames or outcome.stopped:
-            yield _finish(chat, outcome)
+            buttons = _finish(chat, outcome)
         else:
-            yield _fail(chat, server_error_msg, "the worker ended the connection without an answer")
+            buttons = _fail(chat, server_error_msg, "the worker ended the connection without an answer")
+        # Before the visitor can go on, which changes the conversation.
         await asyncio.to_thread(self.log.chat, model, conversation, started, time.time(), hashes, ip)
+        yield buttons
 
     def _prepare(self, conversation: Conversation, model: str, settings: Settings) -> tuple[dict[str, Any], list[str]]:
         """The request for a worker, and the hashes of its pictures, which are stored.

@@ -177,7 +177,7 @@ class CompareTab:
         async def answer(
             pair: Pair,
             model: str | None,
-            budget: int | None,
+            budget: int | str | None,
             in_turn: bool,
             temperature: float,
             top_p: float,

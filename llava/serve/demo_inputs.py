@@ -57,9 +57,18 @@ def model_box(models: list[str], index: int = 0, **options: Any) -> gr.Dropdown:
 
 
 def budget_box(**options: Any) -> gr.Dropdown:
-    """How many visual tokens a picture may take; filled by `budget_choices`."""
+    """How many visual tokens a picture may take; filled by `budget_choices`.
+
+    Any value is let through, for the worker to judge: the list changes with the model, and Gradio would refuse a
+    number that was on the list when the visitor chose it.
+    """
     return gr.Dropdown(
-        choices=[("default", OWN_NUMBER)], value=OWN_NUMBER, interactive=False, label="Visual tokens", **options
+        choices=[("default", OWN_NUMBER)],
+        value=OWN_NUMBER,
+        interactive=False,
+        label="Visual tokens",
+        allow_custom_value=True,
+        **options,
     )
 
 
@@ -75,6 +84,6 @@ async def budget_choices(client: ModelClient, model: str | None) -> Any:
     return gr.update(choices=choices, value=OWN_NUMBER, interactive=len(choices) > 1)
 
 
-def chosen_budget(choice: int | None) -> int | None:
-    """What a worker is asked for; None leaves it to the model."""
-    return int(choice) if choice else None
+def chosen_budget(choice: int | str | None) -> int | None:
+    """What a worker is asked for; None leaves it to the model, as does what is no number."""
+    return int(choice) or None if str(choice).isdecimal() else None

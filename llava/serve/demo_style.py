@@ -21,7 +21,8 @@ vision tower and its training data.
 CSS = """
 .gradio-container { max-width: 1440px !important; margin: 0 auto !important; }
 .chat-box .message img { max-height: 180px; width: auto; border-radius: 8px; }
-.chat-box .message .image-container { align-items: flex-start; width: auto; }
+.chat-box .message .image-container button { justify-content: flex-start; }
+.chat-box .message .image-frame img { margin: 4px 0; }
 /* Its own Clear would empty the box and not the chat; pictures are shown, not offered. */
 .chat-box button[aria-label="Clear"], .chat-box .message .icon-button-wrapper, .chat-box .message-buttons {
     display: none;

@@ -264,7 +264,7 @@ def test_several_pictures_and_a_second_turn(visitor: Visitor, worker: WorkerDoub
     visitor.wait_enabled("Upvote")
     first = worker.asked("/worker_generate_stream")[-1]
     assert first["prompt"].count("<image>") == len(first["images"]) == 3
-    assert visitor.replies[-1].endswith("tokens/s") and "99 visual tokens" in visitor.replies[-1]
+    assert "99 visual tokens · 10 tokens" in visitor.replies[-1]
 
     visitor.ask("And why?")
     visitor.wait_reply(ANSWER)

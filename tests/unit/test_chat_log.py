@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from llava.conversation import conv_templates
@@ -55,3 +56,11 @@ def test_lines_of_several_threads_stay_whole(tmp_path: Path) -> None:
         thread.join()
     (path,) = tmp_path.glob("*-conv.json")
     assert len([json.loads(line) for line in path.open()]) == 160
+
+
+def test_a_disk_that_takes_nothing_ends_no_chat(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    log = ChatLog(str(tmp_path / "file"))
+    log.vote("flag", "m", conv_templates["llava_v1"].copy(), "")
+    assert len(log.store_picture(Image.new("RGB", (2, 2)))) == 32
+    assert "chat log could not be written" in caplog.text and "could not be stored" in caplog.text

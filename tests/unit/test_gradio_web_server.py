@@ -95,3 +95,10 @@ def test_example_pictures_belong_to_the_package() -> None:
         assert path.stat().st_size < 60_000
         assert min(Image.open(path).size) >= 400
     assert "examples/*.jpg" in (REPOSITORY / "setup.py").read_text()
+
+
+def test_a_budget_that_is_no_number_is_the_models_own() -> None:
+    pytest.importorskip("gradio")
+    from llava.serve.demo_inputs import chosen_budget
+
+    assert [chosen_budget(choice) for choice in (0, None, "", "abc", "-3", 17, "17")] == [None] * 5 + [17, 17]
