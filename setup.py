@@ -20,7 +20,7 @@ EXTRAS = {
     "train": ["deepspeed>=0.16", "ninja>=1.11"],
     "flash": ["flash-attn>=2.6"],
     "quant": ["bitsandbytes>=0.45"],
-    "serve": ["gradio>=5", "fastapi>=0.110", "uvicorn>=0.29", "httpx>=0.27", "prometheus-client>=0.20", "psutil>=5.9"],
+    "serve": ["gradio>=6", "fastapi>=0.110", "uvicorn>=0.29", "httpx>=0.27", "prometheus-client>=0.20", "psutil>=5.9"],
     "eval": ["matplotlib>=3.8", "openai>=1.40", "openpyxl>=3.1", "pandas>=2.2"],
     "vllm": ["vllm>=0.30"],
     "test": [

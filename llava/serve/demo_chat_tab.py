@@ -135,7 +135,7 @@ class ChatTab:
             chat.conversation.skip_next = True
             return (moderation_msg, gr.skip(), gr.skip(), *_unchanged())
         try:
-            pictures, previews = open_uploads(image, more)
+            pictures, previews = open_uploads(self.chatbot, image, more)
             chat.add_text(text or "", pictures, previews, mode, keep)
         except (ImageError, RequestError) as error:
             if not chat.is_running:

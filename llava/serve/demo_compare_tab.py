@@ -161,7 +161,7 @@ class CompareTab:
         try:
             if pair.is_busy:
                 raise RequestError("the answers are still coming; wait for their end, or press Stop")
-            pictures, previews = open_uploads(image)
+            pictures, previews = open_uploads(self.chatbots[0], image)
             for chat in pair.chats:
                 chat.add_text(text or "", pictures, previews)
         except (ImageError, RequestError) as error:

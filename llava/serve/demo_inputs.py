@@ -5,7 +5,6 @@ from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from llava.serve.demo_client import ModelClient, ModelDetails, ServerError
@@ -32,8 +31,10 @@ EXAMPLES = [
 OWN_NUMBER = 0  # choice of visual tokens: what the model has by itself
 
 
-def open_uploads(image: str | None, more: list[Any] | None = None) -> tuple[list[Image.Image], list[str]]:
-    """The pictures of an image box and a gallery, in this order, and small files that show them.
+def open_uploads(
+    chatbot: gr.Chatbot, image: str | None, more: list[Any] | None = None
+) -> tuple[list[Image.Image], list[str]]:
+    """The pictures of an image box and a gallery, in this order, and small files that show them in a chat box.
 
     Raises:
         ImageError: one of them cannot be used.
@@ -41,7 +42,8 @@ def open_uploads(image: str | None, more: list[Any] | None = None) -> tuple[list
     paths = [image] if image else []
     paths += [one[0] if isinstance(one, tuple | list) else one for one in more or []]
     pictures = open_pictures(paths)
-    previews = [save_pil_to_cache(make_preview(one), get_upload_folder(), format="jpeg") for one in pictures]
+    previews = [save_pil_to_cache(make_preview(one), chatbot.GRADIO_CACHE, format="jpeg") for one in pictures]
+    chatbot.temp_files.update(previews)  # Gradio deletes them with its own, by age and at the end
     return pictures, previews
 
 

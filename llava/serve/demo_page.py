@@ -12,6 +12,7 @@ from llava.serve.demo_client import ModelClient, ServerError
 from llava.serve.demo_compare_tab import CompareTab
 from llava.serve.demo_inputs import PRIVATE, budget_choices
 from llava.serve.demo_style import HEADER, LICENSE, TERMS
+from llava.serve.demo_text import sentence
 
 UPLOADS_LOOK, UPLOADS_AGE = 3600, 86400  # seconds: how often uploads are looked through, and how old they may get
 
@@ -87,6 +88,6 @@ async def _models(client: ModelClient, fixed: list[str] | None, request: gr.Requ
     try:
         now = await client.list_models()
     except ServerError as error:
-        gr.Warning(f"No models are known: {error}.")
+        gr.Warning(sentence(error))
         now = []
     return now, next(iter(now), None)

@@ -5,9 +5,9 @@ import os
 import stat
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,13 @@ pytest.importorskip("gradio", reason="pip install 'llava[serve]'")
 from tests.conftest import REPOSITORY
 from tests.e2e.browser import chromium
 from tests.e2e.test_distributed import free_port
+from tests.e2e.visitor import BOTH, QUESTION, Visitor, wait_for
 from tests.serve_doubles import ANSWER, Behaviour, ControllerDouble, WorkerDouble, deployment, elastic_details
 
 pytestmark = pytest.mark.e2e
 
 NEW, OLD, GONE = "llava-acformer", "llava-v1.5-old", "llava-v1.6-gone"
 CURSOR = "\N{LEFT HALF BLOCK}"
-QUESTION = 'textarea[placeholder="Enter text and press ENTER"]'
-BOTH = 'textarea[placeholder="Ask both and press ENTER"]'
-PATIENCE = 20_000  # ms
 
 
 @dataclass
@@ -46,26 +44,33 @@ class Demo:
         return [line for line in lines if line["type"] == kind]
 
 
+@contextmanager
+def web_server(controller: ControllerDouble, folder: Path, *flags: str) -> Iterator[str]:
+    """The program of the contract in a process of its own; gives its address."""
+    port = free_port()
+    environment = os.environ | {
+        "LLAVA_LOGDIR": str(folder), "PYTHONPATH": str(REPOSITORY), "GRADIO_TEMP_DIR": str(folder / "uploads"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "llava.serve.gradio_web_server", "--controller", controller.url]
+    with (folder / "out.log").open("w") as out:
+        process = subprocess.Popen([*command, "--port", str(port), *flags], env=environment, stdout=out, stderr=out)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: is_up(url, process), 120)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     folder = tmp_path_factory.mktemp("logs")
     behaviours = [Behaviour(NEW, details=elastic_details()), Behaviour(OLD), Behaviour(GONE)]
     with deployment(*behaviours) as (controller, workers):
         workers[2].close()
-        port = free_port()
-        environment = os.environ | {
-            "LLAVA_LOGDIR": str(folder), "PYTHONPATH": str(REPOSITORY), "GRADIO_TEMP_DIR": str(folder / "uploads"),
-        }  # fmt: skip
-        command = [sys.executable, "-m", "llava.serve.gradio_web_server", "--controller", controller.url]
-        with (folder / "out.log").open("w") as out:
-            process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=out, stderr=out)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(lambda: is_up(url, process), 120)
+        with web_server(controller, folder) as url:
             yield Demo(url, folder, controller, dict(zip((NEW, OLD, GONE), workers, strict=True)))
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 def is_up(url: str, process: subprocess.Popen) -> bool:
@@ -77,69 +82,10 @@ def is_up(url: str, process: subprocess.Popen) -> bool:
         return False
 
 
-def wait_for(condition: Any, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with chromium() as found:
         yield found
-
-
-class Visitor:
-    """A page in the browser, with words for what people do on it."""
-
-    def __init__(self, browser: Any, url: str) -> None:
-        self.page = browser.new_page(viewport={"width": 1360, "height": 900})
-        self.page.set_default_timeout(PATIENCE)
-        self.strangers: list[str] = []
-        own = (url.split("?")[0], "data:", "blob:")
-        self.page.on("request", lambda asked: None if asked.url.startswith(own) else self.strangers.append(asked.url))
-        self.page.goto(url, wait_until="domcontentloaded")
-        self.page.wait_for_selector(QUESTION)
-
-    def wait_model(self, name: str) -> None:
-        wait_for(lambda: self.page.locator("#model_selector_row input").input_value() == name)
-
-    def upload(self, *pictures: Path) -> None:
-        box = self.page.locator("input[type=file]").nth(0)
-        box.set_input_files(pictures[0])
-        self.page.locator('[data-testid="image"] img, .image-frame img').first.wait_for()
-        if pictures[1:]:
-            self.page.get_by_text("More pictures").click()
-            self.page.locator("input[type=file]").nth(1).set_input_files(list(pictures[1:]))
-            self.page.locator(".grid-container img").nth(len(pictures) - 2).wait_for()
-
-    def ask(self, text: str) -> None:
-        self.page.fill(QUESTION, text)
-        self.page.keyboard.press("Enter")
-
-    def button(self, name: str) -> Any:
-        return self.page.get_by_role("button", name=name).locator("visible=true").first
-
-    def press(self, name: str) -> None:
-        self.wait_enabled(name)
-        self.button(name).click()
-
-    def is_enabled(self, name: str) -> bool:
-        return self.button(name).is_enabled()
-
-    def wait_enabled(self, name: str, enabled: bool = True) -> None:
-        wait_for(lambda: self.is_enabled(name) is enabled)
-
-    @property
-    def replies(self) -> list[str]:
-        return [text.strip() for text in self.page.locator('#chatbot [data-testid="bot"]').all_inner_texts()]
-
-    def wait_reply(self, text: str, box: str = "#chatbot") -> None:
-        self.page.locator(f'{box} [data-testid="bot"]').last.get_by_text(text).wait_for()
-
-    def states(self) -> dict[str, bool]:
-        return {name: self.is_enabled(name) for name in ("Upvote", "Downvote", "Flag", "Regenerate", "Clear")}
 
 
 ALL_ON = dict.fromkeys(("Upvote", "Downvote", "Flag", "Regenerate", "Clear"), True)
@@ -430,3 +376,32 @@ def test_what_the_model_looks_at(visitor: Visitor, worker: WorkerDouble, picture
     page.get_by_role("option", name=OLD).click()
     page.get_by_role("button", name="Show the anchors").click()
     page.locator("#anchors_caption").get_by_text("This worker cannot draw visual anchors").wait_for()
+
+
+def test_models_at_every_page_load(browser: Any, tmp_path: Path) -> None:
+    with (
+        deployment(Behaviour(NEW)) as (controller, workers),
+        web_server(controller, tmp_path, "--model-list-mode", "reload", "--embed") as url,
+    ):
+        visitor = Visitor(browser, f"{url}?model={OLD}")
+        visitor.wait_model(NEW)  # the first one; the address is not asked
+        assert visitor.page.get_by_text("Terms of use").count() == 0
+        controller.addresses = {"vicuna-13b": workers[0].url, **controller.addresses}
+        visitor.page.reload(wait_until="domcontentloaded")
+        visitor.wait_model("vicuna-13b")
+        visitor.ask("Hello")
+        visitor.wait_reply(ANSWER)
+        controller.close()
+        visitor.page.reload(wait_until="domcontentloaded")
+        visitor.page.get_by_text("cannot be reached").first.wait_for()
+        visitor.page.close()
+
+
+def test_no_controller_is_said_at_the_start(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "llava.serve.gradio_web_server", "--controller", "http://127.0.0.1:9"],
+        env=os.environ | {"LLAVA_LOGDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "start the controller first" in result.stderr and "Traceback" not in result.stderr
