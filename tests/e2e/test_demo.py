@@ -53,7 +53,9 @@ def web_server(controller: ControllerDouble, folder: Path, *flags: str) -> Itera
     }  # fmt: skip
     command = [sys.executable, "-m", "llava.serve.gradio_web_server", "--controller", controller.url]
     with (folder / "out.log").open("w") as out:
-        process = subprocess.Popen([*command, "--port", str(port), *flags], env=environment, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [*command, "--port", str(port), *flags], env=environment, stdout=out, stderr=out, cwd=folder
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: is_up(url, process), 120)
@@ -234,6 +236,16 @@ def test_several_pictures_and_a_second_turn(visitor: Visitor, worker: WorkerDoub
     wait_for(lambda: len(visitor.replies) == 1)
     visitor.wait_enabled("Upvote")
     assert len(worker.asked("/worker_generate_stream")[-1]["images"]) == 1
+
+
+def test_logs_cannot_be_fetched(demo: Demo, visitor: Visitor, worker: WorkerDouble) -> None:
+    """They lie in the working directory by default, next to what Gradio serves."""
+    visitor.ask("Hello")
+    visitor.wait_enabled("Upvote")
+    for path in (demo.folder / "gradio_web_server.log", *demo.folder.glob("*-conv.json"), Path("/etc/hostname")):
+        for name in (path, path.name):
+            reply = visitor.page.request.get(f"{demo.url}/gradio_api/file={name}")
+            assert reply.status in (403, 404), path
 
 
 EVIL = (

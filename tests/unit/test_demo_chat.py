@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from PIL import Image
 
+from llava.conversation import conv_templates
 from llava.program import RequestError
 from llava.serve.demo_chat import MAX_PICTURES, Chat
 
@@ -80,3 +81,24 @@ def test_visitors_share_nothing() -> None:
     one, other = Chat(), Chat()
     one.add_text("Hello")
     assert other.conversation.messages == [] and Chat().conversation.messages == []
+
+
+def test_several_pictures_of_one_message() -> None:
+    """A list of pictures in a message: as many markers, parts of the chat window, and pictures."""
+    for template, head in (
+        ("llava_v1", "USER: <image>\n<image>\nWhich? ASSISTANT:"),
+        (
+            "v1_mmtag",
+            "USER: <Image><image></Image><Image><image></Image> ASSISTANT: Received.</s>USER: Which? ASSISTANT:",
+        ),
+        ("llava_llama_2", "<image>\n<image>\nWhich? [/INST]"),
+        ("mpt", "<image>\n<image>\nWhich?<|im_end|><|im_start|>assistant\n"),
+    ):
+        conversation = conv_templates[template].copy()
+        conversation.append_message(conversation.roles[0], ("Which?\n<image>\n<image>", [RED, BLUE], "Default"))
+        conversation.append_message(conversation.roles[1], None)
+        assert conversation.get_prompt().endswith(head)
+        assert [picture.size for picture in conversation.get_images(return_pil=True)] == [RED.size, BLUE.size]
+        ((shown, _),) = conversation.to_gradio_chatbot()
+        assert shown.count("<img ") == 2 and shown.endswith("/>Which?")
+        assert conversation.dict()["messages"][0][1] == "Which?\n<image>\n<image>"
