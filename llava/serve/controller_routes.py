@@ -186,8 +186,9 @@ async def _relay(
 ) -> AsyncGenerator[bytes, None]:
     """A worker's frames, or one frame with error 2 (S-2)."""
     outcome = metrics.relayed.labels
-    model = _model_of(body)
-    address = controller.get_worker_address(model) if model is not None and hops < MAX_HOPS else ""
+    params = _params_of(body)
+    model = params.get("model")
+    address = controller.get_worker_address(model) if isinstance(model, str) and hops < MAX_HOPS else ""
     if not address:
         outcome("worker_generate_stream", "no_worker").inc()
         reason = (
@@ -197,7 +198,7 @@ async def _relay(
         yield wire.error_frame(wire.NO_WORKER, reason)
         return
     outcome("worker_generate_stream", "started").inc()
-    frames = client.stream(address, body, hops)
+    frames = client.stream(address, body, hops, wire.wants_details(params))
     try:
         async for frame in frames:
             yield frame
@@ -205,13 +206,13 @@ async def _relay(
         await frames.aclose()
 
 
-def _model_of(body: bytes) -> str | None:
-    """The model that a request names; None if it is not a proper request."""
+def _params_of(body: bytes) -> dict[str, Any]:
+    """The fields of a request; none if it is not a JSON object."""
     try:
-        model = json.loads(body)["model"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
-    return model if isinstance(model, str) else None
+        params = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return params if isinstance(params, dict) else {}
 
 
 async def _expire(controller: Controller, expire_every: float) -> None:

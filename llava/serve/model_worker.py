@@ -128,7 +128,7 @@ class ModelWorker(BaseWorker):
                     if event.finish is None:
                         yield wire.frame(prompt + whole_words(event.text[: event.safe_length]))
                     else:
-                        extra = {"usage": event.usage._asdict()} if params.get("details") is True else {}
+                        extra = {"usage": event.usage._asdict()} if wire.wants_details(params) else {}
                         yield wire.frame(prompt + event.text, **extra)
         except ContextFullError as error:
             logger.info("A prompt is too long: %s", error)
