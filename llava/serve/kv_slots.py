@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 
 LANES = 8  # of a new slab, where the budget allows
-STEP = 64  # positions; lengths are multiples of it, and from 512 on of an eighth of the next lower power of two
+STEP = 32  # positions; lengths are multiples of it, and from 256 on of an eighth of the next lower power of two
 
 
 def slot_length(num_tokens: int) -> int:
-    """The length of the slot for so many positions: at most 64, or from 512 on an eighth, more than needed."""
+    """The length of the slot for so many positions: at most 32, or from 256 on an eighth, more than needed."""
     step = max(STEP, 1 << max(0, (num_tokens - 1).bit_length() - 4))
     return -(-num_tokens // step) * step
 

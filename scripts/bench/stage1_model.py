@@ -1,4 +1,4 @@
-"""The models of `stage1.py` and `vlora.py`: geometries, a LLaVA with random frozen weights, and a connector for it."""
+"""The models of the benchmarks: geometries, a LLaVA with random frozen weights, and a connector for it."""
 
 import copy
 from dataclasses import dataclass
@@ -34,6 +34,14 @@ GEOMETRIES = {
         VisionShape(width=256, blocks=12),
         ResamplerShape(heads=4, dim_head=32),
         # Its share of a prefill, 3 %, and that of the low-rank paths, 0.3 % of the language model, are those of 7B.
+        GeneratorShape(width=112, rank=16),
+        generator_heads=4,
+    ),
+    # About 60 M parameters of language model, what two CPU cores can serve; CLIP-L/336's 576 patches.
+    "serving": Geometry(
+        LLMShape(768, 8, 2048, 551, heads=12, kv_heads=12, head_dim=64),
+        VisionShape(width=256, blocks=6),
+        ResamplerShape(depth=2, heads=4, dim_head=32),
         GeneratorShape(width=112, rank=16),
         generator_heads=4,
     ),

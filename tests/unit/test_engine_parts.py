@@ -27,8 +27,8 @@ def test_slots_are_little_longer_than_needed() -> None:
     for needed in range(1, 5000):
         length = slot_length(needed)
         assert needed <= length
-        assert length - needed < max(64, length / 8)
-    assert [slot_length(n) for n in (1, 64, 65, 512, 513, 1024, 1025)] == [64, 64, 128, 512, 576, 1024, 1152]
+        assert length - needed < max(32, length / 8)
+    assert [slot_length(n) for n in (1, 32, 33, 256, 257, 512, 513, 1025)] == [32, 32, 64, 256, 288, 512, 576, 1152]
 
 
 def test_budget_holds_and_short_requests_take_less() -> None:
