@@ -290,6 +290,27 @@ def test_controllers_in_a_circle(controller: str, state: Controller) -> None:
     assert [frame["error_code"] for frame in ask(controller)] == [2]
 
 
+def test_controllers_are_counted_on_the_way(controller: str, worker: FakeWorker) -> None:
+    for hops, status in (("0", 200), ("3", 200), ("4", 508), ("-1", 508), ("x", 508)):
+        answer = httpx.post(f"{controller}/worker_get_status", headers={"X-LLaVA-Hops": hops})
+        assert answer.status_code == status
+    httpx.post(f"{controller}/worker_generate_stream", json=REQUEST, headers={"X-LLaVA-Hops": "2"})
+    assert [headers["X-LLaVA-Hops"] for _, headers, _ in worker.requests] == ["1", "4", "3"]
+
+
+def test_proxies_of_the_environment_are_not_used(worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would see what users say."""
+    with FakeWorker([]) as proxy, httpx.Client(trust_env=False) as client:
+        monkeypatch.setenv("http_proxy", proxy.address)
+        monkeypatch.setenv("no_proxy", "")
+        state = Controller("shortest_queue")
+        state.register_worker(worker.address, True, worker.status)
+        with serving(create_app(state)) as controller:
+            answer = client.post(f"{controller}/worker_generate_stream", json=REQUEST)
+        assert list(wire.read_frames([answer.content])) == FRAMES
+        assert proxy.requests == []
+
+
 # OpenAI's API.
 
 
