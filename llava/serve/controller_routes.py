@@ -187,15 +187,15 @@ async def _relay(
     """A worker's frames, or one frame with error 2 (S-2)."""
     outcome = metrics.relayed.labels
     params = _params_of(body)
-    model = params.get("model")
-    address = controller.get_worker_address(model) if isinstance(model, str) and hops < MAX_HOPS else ""
+    model = params["model"] if isinstance(params.get("model"), str) else None
+    address = controller.get_worker_address(model) if model is not None and hops < MAX_HOPS else ""
     if not address:
         outcome("worker_generate_stream", "no_worker").inc()
         reason = (
             "the request names no model" if model is None else f"no worker serves the model {shown_name(model)} now"
         )
         logger.info("A request fails: %s", reason)
-        yield wire.error_frame(wire.NO_WORKER, reason)
+        yield wire.error_frame(wire.NO_WORKER, reason, wire.wants_details(params))
         return
     outcome("worker_generate_stream", "started").inc()
     frames = client.stream(address, body, hops, wire.wants_details(params))

@@ -86,7 +86,7 @@ def test_killed_workers_disappear(controller: str, port: int, tmp_path: Path) ->
         started = threading.Event()
 
         def read() -> None:
-            request = {"model": "a", "prompt": "p", "max_new_tokens": 100_000}
+            request = {"model": "a", "prompt": "p", "max_new_tokens": 100_000, "details": True}
             for frame in wire.stream_request(controller, request):
                 frames.append(frame)
                 started.set()
