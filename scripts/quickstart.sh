@@ -100,3 +100,5 @@ python -m llava.eval.run_llava --model-path "$RUNS/llava-$asked" --image-file "$
 echo
 say "Done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s after the installation. Chat with your model:"
 echo "  .venv/bin/python -m llava.serve.cli --model-path $RUNS/llava-$asked --image-file $picture --device cpu --temperature 0"
+echo "or in a browser:"
+echo "  MODEL=$RUNS/llava-$asked bash scripts/demo.sh"

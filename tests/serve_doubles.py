@@ -198,7 +198,11 @@ class WorkerDouble(Server):
         behaviour = self.behaviour
         if behaviour.error is not None:
             code, message = behaviour.error
-            yield {"text": server_error_msg, "error_code": code, **({"message": message} if message else {})}
+            yield {
+                "text": server_error_msg,
+                "error_code": code,
+                **({"message": message} if message and question.get("details") else {}),
+            }
             return
         if behaviour.says_nothing:
             return
@@ -214,7 +218,7 @@ class WorkerDouble(Server):
             pulse.wait(behaviour.pause)
             text += (" " if i else "") + word
             yield {"text": text, "error_code": 0}
-        if question.get("usage") and behaviour.details is not None:
+        if question.get("details") and behaviour.details is not None:
             yield {"text": text, "error_code": 0, "usage": self.usage(question, len(words))}
 
     def usage(self, question: dict[str, Any], completion_tokens: int) -> dict[str, Any]:

@@ -186,7 +186,8 @@ async def _relay(
 ) -> AsyncGenerator[bytes, None]:
     """A worker's frames, or one frame with error 2 (S-2)."""
     outcome = metrics.relayed.labels
-    model = _model_of(body)
+    params = _params_of(body)
+    model = params["model"] if isinstance(params.get("model"), str) else None
     address = controller.get_worker_address(model) if model is not None and hops < MAX_HOPS else ""
     if not address:
         outcome("worker_generate_stream", "no_worker").inc()
@@ -194,10 +195,10 @@ async def _relay(
             "the request names no model" if model is None else f"no worker serves the model {shown_name(model)} now"
         )
         logger.info("A request fails: %s", reason)
-        yield wire.error_frame(wire.NO_WORKER, reason)
+        yield wire.error_frame(wire.NO_WORKER, reason, wire.wants_details(params))
         return
     outcome("worker_generate_stream", "started").inc()
-    frames = client.stream(address, body, hops)
+    frames = client.stream(address, body, hops, wire.wants_details(params))
     try:
         async for frame in frames:
             yield frame
@@ -205,13 +206,13 @@ async def _relay(
         await frames.aclose()
 
 
-def _model_of(body: bytes) -> str | None:
-    """The model that a request names; None if it is not a proper request."""
+def _params_of(body: bytes) -> dict[str, Any]:
+    """The fields of a request; none if it is not a JSON object."""
     try:
-        model = json.loads(body)["model"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
-    return model if isinstance(model, str) else None
+        params = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return params if isinstance(params, dict) else {}
 
 
 async def _expire(controller: Controller, expire_every: float) -> None:

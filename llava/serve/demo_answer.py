@@ -188,7 +188,8 @@ class Answerer:
 def build_request(conversation: Conversation, model: str, settings: Settings) -> dict[str, Any]:
     """What the worker is asked (contract: serve.md 7.2, point 5), without the pictures.
 
-    `usage` asks for the counts under the reply; like `num_visual_tokens` it means nothing to an old worker.
+    `details` asks for the counts under the reply and for reasons of failures; like `num_visual_tokens` it means nothing
+    to an old worker.
     """
     ends_with_sep = conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT)
     prompt = _with_open_answer(conversation).get_prompt()
@@ -199,7 +200,7 @@ def build_request(conversation: Conversation, model: str, settings: Settings) ->
         "top_p": float(settings.top_p),
         "max_new_tokens": min(int(settings.max_new_tokens), MAX_NEW_TOKENS),
         "stop": conversation.sep if ends_with_sep else conversation.sep2,
-        "usage": True,
+        "details": True,
     }
     if settings.num_visual_tokens is not None:
         request["num_visual_tokens"] = settings.num_visual_tokens

@@ -9,6 +9,7 @@ transformers has continuous batching too, but it takes token ids only, and one s
 
 import itertools
 import logging
+import queue
 import threading
 import time
 from collections import deque
@@ -205,6 +206,20 @@ class Engine:
                 self._changed.notify()
         return reply
 
+    def warm_up(self) -> None:
+        """Make two tokens, so that what cannot run on this machine is found before a user finds it.
+
+        Raises:
+            Exception: whatever failed.
+        """
+        ended: queue.Queue[ReplyEvent] = queue.Queue()
+        token = max(0, self.model.get_input_embeddings().num_embeddings - 1)
+        self.submit(GenerationRequest([token, token], 2, sampling=SamplingSettings(0.0)), ended.put)
+        while (event := ended.get()).finish is None:
+            pass
+        if event.error is not None:
+            raise event.error
+
     def cancel(self, reply: Reply) -> None:
         """`reply.cancel()`, and see to it at once even if nothing else happens."""
         reply.cancel()
@@ -221,8 +236,8 @@ class Engine:
         for reply in (*self._encoding, *self._incoming, *self._waiting, *self._reading, *self._running):
             self._end(reply, "error", EngineStoppedError("the server is stopping"))
         self._encoding.clear()
-        for queue in (self._incoming, self._waiting):
-            queue.clear()
+        self._incoming.clear()
+        self._waiting.clear()
         self._num_queued = 0
 
     @property

@@ -24,7 +24,7 @@ from llava.serve.image_intake import ImageLimits
 from llava.serve.reply_stream import ReplyStream
 from llava.serve.reply_text import whole_words
 from llava.serve.served_model import ServedModel, template_of
-from llava.serve.server import require_serving, run_server
+from llava.serve.server import check_port, require_serving, run_server
 from llava.serve.url_fetch import UrlFetcher
 from llava.serve.wire_request import generation_request
 from llava.serve.worker_base import BaseWorker, add_worker_arguments, create_worker_app, new_worker_id
@@ -102,9 +102,11 @@ class ModelWorker(BaseWorker):
             context_length=getattr(model.config, "max_position_embeddings", None) or 2048,
         )
         logger.info("Engine: %s", settings)
+        engine = Engine(model, tokenizer, image_processor, settings)
+        _check(engine, load_8bit or load_4bit)
         self.served = ServedModel(
             name,
-            Engine(model, tokenizer, image_processor, settings),
+            engine,
             template_of(model, name),
             limits,
             UrlFetcher(url_hosts, limits.max_bytes),
@@ -126,11 +128,26 @@ class ModelWorker(BaseWorker):
                     if event.finish is None:
                         yield wire.frame(prompt + whole_words(event.text[: event.safe_length]))
                     else:
-                        extra = {"usage": event.usage._asdict()} if params.get("usage") is True else {}
+                        extra = {"usage": event.usage._asdict()} if wire.wants_details(params) else {}
                         yield wire.frame(prompt + event.text, **extra)
         except ContextFullError as error:
             logger.info("A prompt is too long: %s", error)
             yield wire.frame(prompt + CONTEXT_FULL)
+
+
+def _check(engine: Engine, is_quantised: bool) -> None:
+    """
+    Raises:
+        RequestError: the model cannot run here, most often in 4 or 8 bits with a bitsandbytes that lacks this device.
+    """
+    try:
+        engine.warm_up()
+    except Exception as error:
+        engine.close()
+        remedy = "update bitsandbytes (extra 'quant'), or leave out --load-4bit and --load-8bit" if is_quantised else ""
+        raise RequestError(
+            f"the model is loaded but cannot run on this machine: {error}{'; ' if remedy else ''}{remedy}"
+        ) from error
 
 
 def default_cache_bytes(model: PreTrainedModel) -> int:
@@ -194,6 +211,7 @@ def main() -> None:
     for name in ("limit_model_concurrency", "max_waiting", "max_images", "max_image_pixels"):
         if getattr(args, name) < 1:
             raise RequestError(f"--{name.replace('_', '-')} must be 1 or more")
+    check_port(args.host, args.port)  # now, not when a large model has been loaded
     worker = ModelWorker(
         args.controller_address,
         args.worker_address,

@@ -86,7 +86,7 @@ def host_of(address: str) -> str:
     """
     refused = RegistrationRefused("a worker's name must be its address: http://host:port, nothing else")
     # Looked at before parsing: urlsplit drops tabs and newlines, and takes a backslash for a part of a name.
-    if len(address) > MAX_ADDRESS_LENGTH or not address.isascii() or re.search(r"[\s\\@?#%\x00-\x20\x7f]", address):
+    if len(address) > MAX_ADDRESS_LENGTH or re.search(r"[^!-~]|[\\@?#%]", address):
         raise refused
     try:
         parts = urlsplit(address)

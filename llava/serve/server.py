@@ -37,6 +37,16 @@ def run_server(app: Any, host: str, port: int) -> None:
             one.close()
 
 
+def check_port(host: str, port: int) -> None:
+    """See that a port is free, for programs that have much to do before they serve.
+
+    Raises:
+        RequestError: see `listen`.
+    """
+    for one in listen(host, port):
+        one.close()
+
+
 def listen(host: str, port: int) -> list[socket.socket]:
     """Sockets that accept connections on a port of this machine; `localhost` has one for each kind of address.
 

@@ -37,9 +37,14 @@ def frame(text: str, error_code: int = OK, **extra: Any) -> bytes:
     return json.dumps({"text": text, "error_code": error_code, **extra}).encode() + DELIMITER
 
 
-def error_frame(error_code: int, message: str | None = None) -> bytes:
+def wants_details(params: Any) -> bool:
+    """Whether a request knows the fields that upstream's wire does not have, and asks for them."""
+    return isinstance(params, dict) and params.get("details") is True
+
+
+def error_frame(error_code: int, message: str | None = None, with_details: bool = False) -> bytes:
     """The frame of a failure: the text that old clients know, and the reason for a person if there is one."""
-    return frame(server_error_msg, error_code, **({"message": message} if message else {}))
+    return frame(server_error_msg, error_code, **({"message": message} if message and with_details else {}))
 
 
 def error_message(received: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The HTTP side of a worker (contract: serve.md 2 and 3). Needs the `serve` extra."""
 
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,8 +15,10 @@ from llava.serve.http_limits import BodyLimit
 from llava.serve.streaming import LiveStream
 from llava.serve.worker_base import BaseWorker
 
+logger = logging.getLogger(__name__)
+
 # The body is parsed by hand (a malformed one is a frame, not a status), so the schema is written by hand too.
-REQUEST_SCHEMA = {
+REQUEST_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["prompt"],
     "properties": {
@@ -64,7 +67,8 @@ async def _answer(worker: BaseWorker, body: bytes) -> AsyncGenerator[bytes, None
     try:
         params = parse_request(body)
     except RequestError as error:
-        yield wire.error_frame(wire.WORKER_FAILED, str(error))
+        logger.info("A request cannot be read: %s", error)
+        yield wire.error_frame(wire.WORKER_FAILED)
         return
     frames = worker.stream_gate(params)
     try:

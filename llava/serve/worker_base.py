@@ -108,7 +108,7 @@ class BaseWorker:
                         yield frame
         except (RequestError, ImageError) as error:
             logger.info("A request cannot be answered: %s", error)
-            yield wire.error_frame(wire.WORKER_FAILED, str(error))
+            yield wire.error_frame(wire.WORKER_FAILED, str(error), wire.wants_details(params))
         except Exception:
             logger.exception("A request failed.")
             yield wire.error_frame(wire.WORKER_FAILED)

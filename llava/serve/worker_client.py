@@ -83,13 +83,16 @@ class WorkerClient:
     def reply_timeout(self) -> httpx.Timeout:
         return httpx.Timeout(self.timeouts.reply, connect=self.timeouts.connect)
 
-    async def stream(self, address: str, body: bytes, hops: int = 0) -> AsyncGenerator[bytes, None]:
+    async def stream(
+        self, address: str, body: bytes, hops: int = 0, with_details: bool = False
+    ) -> AsyncGenerator[bytes, None]:
         """A worker's frames, each whole; whatever goes wrong is one last frame with error 3.
 
         Args:
             address: the worker.
             body: the request as the client sent it.
             hops: controllers that this request has passed already.
+            with_details: whether the client wants to know why something failed.
         """
         reader = wire.FrameReader()
         headers = {**wire.CLIENT_HEADERS, "Content-Type": "application/json", HOPS_HEADER: str(hops + 1)}
@@ -109,7 +112,7 @@ class WorkerClient:
                 raise wire.WireError("the worker ended its answer too early")
         except (httpx.HTTPError, httpx.InvalidURL, wire.WireError) as error:
             logger.error("The stream of %s failed: %s: %s", address, type(error).__name__, error)
-            yield wire.error_frame(wire.WORKER_UNREACHABLE, explain(error))
+            yield wire.error_frame(wire.WORKER_UNREACHABLE, explain(error), with_details)
 
 
 def explain(error: Exception) -> str:

@@ -92,9 +92,9 @@ def test_status(worker: str) -> None:
 def test_details_are_given_to_who_asks(worker: str) -> None:
     """Fields that upstream does not have: only for a client that says it knows them."""
     request = filled(EXCHANGES["worker_image"]["request"])
-    usage = ask(worker, request | {"usage": True})[1][-1]["usage"]
+    usage = ask(worker, request | {"details": True})[1][-1]["usage"]
     assert usage.pop("time_to_first_token") > 0
     assert usage == {"prompt_tokens": usage["prompt_tokens"], "completion_tokens": 16, "visual_tokens": 16}
-    frames = ask(worker, request | {"images": [], "usage": True})[1]
+    frames = ask(worker, request | {"images": [], "details": True})[1]
     assert [frame["error_code"] for frame in frames] == [1]
     assert "does not match number of <image>" in frames[0]["message"]

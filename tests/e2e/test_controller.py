@@ -1,5 +1,6 @@
 """A real controller process with real workers: killed, restarted, forgotten. Waits for conditions, never for time."""
 
+import base64
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from llava.serve import wire
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, VECTORS
 from tests.serving import free_port, program, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -85,7 +86,7 @@ def test_killed_workers_disappear(controller: str, port: int, tmp_path: Path) ->
         started = threading.Event()
 
         def read() -> None:
-            request = {"model": "a", "prompt": "p", "max_new_tokens": 100_000}
+            request = {"model": "a", "prompt": "p", "max_new_tokens": 100_000, "details": True}
             for frame in wire.stream_request(controller, request):
                 frames.append(frame)
                 started.set()
@@ -164,6 +165,42 @@ def httpx_get_ok(url: str) -> bool:
         return httpx.get(url).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_openai_client_through_the_controller(controller: str, port: int, tmp_path: Path) -> None:
+    """The real client, a real controller, a real worker with a tiny model."""
+    import openai
+
+    vectors, worker_port = VECTORS / "llava", str(free_port())
+    name, address = "llava-v1-tiny-mlp2x", f"http://127.0.0.1:{worker_port}"
+    (tmp_path / "assets").symlink_to(vectors / "assets")  # the checkpoint names its tower by a relative path
+    flags = ("--port", worker_port, "--controller", controller, "--worker", address, "--device", "cpu")
+    model = ("--model-path", str(vectors / "checkpoints" / name), "--cache-gb", "0.1")
+    with (
+        program(MODULE, "--port", str(port), folder=tmp_path),
+        program("llava.serve.model_worker", *flags, *model, folder=tmp_path),
+    ):
+        wait_until(lists(controller, name), 120)
+        client = openai.OpenAI(base_url=f"{controller}/v1", api_key="none")
+        assert [one.id for one in client.models.list()] == [name]
+        picture = base64.b64encode((vectors / "assets/images/img0.png").read_bytes()).decode()
+        content = [
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+            {"type": "text", "text": "Describe the striped cat in detail."},
+        ]
+        request = {
+            "model": name,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": 8,
+        }
+        whole = client.chat.completions.create(**request)
+        assert whole.choices[0].message.content and whole.usage.completion_tokens == 8
+        chunks = client.chat.completions.create(**request, stream=True)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        with pytest.raises(openai.NotFoundError, match="no worker serves the model 'nope'"):
+            client.chat.completions.create(**{**request, "model": "nope"})
 
 
 def test_interrupted_controller_ends_well(controller: str, port: int, tmp_path: Path) -> None:

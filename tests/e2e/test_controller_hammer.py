@@ -21,6 +21,9 @@ KEYS = ["worker_name", "check_heart_beat", "worker_status", "queue_length", "mod
         "stream", "messages", "images"]  # fmt: skip
 PATHS = ["/register_worker", "/receive_heart_beat", "/get_worker_address", "/list_models", "/worker_generate_stream",
          "/worker_get_status", "/v1/chat/completions", "/v1/models", "/health", "/metrics", "/nowhere"]  # fmt: skip
+GOOD_STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+GOOD = {"worker_name": "http://localhost:1", "check_heart_beat": True, "worker_status": GOOD_STATUS,
+        "queue_length": 1, "model": "m", "prompt": "p", "messages": []}  # fmt: skip
 DELIBERATE = {501, 502, 503, 508}  # a worker that is gone, or has no such endpoint; a circle
 
 
@@ -37,7 +40,10 @@ def body_of(rng: random.Random) -> bytes:
         return rng.randbytes(rng.randint(0, 200))
     if kind < 0.15:
         return b"[" * 5000
-    body = json.dumps(odd_object(rng) if kind < 0.9 else rng.choice(ODD)).encode()
+    if kind < 0.6:  # good but for a field or two
+        body = json.dumps(GOOD | {key: rng.choice(ODD) for key in rng.sample(KEYS, rng.randint(0, 2))}).encode()
+    else:
+        body = json.dumps(odd_object(rng) if kind < 0.9 else rng.choice(ODD)).encode()
     if kind < 0.3:  # damaged in one place
         place = rng.randrange(len(body) + 1)
         body = body[:place] + rng.randbytes(1) + body[place + 1 :]

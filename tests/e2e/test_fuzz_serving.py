@@ -157,7 +157,7 @@ class Mutator:
                 break
             place = place[key]
         if isinstance(place, dict):
-            keys = [*place, "seed", "top_k", "num_visual_tokens", "usage", "n", "stream", "unknown"]
+            keys = [*place, "seed", "top_k", "num_visual_tokens", "details", "n", "stream", "unknown"]
             key = self.random.choice(keys)
             if self.random.random() < 0.2:
                 place.pop(key, None)

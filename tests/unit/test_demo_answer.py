@@ -91,7 +91,7 @@ def test_a_whole_exchange(
         "top_p": 0.7,
         "max_new_tokens": 512,
         "stop": "</s>",
-        "usage": True,
+        "details": True,
     }
     assert {h["User-Agent"] for path, _, h in running[1].requests} == {"LLaVA Client"}
     assert images[0] not in caplog.text and "1 pictures" in caplog.text

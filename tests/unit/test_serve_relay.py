@@ -44,7 +44,10 @@ def worker(state: Controller) -> Iterator[FakeWorker]:
 
 
 def ask(controller: str, request: Any = REQUEST) -> list[dict[str, Any]]:
-    response = httpx.post(f"{controller}/worker_generate_stream", json=request)
+    response = httpx.post(
+        f"{controller}/worker_generate_stream",
+        json={**request, "details": True} if isinstance(request, dict) else request,
+    )
     assert response.status_code == 200
     return list(wire.read_frames([response.content]))
 
@@ -68,8 +71,10 @@ def test_frames_come_one_by_one(controller: str, worker: FakeWorker) -> None:
 def test_no_worker_is_one_frame(controller: str, worker: FakeWorker) -> None:
     """S-2."""
     assert ask(controller, {"model": "x", "prompt": "p"}) == [error(2, "no worker serves the model 'x' now")]
-    for malformed in ({"prompt": "p"}, [], "m", {"model": 3, "prompt": "p"}):
+    for malformed in ({"prompt": "p"}, {"model": 3, "prompt": "p"}):
         assert ask(controller, malformed) == [error(2, "the request names no model")]
+    for malformed in ([], "m"):  # nothing that could ask for the reason
+        assert ask(controller, malformed) == [{"text": server_error_msg, "error_code": 2}]
     assert worker.requests == []
 
 
@@ -102,7 +107,7 @@ def test_a_slow_worker_is_no_dead_one(state: Controller, worker: FakeWorker) -> 
 def test_worker_that_answers_nothing_or_nonsense(controller: str, worker: FakeWorker, frames: list[Any]) -> None:
     """Nothing is an error (S-14); what a frame holds is between worker and client."""
     worker.frames = frames
-    response = httpx.post(f"{controller}/worker_generate_stream", json=REQUEST)
+    response = httpx.post(f"{controller}/worker_generate_stream", json={**REQUEST, "details": True})
     if frames:
         assert response.content == b'"no frame at all"\0'
     else:
@@ -288,6 +293,27 @@ def test_controllers_in_a_circle(controller: str, state: Controller) -> None:
     state.register_worker(controller, False, {"model_names": ["m"], "speed": 1, "queue_length": 0})
     assert httpx.post(f"{controller}/worker_get_status").json()["model_names"] == []
     assert [frame["error_code"] for frame in ask(controller)] == [2]
+
+
+def test_controllers_are_counted_on_the_way(controller: str, worker: FakeWorker) -> None:
+    for hops, status in (("0", 200), ("3", 200), ("4", 508), ("-1", 508), ("x", 508)):
+        answer = httpx.post(f"{controller}/worker_get_status", headers={"X-LLaVA-Hops": hops})
+        assert answer.status_code == status
+    httpx.post(f"{controller}/worker_generate_stream", json=REQUEST, headers={"X-LLaVA-Hops": "2"})
+    assert [headers["X-LLaVA-Hops"] for _, headers, _ in worker.requests] == ["1", "4", "3"]
+
+
+def test_proxies_of_the_environment_are_not_used(worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would see what users say."""
+    with FakeWorker([]) as proxy, httpx.Client(trust_env=False) as client:
+        monkeypatch.setenv("http_proxy", proxy.address)
+        monkeypatch.setenv("no_proxy", "")
+        state = Controller("shortest_queue")
+        state.register_worker(worker.address, True, worker.status)
+        with serving(create_app(state)) as controller:
+            answer = client.post(f"{controller}/worker_generate_stream", json=REQUEST)
+        assert list(wire.read_frames([answer.content])) == FRAMES
+        assert proxy.requests == []
 
 
 # OpenAI's API.

@@ -151,7 +151,7 @@ def test_prompt_parts(prompt: str, texts: list[str | None]) -> None:
     ],
 )
 def test_bad_pictures(sglang: Any, prompt: str, images: Any, message: str) -> None:
-    (frame,) = new_worker().generate_stream_gate({"prompt": prompt, "images": images})
+    (frame,) = new_worker().generate_stream_gate({"prompt": prompt, "images": images, "details": True})
     received = wire.parse_frame(frame[:-1])
     assert received["error_code"] == 1 and message in received["message"]
     assert sglang.states == []

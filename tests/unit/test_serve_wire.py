@@ -35,7 +35,8 @@ def test_pieces_may_be_cut_anywhere(size: int) -> None:
 
 def test_error_frames() -> None:
     assert json.loads(wire.error_frame(3)[:-1]) == {"text": server_error_msg, "error_code": 3}
-    with_reason = json.loads(wire.error_frame(1, "too many pictures")[:-1])
+    assert wire.error_frame(1, "too many pictures") == wire.error_frame(1)  # nobody asked: what upstream sends
+    with_reason = json.loads(wire.error_frame(1, "too many pictures", with_details=True)[:-1])
     assert with_reason == {"text": server_error_msg, "error_code": 1, "message": "too many pictures"}
     assert wire.error_message(with_reason) == "too many pictures"
     assert wire.error_message({"text": "old", "error_code": 1}) == "old"

@@ -15,6 +15,7 @@ from llava.program import RequestError
 from llava.serve import wire
 from llava.serve.slots import Slots
 from llava.serve.worker_base import add_worker_arguments, create_worker_app
+from llava.utils import server_error_msg
 from tests.serving import Counting, serving, wait_until
 
 
@@ -52,8 +53,8 @@ def test_synchronous_views(worker: Counting) -> None:
 
 @pytest.mark.parametrize(("kind", "message"), [("request", "the reason"), ("image", "the reason"), ("bug", None)])
 def test_every_exception_is_one_error_frame(worker: Counting, kind: str, message: str | None) -> None:
-    pieces = list(worker.generate_stream_gate({"prompt": "p", "n": 2, "fail": kind}))
-    assert pieces == [wire.frame("p 0"), wire.frame("p 0 1"), wire.error_frame(1, message)]
+    pieces = list(worker.generate_stream_gate({"prompt": "p", "n": 2, "fail": kind, "details": True}))
+    assert pieces == [wire.frame("p 0"), wire.frame("p 0 1"), wire.error_frame(1, message, with_details=True)]
     assert worker.get_queue_length() == 0
 
 
@@ -151,10 +152,14 @@ def test_stream_has_the_recorded_headers(worker: Counting) -> None:
         (b'{"prompt": ["p"]}', "no prompt"),
     ],
 )
-def test_malformed_requests_are_one_frame(worker: Counting, body: bytes, message: str) -> None:
+def test_malformed_requests_are_one_frame(
+    worker: Counting, body: bytes, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     with served(worker) as url:
         (frame,) = frames(httpx.post(url, content=body))
-    assert frame["error_code"] == 1 and message in frame["message"]
+    assert frame == {"text": server_error_msg, "error_code": 1}
+    assert message in caplog.text
     assert worker.ended == 0
 
 
@@ -206,7 +211,8 @@ def test_many_streams_at_once() -> None:
     async def ask(url: str) -> Counter:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(limits=limits, timeout=60) as client:
-            asked = [asyncio.ensure_future(client.post(url, json={"prompt": "p", "wait": True})) for _ in range(150)]
+            body = {"prompt": "p", "wait": True, "details": True}
+            asked = [asyncio.ensure_future(client.post(url, json=body)) for _ in range(150)]
             while sum(one.done() for one in asked) < 6:
                 await asyncio.sleep(0.01)
             worker.go_on.set()
