@@ -145,8 +145,9 @@ class Conversation:
         longest, shortest = max(image.size), min(image.size)
         if longest > max_len:
             aspect = longest / shortest
-            short = int(min(max_len / aspect, min_len, shortest))
-            long = int(short * aspect)
+            # A line of 2000 x 1 pixels keeps one pixel, not none.
+            short = max(1, int(min(max_len / aspect, min_len, shortest)))
+            long = min(max_len, int(short * aspect))
             width, height = image.size
             image = image.resize((short, long) if height > width else (long, short))
         if return_pil:

@@ -165,6 +165,13 @@ def check_images(conv, recorded: list) -> None:
         assert np.array_equal(np.asarray(decoded), np.asarray(picture))
 
 
+@pytest.mark.parametrize(("size", "expected"), [((2000, 1), (1344, 1)), ((3, 9000), (1, 1344)), ((1345, 1), (1344, 1))])
+def test_process_image_of_a_line(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """A side of no pixels cannot be made: upstream raises here."""
+    conv = conv_templates["v1"].copy()
+    assert conv.process_image(Image.new("RGB", size), "Default", return_pil=True).size == expected
+
+
 @pytest.mark.parametrize("row", PROCESSED, ids=lambda row: f"{row['mode']}-{row['size'][0]}x{row['size'][1]}")
 def test_process_image(row: dict) -> None:
     conv = conv_templates["v1"].copy()
