@@ -84,3 +84,18 @@ def test_pictures_of_visitors(tmp_path: Path) -> None:
         with pytest.raises(ImageError) as caught:
             open_pictures([str(path)])
         assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "EPS"])
+def test_other_formats_are_not_opened(tmp_path: Path, format: str) -> None:
+    """Whatever the file is called: for some formats Pillow starts other programs."""
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (20, 20)).save(path, format=format)
+    with pytest.raises(ImageError, match="JPEG, PNG, WEBP"):
+        open_pictures([str(path)])
+
+
+def test_large_pictures_are_kept_small(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (6000, 100)).save(path)
+    assert open_pictures([str(path)])[0].size == (2688, 45)
