@@ -222,7 +222,7 @@ class WorkerDouble(Server):
             yield {"text": text, "error_code": 0, "usage": self.usage(question, len(words))}
 
     def usage(self, question: dict[str, Any], completion_tokens: int) -> dict[str, Any]:
-        budget = question.get("num_visual_tokens") or self.behaviour.details["num_visual_tokens"]
+        budget = question.get("num_visual_tokens") or self.behaviour.details.get("num_visual_tokens", 0)
         return {
             "prompt_tokens": 40,
             "completion_tokens": completion_tokens,

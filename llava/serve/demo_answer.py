@@ -120,6 +120,10 @@ class Answerer:
             logger.warning("no answer from %s: %s", model or "any model", error)
             yield _fail(chat, server_error_msg, str(error))
             return
+        except Exception:  # whatever it is, the visitor can go on: without this all buttons would stay off
+            logger.exception("an answer of %s failed", model or "no model")
+            yield _fail(chat, server_error_msg, "the demo could not get this answer; its log says why")
+            return
         if outcome.error is not None:
             yield _fail(chat, outcome.error)
             return

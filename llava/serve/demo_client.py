@@ -30,31 +30,28 @@ class ModelDetails:
     """What a worker says about its model; the defaults are what is assumed of an old worker, which cannot be asked.
 
     Attributes:
-        connector: name of the connector.
         num_visual_tokens: per picture.
         budgets: numbers of visual tokens per picture to choose from, if the connector is elastic.
-        max_images: pictures allowed in a request.
-        has_anchors: whether the visual anchors can be drawn.
         conv_mode: the template the model was trained with.
     """
 
-    connector: str | None = None
     num_visual_tokens: int | None = None
     budgets: tuple[int, ...] = ()
-    max_images: int | None = None
-    has_anchors: bool = False
     conv_mode: str | None = None
 
     @classmethod
     def from_json(cls, reply: dict[str, Any]) -> "ModelDetails":
-        budgets = [one for one in reply.get("budgets") or () if isinstance(one, int)]
+        """What of a worker's reply is of the right kind; the rest counts as not said."""
+
+        def stated(key: str, kind: type) -> Any:
+            value = reply.get(key)
+            return value if isinstance(value, kind) else None
+
+        budgets = [one for one in stated("budgets", list) or () if isinstance(one, int)]
         return cls(
-            connector=reply.get("connector"),
-            num_visual_tokens=reply.get("num_visual_tokens"),
+            num_visual_tokens=stated("num_visual_tokens", int),
             budgets=tuple(budgets) if reply.get("is_elastic") else (),
-            max_images=reply.get("max_images"),
-            has_anchors=bool(reply.get("has_anchors")),
-            conv_mode=reply.get("conv_mode"),
+            conv_mode=stated("conv_mode", str),
         )
 
 

@@ -16,7 +16,7 @@ from llava.conversation import conv_templates
 from llava.serve.chat_log import ChatLog
 from llava.serve.demo_answer import CURSOR, Answerer, Outcome, build_request
 from llava.serve.demo_chat import AFTER_ERROR, ALL_OFF, ALL_ON, Chat, Settings
-from llava.serve.demo_client import ModelClient, sort_models
+from llava.serve.demo_client import ModelClient, ModelDetails, sort_models
 from llava.utils import server_error_msg
 from tests.serve_doubles import ANSWER, Behaviour, ControllerDouble, WorkerDouble, deployment, elastic_details
 
@@ -178,6 +178,16 @@ def test_failures(
     assert len(logged(tmp_path)) == (1 if "says_nothing" in changes else 0)
 
 
+def test_a_fault_of_the_demo_leaves_the_visitor_free(
+    answerer: Answerer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(answerer.log, "store_picture", lambda picture: 1 / 0)
+    chat = asking("Hello", pictures=[Image.new("RGB", (30, 20))])
+    assert answer(answerer, chat)[-1] == AFTER_ERROR and not chat.is_running
+    assert chat.conversation.messages[-1][1] == server_error_msg and "its log says why" in chat.remarks[1]
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_no_controller_and_no_worker(answerer: Answerer, running: Any, tmp_path: Path) -> None:
     running[1].close()
     chat = asking("Hello")
@@ -253,8 +263,19 @@ def test_model_list(running: tuple[ControllerDouble, WorkerDouble], answerer: An
     assert [path for path, _, _ in running[0].requests] == ["/refresh_all_workers", "/list_models"]
 
 
-@pytest.mark.parametrize("reply", [None, {}, {"budgets": "no", "is_elastic": True}, elastic_details(is_elastic=False)])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        None,
+        {},
+        {"budgets": "no", "is_elastic": True},
+        {"budgets": 5, "is_elastic": True},
+        {"conv_mode": ["no"], "connector": {}, "num_visual_tokens": "many"},
+        elastic_details(is_elastic=False),
+    ],
+)
 def test_details_of_any_worker(answerer: Answerer, behaviour: Behaviour, reply: Any) -> None:
     behaviour.details = reply
     assert asyncio.run(answerer.client.details_of("llava-v1.5-7b")).budgets == ()
-    assert asyncio.run(answerer.client.details_of("unknown")).connector is None
+    assert asyncio.run(answerer.client.details_of("unknown")) == ModelDetails()
+    assert answer(answerer, asking("Hello"))[-1] == ALL_ON
