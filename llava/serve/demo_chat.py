@@ -13,13 +13,13 @@ from PIL import Image
 from llava import conversation as conversation_module
 from llava.chat import without_markers
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation
+from llava.conversation import Conversation, images_of
 from llava.program import RequestError
 from llava.serve.demo_figures import ReplyFigures
 
 MAX_TEXT = 1536  # characters
 MAX_TEXT_WITH_IMAGE = 1200
-MAX_PICTURES = 8  # per question
+MAX_PICTURES = 8  # per chat: a request has all of them, and workers take no more
 
 
 class Buttons(NamedTuple):
@@ -83,6 +83,12 @@ class Chat:
         return self.stop is not None
 
     @property
+    def is_busy(self) -> bool:
+        """Whether an answer is coming in, or will as soon as there is a place for it."""
+        messages = self.conversation.messages
+        return self.is_running or (bool(messages) and messages[-1][1] is None)
+
+    @property
     def is_first_exchange(self) -> bool:
         """Whether there is one question so far, so that the template can still be chosen."""
         return len(self.conversation.messages) == self.conversation.offset + 2
@@ -124,10 +130,10 @@ class Chat:
         Raises:
             RequestError: too many pictures, or an answer is still coming in.
         """
-        if self.is_running:
-            raise RequestError("the answer is still coming; wait for its end, or press Stop")
-        if len(pictures) > MAX_PICTURES:
-            raise RequestError(f"{len(pictures)} pictures are too many for one question; at most {MAX_PICTURES} go in")
+        self.check_free()
+        total = len(pictures) + (self._count_pictures() if keep else 0)
+        if total > MAX_PICTURES:
+            raise RequestError(f"{total} pictures are too many for one chat; at most {MAX_PICTURES} go in")
         text = without_markers(text)
         if not text.strip() and not pictures:
             self.conversation.skip_next = True
@@ -143,6 +149,17 @@ class Chat:
         self.conversation.append_message(self.conversation.roles[1], None)
         self.conversation.skip_next = False
 
+    def check_free(self) -> None:
+        """
+        Raises:
+            RequestError: an answer is still coming in.
+        """
+        if self.is_busy:
+            raise RequestError("the answer is still coming; wait for its end, or press Stop")
+
+    def _count_pictures(self) -> int:
+        return sum(len(images_of(content)) for _, content in self.conversation.messages)
+
     def _begin_anew(self) -> None:
         self.conversation = default_conversation()
         self.previews, self.figures, self.remarks = {}, {}, {}
@@ -150,7 +167,9 @@ class Chat:
     def regenerate(self, mode: str) -> None:
         """Open the last answer again; the pictures of its question are now prepared in `mode`."""
         messages = self.conversation.messages
-        if len(messages) < 2 or self.is_running:
+        if self.is_busy:  # a second click changes nothing
+            return
+        if len(messages) < 2:
             self.conversation.skip_next = True
             return
         last = len(messages) - 1

@@ -131,14 +131,15 @@ class ChatTab:
         self, chat: Chat, text: str, image: str | None, more: list[Any] | None, mode: str, keep: bool
     ) -> tuple[Any, ...]:
         """The question goes into the chat; what cannot be asked is said in a notice, and stays in the boxes."""
-        if self.moderate and text and violates_moderation(text):
-            chat.conversation.skip_next = True
-            return (moderation_msg, gr.skip(), gr.skip(), *_unchanged())
         try:
+            chat.check_free()  # first of all: what follows would make the answer that is on its way be skipped
+            if self.moderate and text and violates_moderation(text):
+                chat.conversation.skip_next = True
+                return (moderation_msg, gr.skip(), gr.skip(), *_unchanged())
             pictures, previews = open_uploads(self.chatbot, image, more)
             chat.add_text(text or "", pictures, previews, mode, keep)
         except (ImageError, RequestError) as error:
-            if not chat.is_running:
+            if not chat.is_busy:
                 chat.conversation.skip_next = True
             gr.Warning(sentence(error))
             return (gr.skip(), gr.skip(), gr.skip(), *_unchanged())

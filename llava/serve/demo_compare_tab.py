@@ -47,12 +47,7 @@ class Pair:
     @property
     def is_busy(self) -> bool:
         """Whether an answer is coming in or will."""
-        return any(chat.is_running or _is_open(chat) for chat in self.chats)
-
-
-def _is_open(chat: Chat) -> bool:
-    messages = chat.conversation.messages
-    return bool(messages) and messages[-1][1] is None
+        return any(chat.is_busy for chat in self.chats)
 
 
 class CompareTab:
@@ -188,7 +183,7 @@ class CompareTab:
             try:
                 if side == 1 and in_turn and left_done is not None:
                     await left_done.wait()
-                if pair.is_stopped and _is_open(chat):
+                if pair.is_stopped and chat.is_busy:
                     chat.give_up("Stopped before it began.")
                     yield to_messages(chat), gr.skip()
                     return
@@ -197,8 +192,7 @@ class CompareTab:
                     if chat.is_abandoned:
                         return
                     if buttons is not None:
-                        other_is_busy = pair.chats[1 - side].is_running or _is_open(pair.chats[1 - side])
-                        can_stop = (buttons == ALL_OFF or other_is_busy) and not pair.is_stopped
+                        can_stop = (buttons == ALL_OFF or pair.chats[1 - side].is_busy) and not pair.is_stopped
                         yield to_messages(chat), gr.update(interactive=can_stop)
             finally:
                 if side == 0 and left_done is not None:

@@ -26,6 +26,7 @@ def test_lengths() -> None:
     chat = Chat()
     chat.add_text("x" * 2000)
     assert chat.conversation.messages[0][1] == "x" * 1536
+    chat.conversation.messages[-1][1] = "y"
     chat.add_text("x" * 2000, [RED])
     assert chat.conversation.messages[0][1] == ("x" * 1200 + "\n<image>", RED, "Default")
 
@@ -56,12 +57,29 @@ def test_too_many_pictures() -> None:
     with pytest.raises(RequestError, match="at most 8"):
         chat.add_text("What?", [RED] * (MAX_PICTURES + 1))
     assert chat.conversation.messages == []
+    chat.add_text("What?", [RED] * MAX_PICTURES)
+    chat.conversation.messages[-1][1] = "Red."
+    with pytest.raises(RequestError, match="9 pictures are too many for one chat"):  # for every later question, too
+        chat.add_text("And?", [RED], keep=True)
+    chat.add_text("And?", [RED])
 
 
 def test_no_question_while_an_answer_comes() -> None:
     chat = Chat(stop=asyncio.Event())
     with pytest.raises(RequestError, match="press Stop"):
         chat.add_text("Hello")
+
+
+def test_no_question_while_an_answer_waits_for_its_place() -> None:
+    """All places are taken: neither Enter nor Regenerate may make the answer be left out."""
+    chat = Chat()
+    chat.add_text("Hello")
+    for impatient in ("Hello?", ""):
+        with pytest.raises(RequestError, match="press Stop"):
+            chat.add_text(impatient)
+    chat.regenerate("Default")
+    assert not chat.conversation.skip_next
+    assert chat.conversation.messages == [["USER", "Hello"], ["ASSISTANT", None]]
 
 
 def test_regenerate_opens_the_answer_and_changes_the_mode() -> None:
