@@ -33,9 +33,11 @@ CSS = """
 
 
 def launch_options() -> dict[str, Any]:
-    """How a page of `build_demo` is launched: looks, limits on uploads, and no links to other servers."""
+    """How a page of `build_demo` is launched: looks, limits on uploads and events, and no links to other servers."""
     import gradio as gr
+    from starlette.middleware import Middleware
 
+    from llava.serve.demo_guard import PageGuard
     from llava.serve.demo_pictures import MAX_UPLOAD_BYTES
 
     fonts = ["ui-sans-serif", "system-ui", "sans-serif"]  # those of the visitor: none are fetched from elsewhere
@@ -45,4 +47,5 @@ def launch_options() -> dict[str, Any]:
         "css": CSS,
         "max_file_size": MAX_UPLOAD_BYTES,
         "footer_links": [],
+        "app_kwargs": {"middleware": [Middleware(PageGuard)]},
     }

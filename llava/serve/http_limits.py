@@ -48,7 +48,7 @@ class BodyLimit:
         if limit.cancelled_caught:
             await _refuse(408, f"the request took longer than {self.timeout:g} seconds to arrive")(scope, receive, send)
             return
-        await self.app(scope, _replay(bytes(body), receive), send)
+        await self.app(scope, replay(bytes(body), receive), send)
 
     async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
         text = f"the request is larger than {self.max_bytes} bytes; send fewer or smaller pictures"
@@ -67,11 +67,11 @@ def _refuse(status: int, message: str) -> JSONResponse:
     return JSONResponse({"message": message}, status_code=status, headers={"connection": "close"})
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """Gives the body once, then whatever comes (the end of the connection)."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def replay() -> Message:
+    async def again() -> Message:
         return first.pop() if first else await receive()
 
-    return replay
+    return again

@@ -248,6 +248,18 @@ def test_logs_cannot_be_fetched(demo: Demo, visitor: Visitor, worker: WorkerDoub
             assert reply.status in (403, 404), path
 
 
+def test_the_server_fetches_nothing(demo: Demo, visitor: Visitor) -> None:
+    """Gradio would download a file that an event names by a link."""
+    request = visitor.page.request
+    link = {"path": "https://198.51.100.1/a.png", "meta": {"_type": "gradio.FileData"}}
+    for data in (link, [{"image": {**link, "path": "HTTP://198.51.100.1/a.png"}}]):
+        event = {"data": [data], "fn_index": 1, "session_hash": "stranger"}
+        reply = request.post(f"{demo.url}/gradio_api/queue/join", data=event)
+        assert (reply.status, reply.json()) == (403, {"message": "files are uploaded, not fetched"})
+    event = {"data": ["x" * 2**20], "fn_index": 1, "session_hash": "stranger"}
+    assert request.post(f"{demo.url}/gradio_api/queue/join", data=event).status == 413
+
+
 EVIL = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> **bold** "
     "[here](javascript:window.hacked=1) ![spy](http://127.0.0.1:9/spy.png) <a href='javascript:window.hacked=1'>a</a>"
