@@ -20,6 +20,7 @@ ENDPOINT = "/v1/chat/completions"
 # What a worker has to know of a client's request. Its other headers (cookies, ...) end here.
 FORWARDED_HEADERS = ("content-type", "authorization")
 MAX_REPLY_BYTES = 64 * 2**20
+MAX_EVENT_BYTES = 2**20  # of a stream
 CLIENT_GONE = 499  # nobody reads it
 REPLY_OPENAPI = {
     "requestBody": {
@@ -113,7 +114,9 @@ async def _events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
             whole, divider, rest = (rest + piece).rpartition(b"\n\n")
             if divider:
                 yield whole + divider
-    except httpx.HTTPError as error:
+            if len(rest) > MAX_EVENT_BYTES:
+                raise wire.WireError(f"the worker's event is larger than {MAX_EVENT_BYTES} bytes")
+    except (httpx.HTTPError, wire.WireError) as error:
         logger.error("An event stream broke off: %s: %s", type(error).__name__, error)
         failure = {"message": explain(error), "type": "server_error", "param": None, "code": "worker_unreachable"}
         yield f"data: {json.dumps({'error': failure})}\n\n".encode()

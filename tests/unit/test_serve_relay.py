@@ -326,6 +326,7 @@ class OpenAIWorker:
         self.asked: list[tuple[dict[str, str], Any]] = []
         self.left = threading.Event()
         self.break_off = False
+        self.is_endless = False
         self.hang = False
         self.app = FastAPI()
         router = APIRouter()
@@ -351,6 +352,9 @@ class OpenAIWorker:
     async def events(self) -> Any:
         yield b'data: {"n": 1}\n\nda'
         yield b'ta: {"n": 2}\n\n'
+        while self.is_endless:
+            yield b"x" * 2**16
+            await asyncio.sleep(0)
         if self.break_off:
             yield b"data: {half"
             raise RuntimeError("broken")
@@ -403,6 +407,12 @@ def test_streamed_completion_breaks_off(controller: str, openai_worker: OpenAIWo
     assert events[:2] == ['data: {"n": 1}', 'data: {"n": 2}'] and events[3:] == [""]
     failure = json.loads(events[2].removeprefix("data: "))["error"]
     assert failure["code"] == "worker_unreachable" and "broke off" in failure["message"]
+
+
+def test_an_event_that_never_ends(controller: str, openai_worker: OpenAIWorker) -> None:
+    openai_worker.is_endless = True
+    with httpx.stream("POST", f"{controller}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        assert "larger than 1048576 bytes" in answer.read().decode()
 
 
 def test_hanging_up_during_a_completion(state: Controller, openai_worker: OpenAIWorker) -> None:
