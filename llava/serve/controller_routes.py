@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from llava.serve import wire
 from llava.serve.controller_metrics import ControllerMetrics
 from llava.serve.controller_state import LARGEST_NUMBER, Controller, shown_name
-from llava.serve.http_limits import BodyLimit
+from llava.serve.http_limits import BodyLimit, NoPages
 from llava.serve.openai_relay import openai_routes
 from llava.serve.registration import MAX_ADDRESS_LENGTH, RegistrationRefused, RegistrationRules
 from llava.serve.streaming import LiveStream
@@ -57,6 +57,7 @@ def build_app(
     app = FastAPI(title="LLaVA controller", lifespan=lifespan)
     app.state.controller = controller
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(NoPages)  # the last one added is asked first
     app.include_router(openai_routes(controller, client, metrics))
 
     @app.exception_handler(RegistrationRefused)

@@ -1,9 +1,10 @@
-"""A limit on request bodies that holds before anything parses them.
+"""What servers refuse before anything parses it: requests that are too large or too slow, and those of web pages.
 
 Needs the `serve` extra; imported by the servers only.
 """
 
 import anyio
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -53,6 +54,31 @@ class BodyLimit:
     async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
         text = f"the request is larger than {self.max_bytes} bytes; send fewer or smaller pictures"
         await _refuse(413, text)(scope, receive, send)
+
+
+class NoPages:
+    """ASGI middleware: no web page may make its visitor's browser ask this server.
+
+    A page can post to servers on its visitor's own machine, and under a name of its own that leads there it counts as
+    one of theirs (DNS rebinding). A browser says in `Origin` that a page asks; programs send no such header. OpenAI's
+    API is for pages, too, but only in JSON: for that a browser asks first whether pages of others may, and is told no.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and not _is_welcome(scope):
+            await _refuse(403, "web pages may not ask this server; use a program")(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _is_welcome(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    if "origin" not in headers:
+        return True
+    return scope["path"].startswith("/v1/") and headers.get("content-type", "").startswith("application/json")
 
 
 def _announced_length(scope: Scope) -> int:

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from llava.program import RequestError
 from llava.serve import wire
-from llava.serve.http_limits import BodyLimit
+from llava.serve.http_limits import BodyLimit, NoPages
 from llava.serve.streaming import LiveStream
 from llava.serve.worker_base import BaseWorker
 
@@ -45,6 +45,7 @@ def build_app(worker: BaseWorker, max_body_bytes: int, extra_routers: Sequence[A
 
     app = FastAPI(title="LLaVA worker", lifespan=lifespan)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(NoPages)  # the last one added is asked first
 
     @app.post("/worker_generate_stream", openapi_extra=STREAM_OPENAPI)
     async def generate_stream(request: Request) -> Response:

@@ -316,6 +316,27 @@ def test_proxies_of_the_environment_are_not_used(worker: FakeWorker, monkeypatch
         assert proxy.requests == []
 
 
+def test_web_pages_may_not_ask(state: Controller) -> None:
+    """Neither the controller nor a worker, whatever the page calls its content; programs send no `Origin`."""
+    page, worker = {"Origin": "http://pages.example"}, Counting()
+    spy = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+    registration = {"worker_name": "http://localhost:9", "check_heart_beat": False, "worker_status": spy}
+    with serving(create_app(state)) as controller, serving(create_worker_app(worker)) as address:
+        for kind in ("text/plain", "application/json"):
+            headers = {**page, "Content-Type": kind}
+            asked = [
+                httpx.post(f"{controller}/register_worker", json=registration, headers=headers),
+                httpx.post(f"{controller}/worker_generate_stream", json=REQUEST, headers=headers),
+                httpx.post(f"{address}/worker_generate_stream", json=REQUEST, headers=headers),
+            ]
+            assert {answer.status_code for answer in asked} == {403}
+        assert httpx.post(f"{controller}/v1/chat/completions", content="{}", headers=page).status_code == 403
+        assert httpx.post(f"{controller}/v1/chat/completions", json={}, headers=page).status_code == 400
+        assert state.list_models() == [] and worker.ended == 0
+        assert httpx.get(f"{controller}/v1/models", headers=page).status_code == 200
+        assert "access-control-allow-origin" not in httpx.options(f"{controller}/v1/models", headers=page).headers
+
+
 # OpenAI's API.
 
 
