@@ -5,6 +5,7 @@ stops generating.
 """
 
 import base64
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ CONNECT_TIMEOUT = 10.0  # seconds
 QUESTION_TIMEOUT = 10.0  # seconds for an answer that needs no model
 # Seconds without a frame. Upstream's 10 s are too few for a model on a CPU, or for a place in a worker's queue (S-3).
 STREAM_TIMEOUT = 60.0
+# What is kept of a peer that sends without end.
+MAX_ANSWER_BYTES = 64 * 2**20  # the anchors on a picture
+MAX_REPLY_FRAME = 2**20  # prompt and reply: a reply has at most 1536 tokens
 FRONT_MODELS = ("vicuna-13b", "koala-13b")  # listed first
 
 
@@ -82,12 +86,23 @@ class ModelClient:
 
     def _session(self, timeout: float) -> httpx.AsyncClient:
         limits = httpx.Timeout(timeout, connect=CONNECT_TIMEOUT)
-        return httpx.AsyncClient(headers=CLIENT_HEADERS, timeout=limits, transport=self._transport)
+        return httpx.AsyncClient(
+            # Nothing is unpacked: a small packed answer may be a huge one.
+            headers={**CLIENT_HEADERS, "Accept-Encoding": "identity"},
+            timeout=limits,
+            trust_env=False,  # a proxy from the environment would see what visitors say, and does not know localhost
+            transport=self._transport,
+        )
 
     async def _ask(self, url: str, question: dict[str, Any], timeout: float = QUESTION_TIMEOUT) -> httpx.Response:
         try:
-            async with self._session(timeout) as session:
-                return await session.post(url, json=question)
+            async with self._session(timeout) as session, session.stream("POST", url, json=question) as response:
+                body = bytearray()
+                async for piece in response.aiter_raw():
+                    body += piece
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise ServerError(f"the answer of {url} is larger than {MAX_ANSWER_BYTES} bytes")
+                return httpx.Response(response.status_code, content=bytes(body))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerError(f"{url} cannot be reached ({type(error).__name__})") from error
 
@@ -105,7 +120,8 @@ class ModelClient:
         """
         await self._ask_controller("/refresh_all_workers", {})
         reply = await self._ask_controller("/list_models", {})
-        return sort_models([str(name) for name in reply.get("models") or []])
+        names = reply.get("models")
+        return sort_models([str(name) for name in names]) if isinstance(names, list) else []
 
     async def worker_address(self, model: str) -> str:
         """Base URL of a worker for a model; empty if there is none.
@@ -152,7 +168,10 @@ class ModelClient:
         reply = _json(response, "the worker")
         if response.status_code != 200:
             raise RequestError(str(reply.get("message") or f"the worker answered with status {response.status_code}"))
-        return AnchorPicture(base64.b64decode(reply.get("image") or ""), str(reply.get("caption") or ""))
+        try:
+            return AnchorPicture(base64.b64decode(reply["image"]), str(reply.get("caption") or ""))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerError("the worker's answer has no picture") from error
 
     async def stream(self, address: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """The frames of a worker's answer as they come; closing the iterator closes the connection.
@@ -161,7 +180,7 @@ class ModelClient:
             ServerError: no connection, a status other than 200, or the connection broke.
             WireError: the peer does not send frames.
         """
-        reader = FrameReader()
+        reader = FrameReader(MAX_REPLY_FRAME + len(json.dumps(request["prompt"])))
         try:
             async with (
                 self._session(STREAM_TIMEOUT) as session,
@@ -169,7 +188,7 @@ class ModelClient:
             ):
                 if response.status_code != 200:
                     raise ServerError(f"the worker answered with status {response.status_code}")
-                async for piece in response.aiter_bytes():
+                async for piece in response.aiter_raw():
                     for frame in reader.feed(piece):
                         yield frame
             if reader.unfinished:

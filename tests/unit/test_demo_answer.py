@@ -255,6 +255,14 @@ def test_outcome_of_frames() -> None:
     assert outcome.error == "no (error_code: 3)"
 
 
+def test_no_proxy_sees_what_visitors_say(
+    answerer: Answerer, running: tuple[ControllerDouble, WorkerDouble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert answer(answerer, asking("Hello"))[-1] == ALL_ON
+
+
 def test_model_list(running: tuple[ControllerDouble, WorkerDouble], answerer: Answerer) -> None:
     names = ["zephyr", "koala-13b", "llava-v1.5", "vicuna-13b", "alpaca"]
     assert sort_models(names) == ["vicuna-13b", "koala-13b", "alpaca", "llava-v1.5", "zephyr"]
