@@ -10,6 +10,11 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llava.extras import require_extra
@@ -50,6 +55,22 @@ def get_model_list(controller_url: str) -> list[str]:
         ) from error
 
 
+@contextmanager
+def uploads_folder() -> Iterator[None]:
+    """Gradio keeps what visitors send in a folder of this process, which is gone when it ends, also by SIGTERM.
+
+    Gradio's own folder belongs to whoever used it first on this machine, and keeps the files of servers that were
+    killed. A folder that the operator names (`GRADIO_TEMP_DIR`) is left alone.
+    """
+    if os.environ.get("GRADIO_TEMP_DIR"):
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="llava-uploads-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        yield
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="The web demo of LLaVA.")
     parser.add_argument(
@@ -78,6 +99,16 @@ def main() -> None:
     args = build_parser().parse_args()
     require_extra("gradio", "serve")
     require_extra("httpx", "serve")
+    with uploads_folder():  # before Gradio is imported
+        serve(args)
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Build the page and serve it until interrupted.
+
+    Raises:
+        RequestError: there is no controller.
+    """
     # Before the log file is opened, which takes up the loggers that exist then.
     from llava.serve import demo_page
     from llava.serve.demo_style import launch_options

@@ -48,9 +48,8 @@ class Demo:
 def web_server(controller: ControllerDouble, folder: Path, *flags: str) -> Iterator[str]:
     """The program of the contract in a process of its own; gives its address."""
     port = free_port()
-    environment = os.environ | {
-        "LLAVA_LOGDIR": str(folder), "PYTHONPATH": str(REPOSITORY), "GRADIO_TEMP_DIR": str(folder / "uploads"),
-    }  # fmt: skip
+    environment = os.environ | {"LLAVA_LOGDIR": str(folder), "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder)}
+    environment.pop("GRADIO_TEMP_DIR", None)
     command = [sys.executable, "-m", "llava.serve.gradio_web_server", "--controller", controller.url]
     with (folder / "out.log").open("w") as out:
         process = subprocess.Popen(
@@ -63,6 +62,7 @@ def web_server(controller: ControllerDouble, folder: Path, *flags: str) -> Itera
     finally:
         process.terminate()
         process.wait(20)
+    assert not list(folder.glob("llava-uploads-*")), "uploads are left behind"
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,8 @@ def test_upload_ask_and_watch_the_reply_grow(
 
     line = demo.logged("chat")[-1]
     assert (line["model"], line["ip"]) == (NEW, "127.0.0.1") and line["state"]["messages"][-1][1] == ANSWER
+    (uploads,) = demo.folder.glob("llava-uploads-*")
+    assert stat.S_IMODE(uploads.stat().st_mode) == 0o700 and any(uploads.rglob("*.png"))
     stored = next(demo.folder.glob(f"serve_images/*/{line['images'][0]}.jpg"))
     for path in (stored, next(demo.folder.glob("*-conv.json")), demo.folder / "gradio_web_server.log"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
