@@ -27,6 +27,12 @@ CSS = """
 .chat-box button[aria-label="Clear"], .chat-box .message .icon-button-wrapper, .chat-box .message-buttons {
     display: none;
 }
+#buttons button { white-space: nowrap; padding-left: 8px; padding-right: 8px; }
+/* The names of the tabs side by side fill a phone; without this the page is wider than the screen. */
+@media (max-width: 480px) {
+    .gradio-container main, .gradio-container .main { padding-left: 12px !important; padding-right: 12px !important; }
+    .tab-container button { padding-left: 6px !important; padding-right: 6px !important; }
+}
 .reply-note { margin-top: 6px; font-size: 12px; line-height: 1.4; color: var(--body-text-color); opacity: 0.7; }
 .fine-print, .fine-print p { font-size: 13px; color: var(--body-text-color); opacity: 0.85; }
 """

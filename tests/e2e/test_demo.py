@@ -404,6 +404,15 @@ def test_what_the_model_looks_at(visitor: Visitor, worker: WorkerDouble, picture
     page.locator("#anchors_caption").get_by_text("This worker cannot draw visual anchors").wait_for()
 
 
+@pytest.mark.parametrize("width", [360, 390])
+def test_the_page_fits_a_phone(browser: Any, demo: Demo, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800}, is_mobile=True, has_touch=True)
+    page.goto(demo.url, wait_until="domcontentloaded")
+    page.get_by_role("tab", name="What the model looks at").wait_for()
+    wait_for(lambda: page.evaluate("document.documentElement.scrollWidth") == width)
+    page.close()
+
+
 def test_models_at_every_page_load(browser: Any, tmp_path: Path) -> None:
     with (
         deployment(Behaviour(NEW)) as (controller, workers),
