@@ -14,7 +14,8 @@ from llava.serve.demo_text import sentence
 
 ABOUT = (
     "A vision tower gathers what it knows of a picture in a few patches, which its class token attends to most: the "
-    "*visual anchors*. AcFormer asks the picture only at these; they are circled here."
+    "*visual anchors*. AcFormer asks the picture only at these; they are circled here. Other connectors do not depend "
+    "on them."
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
-from llava.serve.wire import SECRET_HEADER
+from llava.serve.wire import SECRET_HEADER, direct_session
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ class HeartBeat:
 
         url = self.controller_addr + path
         try:
-            with requests.Session() as session:
-                session.trust_env = False  # straight to the controller; the secret must not meet a proxy
+            with direct_session() as session:
                 response = session.post(
                     url, json=body, headers=self._headers, timeout=REQUEST_TIMEOUT, allow_redirects=False
                 )

@@ -8,11 +8,9 @@ if not __package__:  # run by path
 
 import argparse
 
-import requests
-
 from llava.program import run_program
 from llava.serve.registration import add_secret_argument, read_secret
-from llava.serve.wire import SECRET_HEADER
+from llava.serve.wire import SECRET_HEADER, direct_session
 
 # The controller asks the worker for its status before it answers, for 5 seconds at most.
 TIMEOUT = 15
@@ -36,13 +34,14 @@ def main() -> None:
     """
     args = build_parser().parse_args()
     secret = read_secret(args.secret_file)
-    response = requests.post(
-        args.controller_address.rstrip("/") + "/register_worker",
-        json={"worker_name": args.worker_name, "check_heart_beat": args.check_heart_beat, "worker_status": None},
-        headers={SECRET_HEADER: secret} if secret else {},
-        timeout=TIMEOUT,
-        allow_redirects=False,
-    )
+    with direct_session() as session:
+        response = session.post(
+            args.controller_address.rstrip("/") + "/register_worker",
+            json={"worker_name": args.worker_name, "check_heart_beat": args.check_heart_beat, "worker_status": None},
+            headers={SECRET_HEADER: secret} if secret else {},
+            timeout=TIMEOUT,
+            allow_redirects=False,
+        )
     if response.status_code != 200:
         raise AssertionError(f"{args.controller_address} refuses {args.worker_name}: {response.text}")
 

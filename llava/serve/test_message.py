@@ -7,8 +7,7 @@ if not __package__:  # run by path
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import argparse
-
-import requests
+from typing import Any
 
 from llava.conversation import SeparatorStyle, default_conversation
 from llava.program import RequestError, run_program
@@ -70,7 +69,7 @@ def new_prompt(message: str) -> tuple[str, str]:
 
 def find_worker(controller: str, model_name: str) -> str:
     """Ask a controller for a worker, printing what it says; empty if it knows none for the model."""
-    requests.post(f"{controller.rstrip('/')}/refresh_all_workers", timeout=TIMEOUT).raise_for_status()
+    ask(controller, "/refresh_all_workers")
     models = ask(controller, "/list_models")["models"]
     print(f"Models: {sorted(models)}")
     address = ask(controller, "/get_worker_address", {"model": model_name})["address"]
@@ -78,8 +77,9 @@ def find_worker(controller: str, model_name: str) -> str:
     return address
 
 
-def ask(controller: str, path: str, question: dict | None = None) -> dict:
-    response = requests.post(controller.rstrip("/") + path, json=question, timeout=TIMEOUT)
+def ask(controller: str, path: str, question: dict | None = None) -> Any:
+    with wire.direct_session() as session:
+        response = session.post(controller.rstrip("/") + path, json=question, timeout=TIMEOUT)
     response.raise_for_status()
     return response.json()
 

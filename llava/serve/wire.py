@@ -5,9 +5,12 @@ A stream is a sequence of JSON objects in ASCII, each followed by one zero byte.
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.utils import server_error_msg
+
+if TYPE_CHECKING:
+    import requests
 
 OK = 0
 WORKER_FAILED = 1  # any exception in the worker
@@ -117,6 +120,15 @@ def read_frames(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         yield from reader.feed(DELIMITER)
 
 
+def direct_session() -> "requests.Session":
+    """For requests to controllers and workers: no proxy of the environment sees secrets, prompts and pictures."""
+    import requests
+
+    session = requests.Session()
+    session.trust_env = False
+    return session
+
+
 def stream_request(
     address: str, params: dict[str, Any], *, connect_timeout: float = 5.0, read_timeout: float = 60.0
 ) -> Iterator[dict[str, Any]]:
@@ -134,14 +146,12 @@ def stream_request(
     """
     import requests
 
-    with requests.post(
-        f"{address.rstrip('/')}/worker_generate_stream",
-        headers=CLIENT_HEADERS,
-        json=params,
-        stream=True,
-        timeout=(connect_timeout, read_timeout),
-        allow_redirects=False,
-    ) as response:
+    url = f"{address.rstrip('/')}/worker_generate_stream"
+    options = {"stream": True, "timeout": (connect_timeout, read_timeout), "allow_redirects": False}
+    with (
+        direct_session() as session,
+        session.post(url, headers=CLIENT_HEADERS, json=params, **options) as response,
+    ):
         if response.status_code != 200:
             raise requests.HTTPError(f"{address} answered with status {response.status_code}", response=response)
         # chunk_size=None: a piece is passed on when it has come, not when a buffer is full.

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from llava.serve import wire
+from llava.serve import register_worker, test_message, wire
 from llava.serve.controller import Controller, create_app
 from llava.serve.controller_state import WorkerInfo
 from llava.serve.worker_base import create_worker_app
@@ -312,6 +313,11 @@ def test_proxies_of_the_environment_are_not_used(worker: FakeWorker, monkeypatch
         state.register_worker(worker.address, True, worker.status)
         with serving(create_app(state)) as controller:
             answer = client.post(f"{controller}/worker_generate_stream", json=REQUEST)
+            flags = ["--controller", controller]
+            monkeypatch.setattr(sys, "argv", ["register_worker", *flags, "--worker-name", worker.address])
+            register_worker.main()
+            monkeypatch.setattr(sys, "argv", ["test_message", *flags, "--model-name", "m"])
+            test_message.main()
         assert list(wire.read_frames([answer.content])) == FRAMES
         assert proxy.requests == []
 
