@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import gradio as gr
 
 from llava.image_utils import ImageError
@@ -23,6 +24,9 @@ from llava.serve.demo_inputs import (
     visitor_address,
 )
 from llava.serve.demo_text import sentence, to_messages
+
+# Seconds the right answer waits for its turn. The left one may never begin: its visitor left while it was in the queue.
+LONGEST_TURN = 600.0
 
 
 @dataclass
@@ -182,7 +186,9 @@ class CompareTab:
             chat, left_done = pair.chats[side], pair.left_done
             try:
                 if side == 1 and in_turn and left_done is not None:
-                    await left_done.wait()
+                    with anyio.move_on_after(LONGEST_TURN) as turn:
+                        await left_done.wait()
+                    pair.is_stopped |= turn.cancelled_caught
                 if pair.is_stopped and chat.is_busy:
                     chat.give_up("Stopped before it began.")
                     yield to_messages(chat), gr.skip()

@@ -1,8 +1,10 @@
 """The web server's flags, imports and factory (contract: serve.md 7, S-13, S-19)."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +97,25 @@ def test_example_pictures_belong_to_the_package() -> None:
         assert path.stat().st_size < 60_000
         assert min(Image.open(path).size) >= 400
     assert "examples/*.jpg" in (REPOSITORY / "setup.py").read_text()
+
+
+def test_a_turn_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The right answer gives its place in the queue free when the left one never begins."""
+    import gradio as gr
+
+    from llava.serve import demo_compare_tab
+
+    monkeypatch.setattr(demo_compare_tab, "LONGEST_TURN", 0.01)
+    with gr.Blocks():
+        tab = demo_compare_tab.CompareTab(None, [], 1)
+    pair = demo_compare_tab.Pair(left_done=asyncio.Event())
+    pair.chats[1].add_text("Hello")
+
+    async def right() -> list[Any]:
+        return [step async for step in tab._answering(1)(pair, "m", 0, True, 0.2, 0.7, 64, None)]
+
+    assert len(asyncio.run(asyncio.wait_for(right(), 10))) == 1
+    assert pair.chats[1].remarks == {1: "Stopped before it began."}
 
 
 def test_a_budget_that_is_no_number_is_the_models_own() -> None:
