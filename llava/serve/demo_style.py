@@ -29,10 +29,8 @@ CSS = """
 }
 #buttons button { white-space: nowrap; padding-left: 8px; padding-right: 8px; }
 /* The names of the tabs side by side fill a phone; without this the page is wider than the screen. */
-@media (max-width: 480px) {
-    .gradio-container main, .gradio-container .main { padding-left: 12px !important; padding-right: 12px !important; }
-    .tab-container button { padding-left: 6px !important; padding-right: 6px !important; }
-}
+@media (max-width: 480px) { .tab-container button { padding-left: 8px !important; padding-right: 8px !important; } }
+@media (max-width: 380px) { .tab-container button { padding-left: 4px !important; padding-right: 4px !important; } }
 .reply-note { margin-top: 6px; font-size: 12px; line-height: 1.4; color: var(--body-text-color); opacity: 0.7; }
 .fine-print, .fine-print p { font-size: 13px; color: var(--body-text-color); opacity: 0.85; }
 """
