@@ -24,7 +24,7 @@ from llava.serve.worker_base import BaseWorker
 from tests.conftest import REPOSITORY
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
     """Wait for a condition to hold; what it gave. Errors of connecting count as "not yet"."""
     deadline = time.monotonic() + seconds
     while True:

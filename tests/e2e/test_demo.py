@@ -19,9 +19,9 @@ pytest.importorskip("gradio", reason="pip install 'llava[serve]'")
 
 from tests.conftest import REPOSITORY
 from tests.e2e.browser import chromium
-from tests.e2e.test_distributed import free_port
-from tests.e2e.visitor import BOTH, QUESTION, Visitor, wait_for
+from tests.e2e.visitor import BOTH, QUESTION, Visitor
 from tests.serve_doubles import ANSWER, Behaviour, ControllerDouble, WorkerDouble, deployment, elastic_details
+from tests.serving import free_port, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -57,7 +57,7 @@ def web_server(controller: ControllerDouble, folder: Path, *flags: str) -> Itera
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: is_up(url, process), 120)
+        wait_until(lambda: is_up(url, process), 120)
         yield url
     finally:
         process.terminate()
@@ -218,7 +218,7 @@ def test_several_pictures_and_a_second_turn(visitor: Visitor, worker: WorkerDoub
 
     visitor.ask("And why?")
     visitor.wait_reply(ANSWER)
-    wait_for(lambda: len(visitor.replies) == 2)
+    wait_until(lambda: len(visitor.replies) == 2)
     visitor.wait_enabled("Upvote")
     second = worker.asked("/worker_generate_stream")[-1]
     assert second["prompt"].count("<image>") == len(second["images"]) == 3
@@ -227,7 +227,7 @@ def test_several_pictures_and_a_second_turn(visitor: Visitor, worker: WorkerDoub
     visitor.page.get_by_text("Pictures join the running chat").click()
     visitor.upload(pictures[1])
     visitor.ask("And this one?")
-    wait_for(lambda: len(visitor.replies) == 3)
+    wait_until(lambda: len(visitor.replies) == 3)
     visitor.wait_enabled("Upvote")
     third = worker.asked("/worker_generate_stream")[-1]
     assert third["prompt"].count("<image>") == len(third["images"]) == 4
@@ -235,7 +235,7 @@ def test_several_pictures_and_a_second_turn(visitor: Visitor, worker: WorkerDoub
     visitor.page.get_by_text("Pictures join the running chat").click()
     visitor.upload(pictures[2])
     visitor.ask("From the beginning: what is it?")
-    wait_for(lambda: len(visitor.replies) == 1)
+    wait_until(lambda: len(visitor.replies) == 1)
     visitor.wait_enabled("Upvote")
     assert len(worker.asked("/worker_generate_stream")[-1]["images"]) == 1
 
@@ -350,11 +350,11 @@ def test_a_file_that_is_no_picture(visitor: Visitor, worker: WorkerDouble, tmp_p
 def test_compare_two_budgets_of_one_model(visitor: Visitor, worker: WorkerDouble, pictures: list[Path]) -> None:
     page = visitor.page
     page.get_by_role("tab", name="Compare").click()
-    wait_for(lambda: page.locator("#compare_budget_left input").input_value() == "33 (default)")
+    wait_until(lambda: page.locator("#compare_budget_left input").input_value() == "33 (default)")
     assert page.locator("#compare_model_right input").input_value() == OLD
     page.locator("#compare_model_right input").click()
     page.get_by_role("option", name=NEW).click()
-    wait_for(lambda: page.locator("#compare_budget_right input").input_value() == "33 (default)")
+    wait_until(lambda: page.locator("#compare_budget_right input").input_value() == "33 (default)")
     page.locator("#compare_budget_right input").click()
     page.get_by_role("option", name="5", exact=True).click()
     page.locator("#compare_image input[type=file]").set_input_files(pictures[0])
@@ -381,7 +381,7 @@ def test_compare_two_budgets_of_one_model(visitor: Visitor, worker: WorkerDouble
     visitor.wait_reply("Stopped before it began.", "#compare_right")
     assert len(worker.asked("/worker_generate_stream")) == 3
     page.locator("#compare_clear").click()
-    wait_for(lambda: page.locator('#compare_left [data-testid="bot"]').count() == 0)
+    wait_until(lambda: page.locator('#compare_left [data-testid="bot"]').count() == 0)
 
 
 def test_what_the_model_looks_at(visitor: Visitor, worker: WorkerDouble, pictures: list[Path]) -> None:
@@ -409,7 +409,7 @@ def test_the_page_fits_a_phone(browser: Any, demo: Demo, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 800}, is_mobile=True, has_touch=True)
     page.goto(demo.url, wait_until="domcontentloaded")
     page.get_by_role("tab", name="What the model looks at").wait_for()
-    wait_for(lambda: page.evaluate("document.documentElement.scrollWidth") == width)
+    wait_until(lambda: page.evaluate("document.documentElement.scrollWidth") == width)
     page.close()
 
 

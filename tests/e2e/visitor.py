@@ -1,20 +1,13 @@
 """A visitor of the demo: a page in the browser, with words for what people do on it."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.serving import wait_until
 
 QUESTION = 'textarea[placeholder="Enter text and press ENTER"]'
 BOTH = 'textarea[placeholder="Ask both and press ENTER"]'
 PATIENCE = 30  # seconds
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 class Visitor:
@@ -34,7 +27,7 @@ class Visitor:
         self.page.wait_for_selector(QUESTION)
 
     def wait_model(self, name: str) -> None:
-        wait_for(lambda: self.page.locator("#model_selector_row input").input_value() == name)
+        wait_until(lambda: self.page.locator("#model_selector_row input").input_value() == name)
 
     def upload(self, *pictures: Path) -> None:
         box = self.page.locator("input[type=file]").nth(0)
@@ -60,7 +53,7 @@ class Visitor:
         return self.button(name).is_enabled()
 
     def wait_enabled(self, name: str, enabled: bool = True) -> None:
-        wait_for(lambda: self.is_enabled(name) is enabled)
+        wait_until(lambda: self.is_enabled(name) is enabled)
 
     @property
     def replies(self) -> list[str]:
