@@ -18,6 +18,8 @@ MODEL_PATH=${MODEL_PATH:-$REPOSITORY/$default_model}
 [ -n "${MODEL:-}" ] || [ -f "$MODEL_PATH/config.json" ] ||
     fail "there is no model in $default_model yet; run 'bash scripts/quickstart.sh' first (it trains one), or name another: MODEL=/path/to/model bash scripts/demo.sh"
 
+# The quickstart's model is all here; another one, or its vision tower, may have to be fetched.
+[ -z "${MODEL:-}" ] || export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-0}
 ensure_venv "serve"
 if [ -z "${DEVICE:-}" ]; then
     DEVICE=cpu

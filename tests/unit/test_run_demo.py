@@ -128,3 +128,19 @@ def test_a_missing_model_is_one_clear_error(tmp_path: Path) -> None:
     assert result.returncode == 1 and result.stdout == "" and time.monotonic() - started < 5
     assert result.stderr.startswith("error: there is no model in checkpoints/playground/llava-acformer yet")
     assert "scripts/quickstart.sh" in result.stderr and "MODEL=" in result.stderr
+
+
+@pytest.mark.parametrize(("variables", "offline"), [({}, "0"), ({"HF_HUB_OFFLINE": "1"}, "1")])
+def test_a_model_that_is_named_may_be_fetched(tmp_path: Path, variables: dict[str, str], offline: str) -> None:
+    (tmp_path / "scripts/lib").mkdir(parents=True)
+    (tmp_path / "scripts/demo.sh").write_text((REPOSITORY / "scripts/demo.sh").read_text())
+    (tmp_path / "scripts/lib/setup.sh").write_text(
+        "REPOSITORY=.\nensure_venv() { export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}; }\n"
+        "python() { echo $HF_HUB_OFFLINE $*; }\nexec() { $*; }\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {"MODEL": "someone/some-model", "DEVICE": "cpu", **variables}
+    result = subprocess.run(
+        ["bash", str(tmp_path / "scripts/demo.sh")], capture_output=True, text=True, env=environment, check=True
+    )
+    assert result.stdout.startswith(f"{offline} scripts/lib/run_demo.py --model someone/some-model ")
