@@ -184,11 +184,14 @@ class Engine:
 
         Raises:
             BusyError: the queue is full.
-            RequestError: `max_new_tokens` is below 1.
+            ContextFullError: `max_new_tokens` is below 1, or the text alone fills the context.
             EngineStoppedError: the engine is closed.
         """
         if request.max_new_tokens < 1:
             raise ContextFullError("max_new_tokens must be 1 or more")
+        limit, num_text = self.settings.context_length, len(request.input_ids) - len(request.pictures)
+        if num_text >= limit:  # before a long prompt becomes gigabytes of embeddings
+            raise ContextFullError(f"the prompt has {num_text} tokens, and the model's context {limit}")
         text = ReplyText(self.tokenizer, request.stops)
         reply = Reply(request, listener, text, Sampler(request.sampling), time.monotonic())
         with self._changed:

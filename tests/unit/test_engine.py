@@ -218,6 +218,16 @@ def test_context_is_counted_with_the_visual_tokens(llava_vectors: Path) -> None:
         assert isinstance(full.error, ContextFullError)
 
 
+def test_endless_prompt_is_refused_before_it_becomes_embeddings(
+    llava_vectors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava.serve.engine.build_prompt", lambda *_: pytest.fail("embedded"))
+    with engine(build(), context_length=24) as running:
+        for asked in (request([1] * 24), request([1] * 24 + [-200], picture(1))):
+            with pytest.raises(ContextFullError, match="the prompt has 24 tokens, and the model's context 24"):
+                Listener(running, asked)
+
+
 def test_nobody_is_overtaken_in_a_small_cache(llava_vectors: Path) -> None:
     """Room for one long reply: the short one behind it waits for its turn, and both come."""
     model = endless(build())
