@@ -223,6 +223,18 @@ def test_busy_is_503_and_hanging_up_frees_the_place(client: openai.OpenAI, worke
 
 
 @pytest.mark.parametrize("streamed", [True, False])
+def test_choices_end_when_one_of_them_is_refused(streamed: bool, client: openai.OpenAI, worker: ModelWorker) -> None:
+    """Four find a place; the others are one too many, and nobody waits for the four any more."""
+    engine = worker.served.engine
+    whole = engine.metrics.requests.labels("length")._value.get
+    before = whole()
+    with pytest.raises(openai.InternalServerError, match="busy"):
+        ask(client, n=8, stream=streamed, max_tokens=100)
+    wait_until(lambda: engine.num_active == engine.num_queued == worker.get_queue_length() == 0)
+    assert whole() == before
+
+
+@pytest.mark.parametrize("streamed", [True, False])
 def test_client_that_hangs_up_before_the_first_token_is_forgotten(
     streamed: bool, address: str, worker: ModelWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
