@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from llava.program import RequestError
 from llava.serve.engine_metrics import EngineMetrics
 from llava.serve.kv_slots import CacheGeometry, KVSlots, Slot, slot_length
 from llava.serve.picture_cache import PictureCache, picture_key
-from llava.serve.prompts import Prompt, build_prompt, bytes_of_weights, encode_picture, join_weights
+from llava.serve.prompts import EncodedPicture, Prompt, build_prompt, bytes_of_weights, encode_picture, join_weights
 from llava.serve.reply_text import ReplyText
 from llava.serve.sampling import Sampler, SamplingSettings, choose_tokens
 from llava.serve.slotted_attention import DecodeStep, PrefillStep, Segment, use_slotted_attention
@@ -167,6 +167,7 @@ class Engine:
         self._waiting: deque[Reply] = deque()
         self._reading: list[Reply] = []
         self._running: list[Reply] = []
+        self._learned: dict[str, torch.Tensor] | None = None  # outputs of perceptual weights
         self._weights: BoundWeights | None = None
         self._rows_changed = False
         self._num_queued = 0
@@ -287,13 +288,18 @@ class Engine:
     def _build_prompt(self, request: GenerationRequest) -> Prompt:
         budget = request.num_visual_tokens
         encoded = [
-            self.pictures.get(
-                picture_key(picture, budget),
-                lambda picture=picture: encode_picture(self.model, self.image_processor, picture, budget),
-            )
+            self.pictures.get(picture_key(picture, budget), lambda picture=picture: self._encode_picture(picture, budget))
             for picture in request.pictures
         ]
         return build_prompt(self.model, request.input_ids, encoded)
+
+    def _encode_picture(self, picture: Image.Image, budget: int | None) -> EncodedPicture:
+        encoded = encode_picture(self.model, self.image_processor, picture, budget)
+        if encoded.weights is None:
+            return encoded
+        # The connector computes the learned part anew for each picture. It is the same for all, so one is kept.
+        self._learned = self._learned or encoded.weights.outputs
+        return replace(encoded, weights=encoded.weights._replace(outputs=self._learned))
 
     # The engine's thread.
 

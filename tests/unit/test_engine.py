@@ -313,6 +313,16 @@ def test_pictures_are_encoded_once(llava_vectors: Path) -> None:
         assert running.pictures.used_bytes == 2 * 16 * 32 * 4
 
 
+def test_learned_part_of_weights_is_kept_once(llava_vectors: Path) -> None:
+    """Only what belongs to a picture is counted, so only that may be held per picture."""
+    with engine(model_of("vlora")) as running:
+        for number in range(3):
+            assert Listener(running, request([1, -200], picture(number))).last().error is None
+        held = [one.weights.outputs["q"].data_ptr() for one in running.pictures._pictures.values()]
+    assert len(held) == 3
+    assert len(set(held)) == 1
+
+
 def test_metrics_count(llava_vectors: Path) -> None:
     from prometheus_client import generate_latest
 
