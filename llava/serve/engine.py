@@ -378,8 +378,8 @@ class Engine:
                 f"prompt and reply need room for {needed} tokens, more than the cache of {self._slots.budget} bytes "
                 "has; ask for fewer new tokens, or start the worker with a larger --cache-gb"
             )
-        taken = sum(r.weight_bytes for r in (*self._reading, *self._running)) + reply.weight_bytes
-        reply.slot = self._slots.acquire(needed, reserved=taken)
+        taken = sum(r.weight_bytes for r in (*self._reading, *self._running))
+        reply.slot = self._slots.acquire(needed, reserved=taken, own=reply.weight_bytes)
         return reply.slot is not None
 
     def _read_prompts(self) -> None:

@@ -68,6 +68,28 @@ def test_reserved_bytes_count() -> None:
     assert slots.acquire(64, reserved=64 * TOKEN_BYTES) is not None
 
 
+def test_reserved_bytes_count_beside_slabs_that_are_there() -> None:
+    """Perceptual weights need room even if there is a free lane already: idle slabs go, or the request waits."""
+    slots = KVSlots(GEOMETRY, 640 * TOKEN_BYTES)
+    short, long = slots.acquire(32), slots.acquire(320)
+    slots.release(short)
+    assert slots.used_bytes > 560 * TOKEN_BYTES
+    assert slots.acquire(320, reserved=300 * TOKEN_BYTES) is None  # one lane is in use, its slab cannot go
+    slots.release(long)
+    again = slots.acquire(320, reserved=300 * TOKEN_BYTES)
+    assert again is not None
+    assert slots.used_bytes + 300 * TOKEN_BYTES <= slots.budget
+
+
+def test_new_slab_leaves_room_for_what_its_lanes_need_beside_them() -> None:
+    slots, own = KVSlots(GEOMETRY, 320 * TOKEN_BYTES), 32 * TOKEN_BYTES
+    taken = 0
+    while slots.acquire(32, reserved=taken * own, own=own) is not None:
+        taken += 1
+        assert slots.used_bytes + taken * own <= slots.budget
+    assert taken == 5  # 5 x (32 + 32) positions
+
+
 def test_new_owner_sees_nothing_of_the_old() -> None:
     slots = KVSlots(GEOMETRY, 64 * TOKEN_BYTES)
     slot = slots.acquire(10)
