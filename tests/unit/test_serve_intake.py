@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessor
 
-from llava.image_utils import ImageError
+from llava.image_utils import ImageError, process_images
 from llava.program import RequestError
 from llava.serve import url_fetch
 from llava.serve.engine import ContextFullError
@@ -61,6 +62,8 @@ def test_pictures_of_the_accepted_formats(kind: str, mode: str) -> None:
         (file_of(1, 1), "1 x 1 pixels; each side must have 8 to 500"),
         (file_of(400, 1), "each side must have 8"),
         (file_of(501, 9), "each side must have 8 to 500"),
+        (file_of(8, 257), "8 x 257 pixels; at most 32 times"),
+        (file_of(257, 8), "257 x 8 pixels; at most 32 times"),
         (file_of(200, 200), "more than the limit of 10000"),
         (png_that_claims(60_000, 60_000), "limit of 10000"),
         (png_that_claims(499, 499), "more than the limit"),
@@ -71,6 +74,30 @@ def test_pictures_of_the_accepted_formats(kind: str, mode: str) -> None:
 def test_other_pictures_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         LIMITS.decode(data)
+
+
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+def test_accepted_picture_stays_small_on_its_way_to_the_tower(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may become gigabytes when it is padded to a square, or scaled by its short side."""
+    limits, largest, new, resize = ImageLimits(), [0], Image.new, Image.Image.resize
+
+    def watch(make: Any) -> Any:
+        def made(*args: Any, **options: Any) -> Image.Image:
+            picture = make(*args, **options)
+            largest.append(picture.width * picture.height)
+            return picture
+
+        return made
+
+    pictures = [limits.decode(file_of(*size)) for size in ((8192, 256), (8, 256), (2000, 2000))]
+    monkeypatch.setattr(Image, "new", watch(new))
+    monkeypatch.setattr(Image.Image, "resize", watch(resize))
+    processor = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    process_images(pictures, processor, SimpleNamespace(image_aspect_ratio=mode))
+    assert max(largest) <= 2**26
+    for size in ((8, 16_384), (16_384, 513)):
+        with pytest.raises(ImageError):
+            limits.decode(file_of(*size))
 
 
 def test_base64_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
