@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -26,8 +26,17 @@ from llava.model.perceptual_weights import BoundWeights
 from llava.program import RequestError
 from llava.serve.engine_metrics import EngineMetrics
 from llava.serve.kv_slots import CacheGeometry, KVSlots, Slot, slot_length
-from llava.serve.picture_cache import PictureCache, picture_key
-from llava.serve.prompts import EncodedPicture, Prompt, build_prompt, bytes_of_weights, encode_picture, join_weights
+from llava.serve.picture_cache import PictureCache
+from llava.serve.prompts import (
+    EncodedPicture,
+    PreparedPicture,
+    Prompt,
+    build_prompt,
+    bytes_of_weights,
+    encode_picture,
+    join_weights,
+    prepare_picture,
+)
 from llava.serve.reply_text import ReplyText
 from llava.serve.sampling import Sampler, SamplingSettings, choose_tokens
 from llava.serve.slotted_attention import DecodeStep, PrefillStep, Segment, use_slotted_attention
@@ -76,13 +85,14 @@ class GenerationRequest:
 
     Attributes:
         input_ids: IMAGE_TOKEN_INDEX where a picture goes.
+        pictures: from `Engine.prepare`.
         num_visual_tokens: budget per picture (elastic connectors); None is the model's own.
         stops: strings that end the reply.
     """
 
     input_ids: list[int]
     max_new_tokens: int
-    pictures: tuple[Image.Image, ...] = ()
+    pictures: tuple[PreparedPicture, ...] = ()
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops: tuple[str, ...] = ()
     num_visual_tokens: int | None = None
@@ -162,7 +172,8 @@ class Engine:
         self._slots = KVSlots(CacheGeometry.of_model(model), settings.cache_bytes)
         self._window = getattr(model.config, "sliding_window", None)
         self._end_tokens = _end_tokens(model, tokenizer)
-        self._encoding: set[Reply] = set()  # their pictures are in the encoder's queue
+        self._encoding: dict[Reply, Future[None]] = {}  # their pictures are in the encoder's queue
+        self._encoded: set[Reply] = set()  # prompts with pictures that wait for a slot
         self._incoming: deque[Reply] = deque()  # ready for the engine's thread
         self._waiting: deque[Reply] = deque()
         self._reading: list[Reply] = []
@@ -179,6 +190,23 @@ class Engine:
         self._thread.start()
 
     # What other threads call.
+
+    def prepare(self, picture: Image.Image) -> PreparedPicture:
+        """A picture for a request. Takes some time, and for a large picture some memory: not while the request waits.
+
+        Raises:
+            RequestError: the model takes no pictures.
+        """
+        return prepare_picture(self.model, self.image_processor, picture)
+
+    def check_room(self) -> None:
+        """
+        Raises:
+            BusyError: the queue is full.
+        """
+        if self._num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
+            self.metrics.requests.labels("busy").inc()
+            raise BusyError(f"the server is busy: {self._num_queued} requests are waiting; try again in a moment")
 
     def submit(self, request: GenerationRequest, listener: Callable[[ReplyEvent], None]) -> Reply:
         """Start a reply. `listener` hears of every token and of the end, from the engine's threads; it must not wait.
@@ -198,16 +226,13 @@ class Engine:
         with self._changed:
             if self._is_closed:
                 raise EngineStoppedError("the server is stopping")
-            if self._num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
-                self.metrics.requests.labels("busy").inc()
-                raise BusyError(f"the server is busy: {self._num_queued} requests are waiting; try again in a moment")
+            self.check_room()
             self._num_queued += 1
             if request.pictures:
-                self._encoding.add(reply)
-                self._encoder.submit(self._encode, reply)
+                self._encoding[reply] = self._encoder.submit(self._encode, reply)
             else:
                 self._incoming.append(reply)
-                self._changed.notify()
+                self._changed.notify_all()
         return reply
 
     def warm_up(self) -> None:
@@ -228,21 +253,29 @@ class Engine:
         """`reply.cancel()`, and see to it at once even if nothing else happens."""
         reply.cancel()
         with self._changed:
-            self._changed.notify()
+            was_encoding = self._encoding.get(reply)
+            is_out = was_encoding is not None and was_encoding.cancel()  # its turn had not come
+            if is_out:
+                del self._encoding[reply]
+                self._num_queued -= 1
+            self._changed.notify_all()
+        if is_out:
+            self._end(reply, "cancelled")
 
     def close(self) -> None:
         """End every reply with an error and the threads with them."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
         self._encoder.shutdown(cancel_futures=True)
-        for reply in (*self._encoding, *self._incoming, *self._waiting, *self._reading, *self._running):
+        with self._changed:
+            left = [*self._encoding, *self._incoming, *self._waiting, *self._reading, *self._running]
+            for replies in (self._encoding, self._encoded, self._incoming, self._waiting):
+                replies.clear()
+            self._num_queued = 0
+        for reply in left:
             self._end(reply, "error", EngineStoppedError("the server is stopping"))
-        self._encoding.clear()
-        self._incoming.clear()
-        self._waiting.clear()
-        self._num_queued = 0
 
     @property
     def is_alive(self) -> bool:
@@ -269,6 +302,12 @@ class Engine:
     # The encoder's thread.
 
     def _encode(self, reply: Reply) -> None:
+        """Make the prompt of one request, not far ahead of the slots: prompts take memory of the device."""
+        with self._changed:
+            while len(self._encoded) >= self.settings.max_rows and not (self._is_closed or reply.is_cancelled):
+                self._changed.wait()
+            if self._is_closed:
+                return  # `close` ends it
         error = None
         try:
             if not reply.is_cancelled:
@@ -276,10 +315,11 @@ class Engine:
         except Exception as caught:
             error = caught
         with self._changed:
-            self._encoding.discard(reply)
+            del self._encoding[reply]
             if error is None:
+                self._encoded.add(reply)
                 self._incoming.append(reply)
-                self._changed.notify()
+                self._changed.notify_all()
             else:
                 self._num_queued -= 1
         if error is not None:
@@ -288,13 +328,13 @@ class Engine:
     def _build_prompt(self, request: GenerationRequest) -> Prompt:
         budget = request.num_visual_tokens
         encoded = [
-            self.pictures.get(picture_key(picture, budget), lambda picture=picture: self._encode_picture(picture, budget))
+            self.pictures.get((picture.key, budget), lambda picture=picture: self._encode_picture(picture, budget))
             for picture in request.pictures
         ]
         return build_prompt(self.model, request.input_ids, encoded)
 
-    def _encode_picture(self, picture: Image.Image, budget: int | None) -> EncodedPicture:
-        encoded = encode_picture(self.model, self.image_processor, picture, budget)
+    def _encode_picture(self, picture: PreparedPicture, budget: int | None) -> EncodedPicture:
+        encoded = encode_picture(self.model, picture, budget)
         if encoded.weights is None:
             return encoded
         # The connector computes the learned part anew for each picture. It is the same for all, so one is kept.
@@ -334,7 +374,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         for reply in [r for r in self._waiting if r.is_cancelled]:
             self._waiting.remove(reply)
-            self._leave_queue()
+            self._leave_queue(reply)
             self._end(reply, "cancelled")
         for reply in [r for r in (*self._reading, *self._running) if r.is_cancelled]:
             self._end(reply, "cancelled")
@@ -349,13 +389,13 @@ class Engine:
                 fits = self._place(reply)
             except Exception as error:
                 self._waiting.popleft()
-                self._leave_queue()
+                self._leave_queue(reply)
                 self._end(reply, "error", error)
                 continue
             if not fits:
                 return
             self._waiting.popleft()
-            self._leave_queue()
+            self._leave_queue(reply)
             self._reading.append(reply)
             self.metrics.prompt_tokens.inc(len(reply.prompt))
             self.metrics.visual_tokens.inc(reply.prompt.num_visual_tokens)
@@ -517,9 +557,11 @@ class Engine:
             logger.exception("Nobody hears of a reply any more; it is cancelled")
             reply.cancel()
 
-    def _leave_queue(self) -> None:
+    def _leave_queue(self, reply: Reply) -> None:
         with self._changed:
             self._num_queued -= 1
+            self._encoded.discard(reply)
+            self._changed.notify_all()
 
     def _watch(self) -> None:
         watch = self.metrics.watch

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -73,14 +72,3 @@ class ImageLimits:
             if isinstance(error, ImageError):
                 raise
             raise ImageError(f"image data is not valid base64 ({error})") from error
-
-    def decode_all(self, texts: Sequence[str]) -> tuple[Image.Image, ...]:
-        """`decode_base64` of a request's pictures.
-
-        Raises:
-            ImageError, RequestError: see there; too many, or not a list of texts.
-        """
-        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise RequestError("images must be a list of base64 texts")
-        self.check_count(len(texts))
-        return tuple(self.decode_base64(text) for text in texts)

@@ -4,7 +4,6 @@ Upstream's wire, and beside it an OpenAI-compatible API (`/v1`), `/health` and `
 """
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
@@ -120,7 +119,7 @@ class ModelWorker(BaseWorker):
         """One frame per token with all text so far, and a last one (contract: serve.md 2.2, 2.3, 3)."""
         prompt = params["prompt"]
         try:
-            request = await asyncio.to_thread(generation_request, params, self.served)
+            request = await self.served.take_in(generation_request, params, self.served)
             async with ReplyStream(self.served.engine, request) as events:
                 async for event in events:
                     if event.error is not None:

@@ -96,7 +96,7 @@ def add_openai_api(app: FastAPI, worker: ModelWorker, api_key: str | None = None
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         check_key(request)
         try:
-            jobs = await asyncio.to_thread(generation_requests, body, served)
+            jobs = await served.take_in(generation_requests, body, served)
             answer = await unless_gone(request, (_streamed if body.stream else _whole)(worker, body, jobs))
         except Exception as error:
             raise api_error(error) from error
@@ -128,7 +128,7 @@ def generation_requests(body: ChatRequest, served: ServedModel) -> list[Generati
     )
     request = GenerationRequest(
         input_ids=served.tokenize(prompt),
-        pictures=load_pictures(urls, served.limits, served.fetcher),
+        pictures=load_pictures(urls, served),
         max_new_tokens=body.new_tokens,
         sampling=sampling,
         stops=body.stops,

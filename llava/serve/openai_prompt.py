@@ -10,9 +10,9 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle
 from llava.image_utils import ImageError
 from llava.program import RequestError
-from llava.serve.image_intake import ImageLimits
 from llava.serve.openai_schema import ImagePart, Message
-from llava.serve.url_fetch import UrlFetcher
+from llava.serve.prompts import PreparedPicture
+from llava.serve.served_model import ServedModel
 
 DATA_URI = re.compile(r"data:image/[a-z+.-]+(?:;[a-z]+=[^;,]*)*;base64,", re.IGNORECASE)
 CHATML_SYSTEM = "<|im_start|>system\n"
@@ -65,20 +65,20 @@ def _pictures(message: Message) -> list[str]:
     return [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
 
 
-def load_pictures(urls: Sequence[str], limits: ImageLimits, fetcher: UrlFetcher) -> tuple[Image.Image, ...]:
+def load_pictures(urls: Sequence[str], served: ServedModel) -> tuple[PreparedPicture, ...]:
     """The pictures behind `data:` URIs and allowed web addresses. May take seconds.
 
     Raises:
         RequestError, ImageError: too many, not allowed, or a picture that cannot be used.
     """
-    limits.check_count(len(urls))
-    return tuple(_load(url, limits, fetcher) for url in urls)
+    served.limits.check_count(len(urls))
+    return tuple(served.engine.prepare(_load(url, served)) for url in urls)
 
 
-def _load(url: str, limits: ImageLimits, fetcher: UrlFetcher) -> Image.Image:
+def _load(url: str, served: ServedModel) -> Image.Image:
     found = DATA_URI.match(url)
     if found:
-        return limits.decode_base64(url[found.end() :])
+        return served.limits.decode_base64(url[found.end() :])
     if url[:5].lower() == "data:":
         raise ImageError("a data: URI must be data:image/...;base64, followed by the picture")
-    return limits.decode(fetcher.fetch(url))
+    return served.limits.decode(served.fetcher.fetch(url))

@@ -148,6 +148,22 @@ def test_cancelled_requests_leave_nothing(moment: str, llava_vectors: Path) -> N
         assert running.num_slots_used == 0
 
 
+def test_prompts_of_waiting_requests_do_not_pile_up(llava_vectors: Path) -> None:
+    """They take memory of the device; who is cancelled before is gone at once."""
+    with engine(endless(build()), max_rows=1) as running:
+        runner = Listener(running, request([1, 300], tokens=100))
+        runner.next()
+        waiting = [Listener(running, request([1, 300, -200], picture(i), tokens=3)) for i in range(6)]
+        running.cancel(waiting[4].reply)
+        assert waiting[4].next().finish == "cancelled"
+        assert running.num_queued == 5
+        piled = []
+        while runner.next().finish is None:
+            piled.append(sum(one.reply.prompt is not None for one in waiting))
+        assert max(piled[10:]) == 1
+        assert [one.last().error for one in waiting[:4] + waiting[5:]] == [None] * 5
+
+
 def test_full_queue_is_busy(llava_vectors: Path) -> None:
     model = endless(build())
     with engine(model, max_rows=1, max_queue=2) as running:

@@ -1,10 +1,12 @@
 """What strangers send: pictures, web addresses, fields of a request. Each guard has a test that fails without it."""
 
+import asyncio
 import base64
 import io
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +21,9 @@ from transformers import CLIPImageProcessor
 from llava.image_utils import ImageError, process_images
 from llava.program import RequestError
 from llava.serve import url_fetch
-from llava.serve.engine import ContextFullError
+from llava.serve.engine import BusyError, ContextFullError
 from llava.serve.image_intake import ImageLimits
-from llava.serve.served_model import ServedModel
+from llava.serve.served_model import INTAKE_THREADS, ServedModel
 from llava.serve.url_fetch import UrlFetcher, is_public
 from llava.serve.wire_request import generation_request
 
@@ -110,17 +112,6 @@ def test_base64_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch
 def test_text_that_is_not_base64(text: str) -> None:
     with pytest.raises(ImageError, match="base64"):
         LIMITS.decode_base64(text)
-
-
-@pytest.mark.parametrize("images", ["AAAA", [1], [None], {"a": "b"}, [b"AAAA"]])
-def test_images_must_be_a_list_of_texts(images: Any) -> None:
-    with pytest.raises(RequestError, match="list of base64 texts"):
-        LIMITS.decode_all(images)
-
-
-def test_too_many_pictures() -> None:
-    with pytest.raises(RequestError, match="at most 2"):
-        LIMITS.decode_all(["AAAA"] * 3)
 
 
 # Web addresses.
@@ -302,7 +293,10 @@ class Served(ServedModel):
         return [len(prompt)]
 
 
-SERVED = Served("llava", SimpleNamespace(settings=SimpleNamespace(context_length=100)), "llava_v1", LIMITS, fetcher())
+ENGINE = SimpleNamespace(
+    settings=SimpleNamespace(context_length=100), prepare=lambda picture: f"prepared {picture.size}"
+)
+SERVED = Served("llava", ENGINE, "llava_v1", LIMITS, fetcher())
 
 
 def read(**params: Any) -> Any:
@@ -333,10 +327,51 @@ def test_bad_fields_are_named(name: str, value: Any) -> None:
 
 def test_markers_and_pictures_must_match() -> None:
     picture = base64.b64encode(file_of()).decode()
-    assert len(read(prompt="<image>", images=[picture]).pictures) == 1
+    assert read(prompt="<image>", images=[picture]).pictures == ("prepared (20, 20)",)
     for prompt, images in (("<image>", []), ("<image>", None), ("", [picture]), ("<image><image>", [picture])):
         with pytest.raises(RequestError, match="Number of images does not match"):
             read(prompt=prompt, images=images)
+
+
+@pytest.mark.parametrize("images", ["AAAA", [1], [None], {"a": "b"}, 5, True])
+def test_images_must_be_a_list_of_texts(images: Any) -> None:
+    with pytest.raises(RequestError, match="list of base64 texts"):
+        read(images=images)
+
+
+def test_too_many_pictures() -> None:
+    with pytest.raises(RequestError, match="at most 2"):
+        read(images=["AAAA"] * 3)
+
+
+def test_nothing_is_read_for_a_request_that_finds_no_place() -> None:
+    """A small request may hold pictures that take gigabytes while they are read."""
+
+    def busy() -> None:
+        raise BusyError("busy")
+
+    served = Served("llava", SimpleNamespace(check_room=busy), "llava_v1", LIMITS, fetcher())
+    with pytest.raises(BusyError):
+        asyncio.run(served.take_in(lambda: pytest.fail("read")))
+
+
+def test_few_requests_are_read_at_once() -> None:
+    served = Served("llava", SimpleNamespace(check_room=lambda: None), "llava_v1", LIMITS, fetcher())
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def read() -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+
+    async def many() -> None:
+        await asyncio.gather(*(served.take_in(read) for _ in range(20)))
+
+    asyncio.run(many())
+    assert most[0] == INTAKE_THREADS
 
 
 def test_endless_prompt_is_not_tokenized() -> None:
