@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -273,12 +273,26 @@ def test_slow_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
             trusting.fetch(f"http://localhost:{port}/cat")
 
 
-def test_whole_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(url_fetch, "TOTAL_TIMEOUT", -1.0)
-    with site({"/cat": (200, {}, b"meow")}) as one:
-        trusting = fetcher(f"127.0.0.1:{one.port}", is_allowed_address=lambda address: True)
+@pytest.mark.parametrize("drops", [b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 50, b"HTTP/1.1 200 OK\r\nA: " + b"x" * 50])
+def test_whole_time_is_limited(drops: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that comes byte by byte is never silent for long."""
+    monkeypatch.setattr(url_fetch, "TOTAL_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                for i in range(len(drops)):
+                    connection.sendall(drops[i : i + 1])
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        port = server.getsockname()[1]
+        trusting = fetcher(f"127.0.0.1:{port}", is_allowed_address=lambda address: True)
+        began = time.monotonic()
         with pytest.raises(RequestError, match="took longer"):
-            trusting.fetch(f"http://127.0.0.1:{one.port}/cat")
+            trusting.fetch(f"http://127.0.0.1:{port}/cat")
+        assert time.monotonic() - began < 1.5
 
 
 # Fields of a request on the wire.
