@@ -5,6 +5,7 @@ Upstream's wire, and beside it an OpenAI-compatible API (`/v1`), `/health` and `
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import AsyncGenerator
@@ -210,6 +211,11 @@ def main() -> None:
     for name in ("limit_model_concurrency", "max_waiting", "max_images", "max_image_pixels"):
         if getattr(args, name) < 1:
             raise RequestError(f"--{name.replace('_', '-')} must be 1 or more")
+    for name in ("cache_gb", "max_image_mb", "prefill_chunk"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
+            raise RequestError(f"--{name.replace('_', '-')} must be more than 0")
+    if not 0 <= args.picture_cache_gb < math.inf:
+        raise RequestError("--picture-cache-gb must be 0 or more")
     check_port(args.host, args.port)  # now, not when a large model has been loaded
     worker = ModelWorker(
         args.controller_address,
