@@ -25,9 +25,11 @@ def build_prompt(messages: Sequence[Message], template: str) -> tuple[str, list[
     it would claim a picture (S-8).
 
     Raises:
-        RequestError: no message of the user, or roles that do not take turns.
+        RequestError: no message of the user, roles that do not take turns, or a picture that is not the user's.
     """
     conversation = new_conversation(template)
+    if any(_pictures(message) for message in messages if message.role != "user"):
+        raise RequestError("only the user shows pictures")
     system = [_text(message) for message in messages if message.role in ("system", "developer")]
     if system:
         text = "\n".join(system)
@@ -43,8 +45,6 @@ def build_prompt(messages: Sequence[Message], template: str) -> tuple[str, list[
         text = f"{marker}\n" * len(pictures) + _text(message)
         if not text.strip():
             raise RequestError(f"message {i + 1} is empty")
-        if pictures and message.role == "assistant":
-            raise RequestError("only the user shows pictures")
         urls += pictures
         conversation.append_message(conversation.roles[i % 2], text)
     if len(turns) % 2 == 0:
