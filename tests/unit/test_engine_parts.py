@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from llava.serve.kv_slots import CacheGeometry, KVSlots, slot_length
 from llava.serve.picture_cache import PictureCache
@@ -138,6 +139,41 @@ def test_rows_are_sampled_by_their_own_settings() -> None:
     assert together == [choose_tokens(logits[i : i + 1], [Sampler(s)])[0] for i, s in enumerate(settings)]
     best = logits.argmax(-1).tolist()
     assert [together[0], together[2]] == [best[0], best[2]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"top_p": 0.9}, {"top_p": 0.3, "top_k": 40}, {"top_p": 0.999, "temperature": 3.0}, {"top_k": 3000}, {}],
+)
+def test_kept_tokens_are_those_of_transformers(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a row of another kind; `draw` goes through the whole distribution."""
+    logits = 3 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    asked = SamplingSettings(**{"top_k": 0, **settings})
+    expected = TemperatureLogitsWarper(asked.temperature)(None, logits[:1].clone())
+    if asked.top_k:
+        expected = TopKLogitsWarper(asked.top_k)(None, expected)
+    if asked.top_p < 1:
+        expected = TopPLogitsWarper(asked.top_p)(None, expected)
+    expected = expected.softmax(-1)[0]
+    samplers = [Sampler(asked), Sampler(SamplingSettings(1.0, 0.5, 7))]
+    points = torch.linspace(0, 1 - 1e-9, 2001, dtype=torch.float64).tolist()
+    seen = torch.zeros(4000)
+    for point in points:
+        monkeypatch.setattr(samplers[0], "draw", lambda point=point: point)
+        seen[choose_tokens(logits, samplers)[0]] += 1 / len(points)
+    assert (expected[seen > 0] > 0).all()
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1.1e-3)
+
+
+def test_vocabulary_is_not_sorted_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than a small model's step."""
+    sizes: list[int] = []
+    topk = torch.Tensor.topk
+    monkeypatch.setattr(torch.Tensor, "topk", lambda x, k, **rest: sizes.append(k) or topk(x, k, **rest))
+    logits = 5 * torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0))
+    settings = [SamplingSettings(1.0, 1.0, 0), SamplingSettings(1.0, 0.9, 0), SamplingSettings(1.0, 0.9, 50)]
+    choose_tokens(logits, [Sampler(one) for one in settings])
+    assert sizes == [1024]
 
 
 # Text.

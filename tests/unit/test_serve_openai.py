@@ -193,7 +193,7 @@ def test_legal_settings_that_change_nothing(client: openai.OpenAI) -> None:
     plain = ask(client).choices[0].message.content
     options = {
         "response_format": {"type": "text"}, "logit_bias": {}, "modalities": ["text"], "presence_penalty": 0,
-        "tools": [], "user": "somebody", "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "stop": None, "n": None,
+        "tools": [], "user": "somebody", "store": False, "metadata": {"a": "b"}, "stop": None, "n": None,
     }  # fmt: skip
     assert ask(client, **options).choices[0].message.content == plain
 
