@@ -365,7 +365,13 @@ class Engine:
         self._drop_cancelled()
         self._admit()
         if self._reading:
-            self._read_prompts()
+            pieces = self._next_pieces()
+            try:
+                self._read_prompts(pieces)
+            except Exception as error:  # most often a lack of memory; the running replies have lost nothing
+                logger.exception("Prompts could not be read; their replies end")
+                for reply, _ in pieces:
+                    self._end(reply, "error", error)
         if self._running:
             self._decode()
         elif not self._reading and self._waiting:  # nothing runs, and yet the first one does not fit
@@ -422,8 +428,8 @@ class Engine:
         reply.slot = self._slots.acquire(needed, reserved=taken, own=reply.weight_bytes)
         return reply.slot is not None
 
-    def _read_prompts(self) -> None:
-        """One piece of prompts; those that are read to their end get their first token and run from now on."""
+    def _next_pieces(self) -> list[tuple[Reply, int]]:
+        """Which prompts are read now, and how many tokens of each."""
         room = self.settings.prefill_chunk * (1 if self._running else ALONE)
         pieces: list[tuple[Reply, int]] = []
         for reply in self._reading:
@@ -435,6 +441,10 @@ class Engine:
             room -= count
             if has_weights:
                 break
+        return pieces
+
+    def _read_prompts(self, pieces: list[tuple[Reply, int]]) -> None:
+        """One piece of prompts; those that are read to their end get their first token and run from now on."""
         segments, embeds, positions, start = [], [], [], 0
         for reply, count in pieces:
             first, prompt = reply.slot.filled, reply.prompt
@@ -461,18 +471,12 @@ class Engine:
             self._reading.remove(reply)
             self._running.append(reply)
         self._rows_changed = True
-        replies = [reply for _, reply in finished]
-        self._take_tokens(replies, choose_tokens(logits[[row for row, _ in finished]], [r.sampler for r in replies]))
+        self._take_tokens([reply for _, reply in finished], logits[[row for row, _ in finished]])
 
     def _decode(self) -> None:
         """One more token for every running reply."""
         if self._rows_changed:
-            order = {slab: place for place, slab in enumerate(self._slots.slabs)}
-            self._running.sort(key=lambda reply: (order[reply.slot.slab], reply.slot.lane))
-            rows = [[] if r.prompt.weights is None else [r.prompt.weights] for r in self._running]
-            joined = join_weights(rows)
-            self._weights = None if joined is None else joined.bind(self._dtype)
-            self._rows_changed = False
+            self._arrange_rows()
         replies = list(self._running)
         device = self.model.get_input_embeddings().weight.device
         tokens = torch.tensor([[reply.last_token] for reply in replies], device=device)
@@ -481,7 +485,16 @@ class Engine:
         logits = self._forward(self.model.get_input_embeddings()(tokens), positions, step, self._weights)[:, 0]
         for reply in replies:
             reply.slot.filled += 1
-        self._take_tokens(replies, choose_tokens(logits, [reply.sampler for reply in replies]))
+        self._take_tokens(replies, logits)
+
+    def _arrange_rows(self) -> None:
+        """Rows in the order of their slots, and the weights of them all."""
+        order = {slab: place for place, slab in enumerate(self._slots.slabs)}
+        self._running.sort(key=lambda reply: (order[reply.slot.slab], reply.slot.lane))
+        self._weights = None  # those of the old rows go before those of the new ones come
+        joined = join_weights([[] if r.prompt.weights is None else [r.prompt.weights] for r in self._running])
+        self._weights = None if joined is None else joined.bind(self._dtype)
+        self._rows_changed = False
 
     def _forward(
         self,
@@ -507,10 +520,16 @@ class Engine:
     def _dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
 
-    def _take_tokens(self, replies: list[Reply], tokens: list[int]) -> None:
+    def _take_tokens(self, replies: list[Reply], logits: torch.Tensor) -> None:
+        """A token for each reply, from its row of `logits` `[B, V]`."""
+        tokens = choose_tokens(logits, [reply.sampler for reply in replies])
+        are_numbers = logits.amax(dim=-1).isfinite().tolist()
         now = time.monotonic()
-        self.metrics.count_tokens(len(tokens))
-        for reply, token in zip(replies, tokens, strict=True):
+        self.metrics.count_tokens(sum(are_numbers))
+        for reply, token, is_number in zip(replies, tokens, are_numbers, strict=True):
+            if not is_number:
+                self._end(reply, "error", ArithmeticError("the model gave infinite or undefined numbers"))
+                continue
             if reply.num_generated == 0:
                 reply.first_token_after = now - reply.arrived
                 self.metrics.first_token.observe(reply.first_token_after)
@@ -533,7 +552,7 @@ class Engine:
             return
         reply.is_done = True
         if reply.slot is not None:
-            self._slots.release(reply.slot)
+            self._slots.release(reply.slot, is_clean=finish in ("stop", "length"))
             reply.slot = None
             for rows in (self._reading, self._running):
                 if reply in rows:

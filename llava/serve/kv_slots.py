@@ -56,6 +56,7 @@ class Slab:
         keys, values: per layer, `[lanes, heads, length, head_dim]`.
         visible: `[lanes, length]`, which positions hold something that may be attended to.
         free: lanes that nobody uses, ascending.
+        unclean: lanes that may hold numbers that are none. The next owner masks them, but 0 x NaN is NaN.
     """
 
     length: int
@@ -64,10 +65,17 @@ class Slab:
     visible: torch.Tensor
     free: list[int]
     num_lanes: int
+    unclean: set[int] = field(default_factory=set)
 
     @property
     def is_empty(self) -> bool:
         return len(self.free) == self.num_lanes
+
+    def clean(self, lane: int) -> None:
+        if lane in self.unclean:
+            for tensor in (*self.keys, *self.values):
+                tensor[lane].zero_()
+            self.unclean.remove(lane)
 
 
 @dataclass(eq=False)
@@ -118,12 +126,19 @@ class KVSlots:
             slab = self._free_slab(length, reserved, exactly=False)
         if slab is None:
             return None
+        slab.clean(slab.free[0])
         lane = slab.free.pop(0)
         slab.visible[lane] = False
         return Slot(slab, lane)
 
-    def release(self, slot: Slot) -> None:
-        """Give a slot back; its slab stays for the next request of its length."""
+    def release(self, slot: Slot, is_clean: bool = True) -> None:
+        """Give a slot back; its slab stays for the next request of its length.
+
+        Args:
+            is_clean: False where something went wrong, so that what it holds may not be finite.
+        """
+        if not is_clean:
+            slot.slab.unclean.add(slot.lane)
         slot.slab.free.append(slot.lane)
         slot.slab.free.sort()
 

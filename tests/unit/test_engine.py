@@ -1,6 +1,7 @@
 """Continuous batching: every reply is the one that the model gives alone, whatever else runs; nothing is lost."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,49 @@ def test_failing_step_ends_its_replies_and_no_others(llava_vectors: Path, monkey
         good = Listener(running, request([1, 301]))
         assert good.last().error is None
         assert good.ids == expected
+
+
+def test_prompt_that_cannot_be_read_ends_alone(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running replies have lost nothing when a prompt takes more memory than there is."""
+    model = endless(build())
+    expected = alone(model, request([1, 300], tokens=60))
+    forward = Engine._forward
+
+    def broken(self: Any, embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if embeds.shape[1] == 8:  # a whole piece
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, embeds, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "_forward", broken)
+    with engine(model) as running:
+        runner = Listener(running, request([1, 300], tokens=60))
+        runner.next()
+        assert "out of memory" in str(Listener(running, request([1, *TEXT])).last().error)
+        assert runner.last().error is None
+        assert runner.ids == expected
+
+
+def test_numbers_that_are_none_end_their_reply_and_reach_no_other(llava_vectors: Path) -> None:
+    """Half precision overflows now and then. What a lane holds must not reach its next owner."""
+    model = endless(build())
+    after = request([1, 305], tokens=10)
+    expected = alone(model, after)
+    with engine(model) as running, torch.no_grad():
+        runner = Listener(
+            running, request([1, 300, *TEXT[:20]], tokens=42)
+        )  # of the length of the next, and further on
+        runner.next()
+        model.get_input_embeddings().weight[399] = torch.nan
+        end = Listener(running, request([1, 399, *TEXT[:20]], tokens=42)).last()
+        assert (end.finish, end.text) == ("error", "")
+        assert "undefined" in str(end.error)
+        next_owner = Listener(running, replace(after, max_new_tokens=62))
+        for _ in range(9):
+            next_owner.next()
+        assert not runner.reply.is_done
+        next_owner.last()
+        assert runner.last().error is None
+        assert next_owner.ids[:10] == expected
 
 
 @pytest.mark.parametrize(
