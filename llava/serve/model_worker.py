@@ -112,6 +112,10 @@ class ModelWorker(BaseWorker):
             UrlFetcher(url_hosts, limits.max_bytes),
         )
 
+    @property
+    def is_healthy(self) -> bool:
+        return self.served.engine.is_alive
+
     def stop(self) -> None:
         super().stop()
         self.served.engine.close()

@@ -231,6 +231,14 @@ def test_key() -> None:
         assert requests.get(f"{address}/health", timeout=60).status_code == 200
 
 
+def test_health_is_that_of_the_engine() -> None:
+    worker = new_worker()
+    with serving(create_app(worker)) as address:
+        assert requests.get(f"{address}/health", timeout=60).status_code == 200
+        worker.served.engine.close()
+        assert requests.get(f"{address}/health", timeout=60).status_code == 503
+
+
 def test_busy_is_503_and_hanging_up_frees_the_place(client: openai.OpenAI, worker: ModelWorker) -> None:
     engine = worker.served.engine
     running = [ask(client, stream=True, max_tokens=400) for _ in range(2)]
