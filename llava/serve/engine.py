@@ -14,8 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +26,17 @@ from llava.model.perceptual_weights import BoundWeights
 from llava.program import RequestError
 from llava.serve.engine_metrics import EngineMetrics
 from llava.serve.kv_slots import CacheGeometry, KVSlots, Slot, slot_length
-from llava.serve.picture_cache import PictureCache, picture_key
-from llava.serve.prompts import Prompt, build_prompt, bytes_of_weights, encode_picture, join_weights
+from llava.serve.picture_cache import PictureCache
+from llava.serve.prompts import (
+    EncodedPicture,
+    PreparedPicture,
+    Prompt,
+    build_prompt,
+    bytes_of_weights,
+    encode_picture,
+    join_weights,
+    prepare_picture,
+)
 from llava.serve.reply_text import ReplyText
 from llava.serve.sampling import Sampler, SamplingSettings, choose_tokens
 from llava.serve.slotted_attention import DecodeStep, PrefillStep, Segment, use_slotted_attention
@@ -76,13 +85,14 @@ class GenerationRequest:
 
     Attributes:
         input_ids: IMAGE_TOKEN_INDEX where a picture goes.
+        pictures: from `Engine.prepare`.
         num_visual_tokens: budget per picture (elastic connectors); None is the model's own.
         stops: strings that end the reply.
     """
 
     input_ids: list[int]
     max_new_tokens: int
-    pictures: tuple[Image.Image, ...] = ()
+    pictures: tuple[PreparedPicture, ...] = ()
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops: tuple[str, ...] = ()
     num_visual_tokens: int | None = None
@@ -162,11 +172,13 @@ class Engine:
         self._slots = KVSlots(CacheGeometry.of_model(model), settings.cache_bytes)
         self._window = getattr(model.config, "sliding_window", None)
         self._end_tokens = _end_tokens(model, tokenizer)
-        self._encoding: set[Reply] = set()  # their pictures are in the encoder's queue
+        self._encoding: dict[Reply, Future[None]] = {}  # their pictures are in the encoder's queue
+        self._encoded: set[Reply] = set()  # prompts with pictures that wait for a slot
         self._incoming: deque[Reply] = deque()  # ready for the engine's thread
         self._waiting: deque[Reply] = deque()
         self._reading: list[Reply] = []
         self._running: list[Reply] = []
+        self._learned: dict[str, torch.Tensor] | None = None  # outputs of perceptual weights
         self._weights: BoundWeights | None = None
         self._rows_changed = False
         self._num_queued = 0
@@ -179,31 +191,48 @@ class Engine:
 
     # What other threads call.
 
+    def prepare(self, picture: Image.Image) -> PreparedPicture:
+        """A picture for a request. Takes some time, and for a large picture some memory: not while the request waits.
+
+        Raises:
+            RequestError: the model takes no pictures.
+        """
+        return prepare_picture(self.model, self.image_processor, picture)
+
+    def check_room(self) -> None:
+        """
+        Raises:
+            BusyError: the queue is full.
+        """
+        if self._num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
+            self.metrics.requests.labels("busy").inc()
+            raise BusyError(f"the server is busy: {self._num_queued} requests are waiting; try again in a moment")
+
     def submit(self, request: GenerationRequest, listener: Callable[[ReplyEvent], None]) -> Reply:
         """Start a reply. `listener` hears of every token and of the end, from the engine's threads; it must not wait.
 
         Raises:
             BusyError: the queue is full.
-            RequestError: `max_new_tokens` is below 1.
+            ContextFullError: `max_new_tokens` is below 1, or the text alone fills the context.
             EngineStoppedError: the engine is closed.
         """
         if request.max_new_tokens < 1:
             raise ContextFullError("max_new_tokens must be 1 or more")
+        limit, num_text = self.settings.context_length, len(request.input_ids) - len(request.pictures)
+        if num_text >= limit:  # before a long prompt becomes gigabytes of embeddings
+            raise ContextFullError(f"the prompt has {num_text} tokens, and the model's context {limit}")
         text = ReplyText(self.tokenizer, request.stops)
         reply = Reply(request, listener, text, Sampler(request.sampling), time.monotonic())
         with self._changed:
             if self._is_closed:
                 raise EngineStoppedError("the server is stopping")
-            if self._num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
-                self.metrics.requests.labels("busy").inc()
-                raise BusyError(f"the server is busy: {self._num_queued} requests are waiting; try again in a moment")
+            self.check_room()
             self._num_queued += 1
             if request.pictures:
-                self._encoding.add(reply)
-                self._encoder.submit(self._encode, reply)
+                self._encoding[reply] = self._encoder.submit(self._encode, reply)
             else:
                 self._incoming.append(reply)
-                self._changed.notify()
+                self._changed.notify_all()
         return reply
 
     def warm_up(self) -> None:
@@ -224,21 +253,29 @@ class Engine:
         """`reply.cancel()`, and see to it at once even if nothing else happens."""
         reply.cancel()
         with self._changed:
-            self._changed.notify()
+            was_encoding = self._encoding.get(reply)
+            is_out = was_encoding is not None and was_encoding.cancel()  # its turn had not come
+            if is_out:
+                del self._encoding[reply]
+                self._num_queued -= 1
+            self._changed.notify_all()
+        if is_out:
+            self._end(reply, "cancelled")
 
     def close(self) -> None:
         """End every reply with an error and the threads with them."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
         self._encoder.shutdown(cancel_futures=True)
-        for reply in (*self._encoding, *self._incoming, *self._waiting, *self._reading, *self._running):
+        with self._changed:
+            left = [*self._encoding, *self._incoming, *self._waiting, *self._reading, *self._running]
+            for replies in (self._encoding, self._encoded, self._incoming, self._waiting):
+                replies.clear()
+            self._num_queued = 0
+        for reply in left:
             self._end(reply, "error", EngineStoppedError("the server is stopping"))
-        self._encoding.clear()
-        self._incoming.clear()
-        self._waiting.clear()
-        self._num_queued = 0
 
     @property
     def is_alive(self) -> bool:
@@ -265,6 +302,12 @@ class Engine:
     # The encoder's thread.
 
     def _encode(self, reply: Reply) -> None:
+        """Make the prompt of one request, not far ahead of the slots: prompts take memory of the device."""
+        with self._changed:
+            while len(self._encoded) >= self.settings.max_rows and not (self._is_closed or reply.is_cancelled):
+                self._changed.wait()
+            if self._is_closed:
+                return  # `close` ends it
         error = None
         try:
             if not reply.is_cancelled:
@@ -272,10 +315,11 @@ class Engine:
         except Exception as caught:
             error = caught
         with self._changed:
-            self._encoding.discard(reply)
+            del self._encoding[reply]
             if error is None:
+                self._encoded.add(reply)
                 self._incoming.append(reply)
-                self._changed.notify()
+                self._changed.notify_all()
             else:
                 self._num_queued -= 1
         if error is not None:
@@ -284,13 +328,18 @@ class Engine:
     def _build_prompt(self, request: GenerationRequest) -> Prompt:
         budget = request.num_visual_tokens
         encoded = [
-            self.pictures.get(
-                picture_key(picture, budget),
-                lambda picture=picture: encode_picture(self.model, self.image_processor, picture, budget),
-            )
+            self.pictures.get((picture.key, budget), lambda picture=picture: self._encode_picture(picture, budget))
             for picture in request.pictures
         ]
         return build_prompt(self.model, request.input_ids, encoded)
+
+    def _encode_picture(self, picture: PreparedPicture, budget: int | None) -> EncodedPicture:
+        encoded = encode_picture(self.model, picture, budget)
+        if encoded.weights is None:
+            return encoded
+        # The connector computes the learned part anew for each picture. It is the same for all, so one is kept.
+        self._learned = self._learned or encoded.weights.outputs
+        return replace(encoded, weights=encoded.weights._replace(outputs=self._learned))
 
     # The engine's thread.
 
@@ -316,7 +365,13 @@ class Engine:
         self._drop_cancelled()
         self._admit()
         if self._reading:
-            self._read_prompts()
+            pieces = self._next_pieces()
+            try:
+                self._read_prompts(pieces)
+            except Exception as error:  # most often a lack of memory; the running replies have lost nothing
+                logger.exception("Prompts could not be read; their replies end")
+                for reply, _ in pieces:
+                    self._end(reply, "error", error)
         if self._running:
             self._decode()
         elif not self._reading and self._waiting:  # nothing runs, and yet the first one does not fit
@@ -325,7 +380,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         for reply in [r for r in self._waiting if r.is_cancelled]:
             self._waiting.remove(reply)
-            self._leave_queue()
+            self._leave_queue(reply)
             self._end(reply, "cancelled")
         for reply in [r for r in (*self._reading, *self._running) if r.is_cancelled]:
             self._end(reply, "cancelled")
@@ -340,13 +395,13 @@ class Engine:
                 fits = self._place(reply)
             except Exception as error:
                 self._waiting.popleft()
-                self._leave_queue()
+                self._leave_queue(reply)
                 self._end(reply, "error", error)
                 continue
             if not fits:
                 return
             self._waiting.popleft()
-            self._leave_queue()
+            self._leave_queue(reply)
             self._reading.append(reply)
             self.metrics.prompt_tokens.inc(len(reply.prompt))
             self.metrics.visual_tokens.inc(reply.prompt.num_visual_tokens)
@@ -369,12 +424,12 @@ class Engine:
                 f"prompt and reply need room for {needed} tokens, more than the cache of {self._slots.budget} bytes "
                 "has; ask for fewer new tokens, or start the worker with a larger --cache-gb"
             )
-        taken = sum(r.weight_bytes for r in (*self._reading, *self._running)) + reply.weight_bytes
-        reply.slot = self._slots.acquire(needed, reserved=taken)
+        taken = sum(r.weight_bytes for r in (*self._reading, *self._running))
+        reply.slot = self._slots.acquire(needed, reserved=taken, own=reply.weight_bytes)
         return reply.slot is not None
 
-    def _read_prompts(self) -> None:
-        """One piece of prompts; those that are read to their end get their first token and run from now on."""
+    def _next_pieces(self) -> list[tuple[Reply, int]]:
+        """Which prompts are read now, and how many tokens of each."""
         room = self.settings.prefill_chunk * (1 if self._running else ALONE)
         pieces: list[tuple[Reply, int]] = []
         for reply in self._reading:
@@ -386,6 +441,10 @@ class Engine:
             room -= count
             if has_weights:
                 break
+        return pieces
+
+    def _read_prompts(self, pieces: list[tuple[Reply, int]]) -> None:
+        """One piece of prompts; those that are read to their end get their first token and run from now on."""
         segments, embeds, positions, start = [], [], [], 0
         for reply, count in pieces:
             first, prompt = reply.slot.filled, reply.prompt
@@ -412,18 +471,12 @@ class Engine:
             self._reading.remove(reply)
             self._running.append(reply)
         self._rows_changed = True
-        replies = [reply for _, reply in finished]
-        self._take_tokens(replies, choose_tokens(logits[[row for row, _ in finished]], [r.sampler for r in replies]))
+        self._take_tokens([reply for _, reply in finished], logits[[row for row, _ in finished]])
 
     def _decode(self) -> None:
         """One more token for every running reply."""
         if self._rows_changed:
-            order = {slab: place for place, slab in enumerate(self._slots.slabs)}
-            self._running.sort(key=lambda reply: (order[reply.slot.slab], reply.slot.lane))
-            rows = [[] if r.prompt.weights is None else [r.prompt.weights] for r in self._running]
-            joined = join_weights(rows)
-            self._weights = None if joined is None else joined.bind(self._dtype)
-            self._rows_changed = False
+            self._arrange_rows()
         replies = list(self._running)
         device = self.model.get_input_embeddings().weight.device
         tokens = torch.tensor([[reply.last_token] for reply in replies], device=device)
@@ -432,7 +485,16 @@ class Engine:
         logits = self._forward(self.model.get_input_embeddings()(tokens), positions, step, self._weights)[:, 0]
         for reply in replies:
             reply.slot.filled += 1
-        self._take_tokens(replies, choose_tokens(logits, [reply.sampler for reply in replies]))
+        self._take_tokens(replies, logits)
+
+    def _arrange_rows(self) -> None:
+        """Rows in the order of their slots, and the weights of them all."""
+        order = {slab: place for place, slab in enumerate(self._slots.slabs)}
+        self._running.sort(key=lambda reply: (order[reply.slot.slab], reply.slot.lane))
+        self._weights = None  # those of the old rows go before those of the new ones come
+        joined = join_weights([[] if r.prompt.weights is None else [r.prompt.weights] for r in self._running])
+        self._weights = None if joined is None else joined.bind(self._dtype)
+        self._rows_changed = False
 
     def _forward(
         self,
@@ -458,10 +520,16 @@ class Engine:
     def _dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
 
-    def _take_tokens(self, replies: list[Reply], tokens: list[int]) -> None:
+    def _take_tokens(self, replies: list[Reply], logits: torch.Tensor) -> None:
+        """A token for each reply, from its row of `logits` `[B, V]`."""
+        tokens = choose_tokens(logits, [reply.sampler for reply in replies])
+        are_numbers = logits.amax(dim=-1).isfinite().tolist()
         now = time.monotonic()
-        self.metrics.count_tokens(len(tokens))
-        for reply, token in zip(replies, tokens, strict=True):
+        self.metrics.count_tokens(sum(are_numbers))
+        for reply, token, is_number in zip(replies, tokens, are_numbers, strict=True):
+            if not is_number:
+                self._end(reply, "error", ArithmeticError("the model gave infinite or undefined numbers"))
+                continue
             if reply.num_generated == 0:
                 reply.first_token_after = now - reply.arrived
                 self.metrics.first_token.observe(reply.first_token_after)
@@ -484,7 +552,7 @@ class Engine:
             return
         reply.is_done = True
         if reply.slot is not None:
-            self._slots.release(reply.slot)
+            self._slots.release(reply.slot, is_clean=finish in ("stop", "length"))
             reply.slot = None
             for rows in (self._reading, self._running):
                 if reply in rows:
@@ -508,9 +576,11 @@ class Engine:
             logger.exception("Nobody hears of a reply any more; it is cancelled")
             reply.cancel()
 
-    def _leave_queue(self) -> None:
+    def _leave_queue(self, reply: Reply) -> None:
         with self._changed:
             self._num_queued -= 1
+            self._encoded.discard(reply)
+            self._changed.notify_all()
 
     def _watch(self) -> None:
         watch = self.metrics.watch

@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ class Listener:
 
     def __init__(self, running: Engine, request: GenerationRequest) -> None:
         self.events: queue.Queue[ReplyEvent] = queue.Queue()
-        self.reply: Reply = running.submit(request, self.events.put)
+        prepared = tuple(running.prepare(picture) for picture in request.pictures)
+        self.reply: Reply = running.submit(replace(request, pictures=prepared), self.events.put)
 
     def next(self) -> ReplyEvent:
         return self.events.get(timeout=PATIENCE)
@@ -81,7 +83,7 @@ class Listener:
 
 
 def request(ids: list[int], *pictures: Image.Image, tokens: int = 12, **options: Any) -> GenerationRequest:
-    """A greedy one."""
+    """A greedy one, with its pictures as they are."""
     return GenerationRequest(ids, tokens, pictures, **{"sampling": GREEDY, **options})
 
 
