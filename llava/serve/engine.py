@@ -15,145 +15,37 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from llava.model.perceptual_weights import BoundWeights
-from llava.program import RequestError
+from llava.serve.batch import Batch
 from llava.serve.engine_metrics import EngineMetrics
-from llava.serve.kv_slots import CacheGeometry, KVSlots, Slot, slot_length
+from llava.serve.generation import (
+    BusyError,
+    ContextFullError,
+    EngineSettings,
+    EngineStoppedError,
+    GenerationRequest,
+    Reply,
+    ReplyEvent,
+)
 from llava.serve.picture_cache import PictureCache
 from llava.serve.prompts import (
     EncodedPicture,
     PreparedPicture,
     Prompt,
     build_prompt,
-    bytes_of_weights,
     encode_picture,
-    join_weights,
     prepare_picture,
 )
 from llava.serve.reply_text import ReplyText
 from llava.serve.sampling import Sampler, SamplingSettings, choose_tokens
-from llava.serve.slotted_attention import DecodeStep, PrefillStep, Segment, use_slotted_attention
 
 logger = logging.getLogger(__name__)
-
-ALONE = 4  # times the usual piece of a prompt is read at once while no reply is running
-
-
-class BusyError(RequestError):
-    """Too many requests wait already."""
-
-
-class ContextFullError(RequestError):
-    """The prompt leaves no room for a reply."""
-
-
-class EngineStoppedError(RuntimeError):
-    """The engine was closed, or failed at this request."""
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How an engine shares the machine.
-
-    Attributes:
-        max_rows: replies that run at once.
-        max_queue: requests that may wait for a place.
-        cache_bytes: for keys, values and perceptual weights of running replies.
-        picture_cache_bytes: for encoded pictures.
-        prefill_chunk: prompt tokens read between two tokens of the running replies.
-        context_length: positions that a prompt and its reply may take together.
-    """
-
-    max_rows: int
-    max_queue: int
-    cache_bytes: int
-    picture_cache_bytes: int
-    prefill_chunk: int
-    context_length: int
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """What to reply to.
-
-    Attributes:
-        input_ids: IMAGE_TOKEN_INDEX where a picture goes.
-        pictures: from `Engine.prepare`.
-        num_visual_tokens: budget per picture (elastic connectors); None is the model's own.
-        stops: strings that end the reply.
-    """
-
-    input_ids: list[int]
-    max_new_tokens: int
-    pictures: tuple[PreparedPicture, ...] = ()
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    stops: tuple[str, ...] = ()
-    num_visual_tokens: int | None = None
-
-
-class Usage(NamedTuple):
-    """What a reply took: tokens, and seconds from arrival to the first token (None before it)."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    visual_tokens: int
-    time_to_first_token: float | None
-
-
-class ReplyEvent(NamedTuple):
-    """A reply has grown by a token, or has ended.
-
-    Attributes:
-        text: all of it so far; the first `safe_length` characters stay whatever comes.
-        finish: `stop` (end token or stop string), `length`, `cancelled` or `error`; None while it runs.
-    """
-
-    text: str
-    safe_length: int
-    usage: Usage
-    finish: str | None = None
-    error: Exception | None = None
-
-
-@dataclass(eq=False)
-class Reply:
-    """A request under way. Everything but `cancel` is the engine's."""
-
-    request: GenerationRequest
-    listener: Callable[[ReplyEvent], None]
-    text: ReplyText
-    sampler: Sampler
-    arrived: float
-    prompt: Prompt | None = None
-    slot: Slot | None = None
-    max_new_tokens: int = 0
-    last_token: int = 0
-    num_generated: int = 0
-    first_token_after: float | None = None
-    last_token_at: float = 0.0
-    is_cancelled: bool = field(default=False)
-    is_done: bool = field(default=False)
-
-    def cancel(self) -> None:
-        """Nobody reads this reply any more; its place is free before the next token. From any thread."""
-        self.is_cancelled = True
-
-    @property
-    def usage(self) -> Usage:
-        prompt, visual = (0, 0) if self.prompt is None else (len(self.prompt), self.prompt.num_visual_tokens)
-        return Usage(prompt, self.num_generated, visual, self.first_token_after)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Its own perceptual weights, and their copy in the batch."""
-        return 0 if self.prompt is None else 2 * bytes_of_weights(self.prompt.weights)
 
 
 class Engine:
@@ -165,22 +57,16 @@ class Engine:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any, settings: EngineSettings) -> None:
-        use_slotted_attention(model)
         self.model, self.tokenizer, self.image_processor, self.settings = model, tokenizer, image_processor, settings
         self.pictures = PictureCache(settings.picture_cache_bytes)
         self.metrics = EngineMetrics()
-        self._slots = KVSlots(CacheGeometry.of_model(model), settings.cache_bytes)
-        self._window = getattr(model.config, "sliding_window", None)
+        self._batch = Batch(model, settings)
         self._end_tokens = _end_tokens(model, tokenizer)
         self._encoding: dict[Reply, Future[None]] = {}  # their pictures are in the encoder's queue
         self._encoded: set[Reply] = set()  # prompts with pictures that wait for a slot
         self._incoming: deque[Reply] = deque()  # ready for the engine's thread
         self._waiting: deque[Reply] = deque()
-        self._reading: list[Reply] = []
-        self._running: list[Reply] = []
         self._learned: dict[str, torch.Tensor] | None = None  # outputs of perceptual weights
-        self._weights: BoundWeights | None = None
-        self._rows_changed = False
         self._num_queued = 0
         self._changed = threading.Condition()
         self._is_closed = False
@@ -270,7 +156,7 @@ class Engine:
         self._thread.join()
         self._encoder.shutdown(cancel_futures=True)
         with self._changed:
-            left = [*self._encoding, *self._incoming, *self._waiting, *self._reading, *self._running]
+            left = [*self._encoding, *self._incoming, *self._waiting, *self._batch.replies]
             for replies in (self._encoding, self._encoded, self._incoming, self._waiting):
                 replies.clear()
             self._num_queued = 0
@@ -284,7 +170,7 @@ class Engine:
     @property
     def num_active(self) -> int:
         """Replies that have a slot."""
-        return len(self._reading) + len(self._running)
+        return len(self._batch)
 
     @property
     def num_queued(self) -> int:
@@ -293,11 +179,11 @@ class Engine:
 
     @property
     def num_slots_used(self) -> int:
-        return self._slots.num_used
+        return self._batch.slots.num_used
 
     @property
     def cache_bytes_used(self) -> int:
-        return self._slots.used_bytes
+        return self._batch.slots.used_bytes
 
     # The encoder's thread.
 
@@ -355,7 +241,7 @@ class Engine:
     def _take_incoming(self) -> bool:
         """Wait for work; False when the engine is closed."""
         with self._changed:
-            while not (self._is_closed or self._incoming or self._waiting or self._reading or self._running):
+            while not (self._is_closed or self._incoming or self._waiting or self._batch.replies):
                 self._changed.wait()
             self._waiting.extend(self._incoming)
             self._incoming.clear()
@@ -364,17 +250,18 @@ class Engine:
     def _round(self) -> None:
         self._drop_cancelled()
         self._admit()
-        if self._reading:
-            pieces = self._next_pieces()
+        batch = self._batch
+        if batch.reading:
+            pieces = batch.next_pieces()
             try:
-                self._read_prompts(pieces)
+                self._take_tokens(*batch.read_prompts(pieces))
             except Exception as error:  # most often a lack of memory; the running replies have lost nothing
                 logger.exception("Prompts could not be read; their replies end")
                 for reply, _ in pieces:
                     self._end(reply, "error", error)
-        if self._running:
-            self._decode()
-        elif not self._reading and self._waiting:  # nothing runs, and yet the first one does not fit
+        if batch.running:
+            self._take_tokens(*batch.decode())
+        elif not batch.reading and self._waiting:  # nothing runs, and yet the first one does not fit
             raise AssertionError("a request that fits the empty cache was not admitted")
 
     def _drop_cancelled(self) -> None:
@@ -382,7 +269,7 @@ class Engine:
             self._waiting.remove(reply)
             self._leave_queue(reply)
             self._end(reply, "cancelled")
-        for reply in [r for r in (*self._reading, *self._running) if r.is_cancelled]:
+        for reply in [r for r in self._batch.replies if r.is_cancelled]:
             self._end(reply, "cancelled")
 
     def _admit(self) -> None:
@@ -392,7 +279,7 @@ class Engine:
             try:
                 if reply.prompt is None:
                     reply.prompt = self._build_prompt(reply.request)
-                fits = self._place(reply)
+                fits = self._batch.place(reply)
             except Exception as error:
                 self._waiting.popleft()
                 self._leave_queue(reply)
@@ -402,123 +289,8 @@ class Engine:
                 return
             self._waiting.popleft()
             self._leave_queue(reply)
-            self._reading.append(reply)
             self.metrics.prompt_tokens.inc(len(reply.prompt))
             self.metrics.visual_tokens.inc(reply.prompt.num_visual_tokens)
-
-    def _place(self, reply: Reply) -> bool:
-        """Take a slot for the whole reply, so that it never has to stop half-way.
-
-        Raises:
-            ContextFullError: the prompt fills the context.
-            RequestError: the reply would not fit the empty cache.
-        """
-        limit, prompt = self.settings.context_length, reply.prompt
-        reply.max_new_tokens = min(reply.request.max_new_tokens, limit - len(prompt))
-        if reply.max_new_tokens < 1:
-            raise ContextFullError(f"the prompt has {len(prompt)} tokens, and the model's context {limit}")
-        needed = len(prompt) + reply.max_new_tokens
-        most = self._slots.budget - reply.weight_bytes
-        if slot_length(needed) * self._slots.geometry.bytes_per_token > most:
-            raise RequestError(
-                f"prompt and reply need room for {needed} tokens, more than the cache of {self._slots.budget} bytes "
-                "has; ask for fewer new tokens, or start the worker with a larger --cache-gb"
-            )
-        taken = sum(r.weight_bytes for r in (*self._reading, *self._running))
-        reply.slot = self._slots.acquire(needed, reserved=taken, own=reply.weight_bytes)
-        return reply.slot is not None
-
-    def _next_pieces(self) -> list[tuple[Reply, int]]:
-        """Which prompts are read now, and how many tokens of each."""
-        room = self.settings.prefill_chunk * (1 if self._running else ALONE)
-        pieces: list[tuple[Reply, int]] = []
-        for reply in self._reading:
-            has_weights = reply.prompt.weights is not None
-            if room == 0 or (pieces and has_weights):  # weights are those of one row, and a packed row has many owners
-                break
-            count = min(room, len(reply.prompt) - reply.slot.filled)
-            pieces.append((reply, count))
-            room -= count
-            if has_weights:
-                break
-        return pieces
-
-    def _read_prompts(self, pieces: list[tuple[Reply, int]]) -> None:
-        """One piece of prompts; those that are read to their end get their first token and run from now on."""
-        segments, embeds, positions, start = [], [], [], 0
-        for reply, count in pieces:
-            first, prompt = reply.slot.filled, reply.prompt
-            segments.append(Segment(reply.slot, start, start + count, prompt.visible[first : first + count]))
-            embeds.append(prompt.embeds[first : first + count])
-            positions.append(torch.arange(first, first + count, device=prompt.embeds.device))
-            start += count
-        weights = pieces[0][0].prompt.weights
-        logits = self._forward(
-            torch.cat(embeds).unsqueeze(0),
-            torch.cat(positions).unsqueeze(0),
-            PrefillStep(segments, self._window),
-            None if weights is None else weights.bind(self._dtype),
-            logits_to_keep=torch.tensor([segment.stop - 1 for segment in segments], device=embeds[0].device),
-        )[0]
-        finished = []
-        for row, (reply, count) in enumerate(pieces):
-            reply.slot.filled += count
-            if reply.slot.filled == len(reply.prompt):
-                finished.append((row, reply))
-        if not finished:
-            return
-        for _, reply in finished:
-            self._reading.remove(reply)
-            self._running.append(reply)
-        self._rows_changed = True
-        self._take_tokens([reply for _, reply in finished], logits[[row for row, _ in finished]])
-
-    def _decode(self) -> None:
-        """One more token for every running reply."""
-        if self._rows_changed:
-            self._arrange_rows()
-        replies = list(self._running)
-        device = self.model.get_input_embeddings().weight.device
-        tokens = torch.tensor([[reply.last_token] for reply in replies], device=device)
-        positions = torch.tensor([[reply.slot.filled] for reply in replies], device=device)
-        step = DecodeStep([reply.slot for reply in replies], self._dtype, self._window)
-        logits = self._forward(self.model.get_input_embeddings()(tokens), positions, step, self._weights)[:, 0]
-        for reply in replies:
-            reply.slot.filled += 1
-        self._take_tokens(replies, logits)
-
-    def _arrange_rows(self) -> None:
-        """Rows in the order of their slots, and the weights of them all."""
-        order = {slab: place for place, slab in enumerate(self._slots.slabs)}
-        self._running.sort(key=lambda reply: (order[reply.slot.slab], reply.slot.lane))
-        self._weights = None  # those of the old rows go before those of the new ones come
-        joined = join_weights([[] if r.prompt.weights is None else [r.prompt.weights] for r in self._running])
-        self._weights = None if joined is None else joined.bind(self._dtype)
-        self._rows_changed = False
-
-    def _forward(
-        self,
-        embeds: torch.Tensor,
-        positions: torch.Tensor,
-        step: DecodeStep | PrefillStep,
-        weights: BoundWeights | None,
-        **options: Any,
-    ) -> torch.Tensor:
-        """Logits `[B, n, V]` of `embeds` `[B, n, d]`."""
-        unused = embeds.new_empty(1, 1, 1, 1)  # a mask of four dimensions is taken as it is; the step has its own
-        return self.model(
-            inputs_embeds=embeds,
-            attention_mask=unused,
-            position_ids=positions,
-            use_cache=False,
-            perceptual_weights=weights,
-            kv_step=step,
-            **options,
-        ).logits
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
 
     def _take_tokens(self, replies: list[Reply], logits: torch.Tensor) -> None:
         """A token for each reply, from its row of `logits` `[B, V]`."""
@@ -552,19 +324,14 @@ class Engine:
             return
         reply.is_done = True
         if reply.slot is not None:
-            self._slots.release(reply.slot, is_clean=finish in ("stop", "length"))
-            reply.slot = None
-            for rows in (self._reading, self._running):
-                if reply in rows:
-                    rows.remove(reply)
-                    self._rows_changed = True
+            self._batch.remove(reply, is_clean=finish in ("stop", "length"))
         self.metrics.requests.labels(finish).inc()
         reply.text.finish()
         text = reply.text.text
         self._tell(reply, ReplyEvent(text, len(text), reply.usage, finish, error))
 
     def _fail_active(self, error: Exception) -> None:
-        for reply in [*self._reading, *self._running]:
+        for reply in self._batch.replies:
             self._end(reply, "error", error)
 
     def _tell(self, reply: Reply, event: ReplyEvent) -> None:

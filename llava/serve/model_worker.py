@@ -19,7 +19,8 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.program import RequestError, run_program
 from llava.serve import wire
-from llava.serve.engine import ContextFullError, Engine, EngineSettings
+from llava.serve.engine import Engine
+from llava.serve.generation import ContextFullError, EngineSettings
 from llava.serve.image_intake import ImageLimits
 from llava.serve.reply_stream import ReplyStream
 from llava.serve.reply_text import whole_words

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 
 from llava.image_utils import ImageError
 from llava.program import RequestError
-from llava.serve.engine import BusyError, ContextFullError, GenerationRequest, ReplyEvent, Usage
+from llava.serve.generation import BusyError, ContextFullError, GenerationRequest, ReplyEvent, Usage
 from llava.serve.model_worker import ModelWorker
 from llava.serve.openai_prompt import build_prompt, load_pictures
 from llava.serve.openai_schema import MAX_STOPS, ChatRequest

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from llava.serve.engine import Engine, GenerationRequest, Reply, ReplyEvent
+from llava.serve.engine import Engine
+from llava.serve.generation import GenerationRequest, Reply, ReplyEvent
 
 
 class ReplyStream:

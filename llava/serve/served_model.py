@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from llava.chat import infer_template
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.program import RequestError
-from llava.serve.engine import ContextFullError, Engine
+from llava.serve.engine import Engine
+from llava.serve.generation import ContextFullError
 from llava.serve.image_intake import ImageLimits
 from llava.serve.url_fetch import UrlFetcher
 from llava.tokenization import tokenize_text, tokenizer_image_token

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from llava.program import RequestError
-from llava.serve.engine import GenerationRequest
+from llava.serve.generation import GenerationRequest
 from llava.serve.sampling import TOP_K, SamplingSettings
 from llava.serve.served_model import MAX_NEW_TOKENS, ServedModel
 

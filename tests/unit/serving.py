@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from llava.inference import prepare_images
-from llava.serve.engine import Engine, EngineSettings, GenerationRequest, Reply, ReplyEvent
+from llava.serve.engine import Engine
+from llava.serve.generation import EngineSettings, GenerationRequest, Reply, ReplyEvent
 from llava.serve.sampling import SamplingSettings
 from llava.tokenization import load_tokenizer
 from tests.conftest import VECTORS

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llava.program import RequestError
-from llava.serve.engine import BusyError, ContextFullError, Engine, EngineStoppedError, ReplyEvent
+from llava.serve.batch import Batch
+from llava.serve.generation import BusyError, ContextFullError, EngineStoppedError, ReplyEvent
 from llava.serve.sampling import SamplingSettings
 from tests.unit.serving import GREEDY, Listener, alone, build, endless, engine, picture, request
 
@@ -206,14 +207,14 @@ def test_prompt_that_cannot_be_read_ends_alone(llava_vectors: Path, monkeypatch:
     """Running replies have lost nothing when a prompt takes more memory than there is."""
     model = endless(build())
     expected = alone(model, request([1, 300], tokens=60))
-    forward = Engine._forward
+    forward = Batch._forward
 
     def broken(self: Any, embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if embeds.shape[1] == 8:  # a whole piece
             raise torch.OutOfMemoryError("out of memory")
         return forward(self, embeds, *args, **kwargs)
 
-    monkeypatch.setattr(Engine, "_forward", broken)
+    monkeypatch.setattr(Batch, "_forward", broken)
     with engine(model) as running:
         runner = Listener(running, request([1, 300], tokens=60))
         runner.next()
@@ -318,13 +319,13 @@ def test_nobody_is_overtaken_in_a_small_cache(llava_vectors: Path) -> None:
 def test_long_prompt_does_not_stall_running_replies(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a reply runs, at most `prefill_chunk` prompt tokens are read between two of its tokens."""
     model, read = endless(build()), []
-    step = Engine._forward
+    step = Batch._forward
 
-    def spy(self: Engine, embeds: torch.Tensor, positions: torch.Tensor, kv_step: Any, *args: Any, **kw: Any) -> Any:
+    def spy(self: Batch, embeds: torch.Tensor, positions: torch.Tensor, kv_step: Any, *args: Any, **kw: Any) -> Any:
         read.append((type(kv_step).__name__, embeds.shape[1]))
         return step(self, embeds, positions, kv_step, *args, **kw)
 
-    monkeypatch.setattr(Engine, "_forward", spy)
+    monkeypatch.setattr(Batch, "_forward", spy)
     with engine(model, prefill_chunk=8) as running:
         runner = Listener(running, request([1, 300], tokens=100))
         runner.next()

@@ -21,7 +21,7 @@ from transformers import CLIPImageProcessor
 from llava.image_utils import ImageError, process_images
 from llava.program import RequestError
 from llava.serve import url_fetch
-from llava.serve.engine import BusyError, ContextFullError
+from llava.serve.generation import BusyError, ContextFullError
 from llava.serve.image_intake import ImageLimits
 from llava.serve.served_model import INTAKE_THREADS, ServedModel
 from llava.serve.url_fetch import UrlFetcher, is_public
