@@ -1,8 +1,9 @@
 """Continuous batching: many requests share every forward of the model, and join and leave between two tokens.
 
 One thread owns the model's language part and the slots of keys and values. In each round it reads a bounded piece of
-waiting prompts, then makes one token for every running request. Requests are served in the order of their arrival:
-one that does not fit yet is not overtaken. Pictures are encoded in a thread of their own, so running replies go on.
+waiting prompts, then makes one token for every running request. Requests are served in the order in which they are
+ready (a picture must be encoded first): one that does not fit yet is not overtaken. Pictures are encoded in a thread
+of their own, so running replies go on.
 
 transformers has continuous batching too, but it takes token ids only, and one set of weights for all rows.
 """
