@@ -45,9 +45,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """An ASGI application on a free port of the loopback; its address."""
-    sockets = listen("127.0.0.1", 0)
+def serving(app: Any, port: int = 0) -> Iterator[str]:
+    """An ASGI application on the loopback, on a free port if none is given; its address."""
+    sockets = listen("127.0.0.1", port)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": sockets}, daemon=True)
     thread.start()

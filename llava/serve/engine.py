@@ -1,8 +1,9 @@
 """Continuous batching: many requests share every forward of the model, and join and leave between two tokens.
 
 One thread owns the model's language part and the slots of keys and values. In each round it reads a bounded piece of
-waiting prompts, then makes one token for every running request. Requests are served in the order of their arrival:
-one that does not fit yet is not overtaken. Pictures are encoded in a thread of their own, so running replies go on.
+waiting prompts, then makes one token for every running request. Requests are served in the order in which they are
+ready (a picture must be encoded first): one that does not fit yet is not overtaken. Pictures are encoded in a thread
+of their own, so running replies go on.
 
 transformers has continuous batching too, but it takes token ids only, and one set of weights for all rows.
 """
@@ -14,136 +15,38 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from llava.model.perceptual_weights import BoundWeights
-from llava.program import RequestError
+from llava.serve.batch import Batch
 from llava.serve.engine_metrics import EngineMetrics
-from llava.serve.kv_slots import CacheGeometry, KVSlots, Slot, slot_length
-from llava.serve.picture_cache import PictureCache, picture_key
-from llava.serve.prompts import Prompt, build_prompt, bytes_of_weights, encode_picture, join_weights
+from llava.serve.generation import (
+    BusyError,
+    ContextFullError,
+    EngineSettings,
+    EngineStoppedError,
+    GenerationRequest,
+    Reply,
+    ReplyEvent,
+)
+from llava.serve.picture_cache import PictureCache
+from llava.serve.prompts import (
+    EncodedPicture,
+    PreparedPicture,
+    Prompt,
+    build_prompt,
+    encode_picture,
+    prepare_picture,
+)
 from llava.serve.reply_text import ReplyText
 from llava.serve.sampling import Sampler, SamplingSettings, choose_tokens
-from llava.serve.slotted_attention import DecodeStep, PrefillStep, Segment, use_slotted_attention
 
 logger = logging.getLogger(__name__)
-
-ALONE = 4  # times the usual piece of a prompt is read at once while no reply is running
-
-
-class BusyError(RequestError):
-    """Too many requests wait already."""
-
-
-class ContextFullError(RequestError):
-    """The prompt leaves no room for a reply."""
-
-
-class EngineStoppedError(RuntimeError):
-    """The engine was closed, or failed at this request."""
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How an engine shares the machine.
-
-    Attributes:
-        max_rows: replies that run at once.
-        max_queue: requests that may wait for a place.
-        cache_bytes: for keys, values and perceptual weights of running replies.
-        picture_cache_bytes: for encoded pictures.
-        prefill_chunk: prompt tokens read between two tokens of the running replies.
-        context_length: positions that a prompt and its reply may take together.
-    """
-
-    max_rows: int
-    max_queue: int
-    cache_bytes: int
-    picture_cache_bytes: int
-    prefill_chunk: int
-    context_length: int
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """What to reply to.
-
-    Attributes:
-        input_ids: IMAGE_TOKEN_INDEX where a picture goes.
-        num_visual_tokens: budget per picture (elastic connectors); None is the model's own.
-        stops: strings that end the reply.
-    """
-
-    input_ids: list[int]
-    max_new_tokens: int
-    pictures: tuple[Image.Image, ...] = ()
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    stops: tuple[str, ...] = ()
-    num_visual_tokens: int | None = None
-
-
-class Usage(NamedTuple):
-    """What a reply took: tokens, and seconds from arrival to the first token (None before it)."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    visual_tokens: int
-    time_to_first_token: float | None
-
-
-class ReplyEvent(NamedTuple):
-    """A reply has grown by a token, or has ended.
-
-    Attributes:
-        text: all of it so far; the first `safe_length` characters stay whatever comes.
-        finish: `stop` (end token or stop string), `length`, `cancelled` or `error`; None while it runs.
-    """
-
-    text: str
-    safe_length: int
-    usage: Usage
-    finish: str | None = None
-    error: Exception | None = None
-
-
-@dataclass(eq=False)
-class Reply:
-    """A request under way. Everything but `cancel` is the engine's."""
-
-    request: GenerationRequest
-    listener: Callable[[ReplyEvent], None]
-    text: ReplyText
-    sampler: Sampler
-    arrived: float
-    prompt: Prompt | None = None
-    slot: Slot | None = None
-    max_new_tokens: int = 0
-    last_token: int = 0
-    num_generated: int = 0
-    first_token_after: float | None = None
-    last_token_at: float = 0.0
-    is_cancelled: bool = field(default=False)
-    is_done: bool = field(default=False)
-
-    def cancel(self) -> None:
-        """Nobody reads this reply any more; its place is free before the next token. From any thread."""
-        self.is_cancelled = True
-
-    @property
-    def usage(self) -> Usage:
-        prompt, visual = (0, 0) if self.prompt is None else (len(self.prompt), self.prompt.num_visual_tokens)
-        return Usage(prompt, self.num_generated, visual, self.first_token_after)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Its own perceptual weights, and their copy in the batch."""
-        return 0 if self.prompt is None else 2 * bytes_of_weights(self.prompt.weights)
 
 
 class Engine:
@@ -155,20 +58,16 @@ class Engine:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any, settings: EngineSettings) -> None:
-        use_slotted_attention(model)
         self.model, self.tokenizer, self.image_processor, self.settings = model, tokenizer, image_processor, settings
         self.pictures = PictureCache(settings.picture_cache_bytes)
         self.metrics = EngineMetrics()
-        self._slots = KVSlots(CacheGeometry.of_model(model), settings.cache_bytes)
-        self._window = getattr(model.config, "sliding_window", None)
+        self._batch = Batch(model, settings)
         self._end_tokens = _end_tokens(model, tokenizer)
-        self._encoding: set[Reply] = set()  # their pictures are in the encoder's queue
+        self._encoding: dict[Reply, Future[None]] = {}  # their pictures are in the encoder's queue
+        self._encoded: set[Reply] = set()  # prompts with pictures that wait for a slot
         self._incoming: deque[Reply] = deque()  # ready for the engine's thread
         self._waiting: deque[Reply] = deque()
-        self._reading: list[Reply] = []
-        self._running: list[Reply] = []
-        self._weights: BoundWeights | None = None
-        self._rows_changed = False
+        self._learned: dict[str, torch.Tensor] | None = None  # outputs of perceptual weights
         self._num_queued = 0
         self._changed = threading.Condition()
         self._is_closed = False
@@ -179,31 +78,48 @@ class Engine:
 
     # What other threads call.
 
+    def prepare(self, picture: Image.Image) -> PreparedPicture:
+        """A picture for a request. Takes some time, and for a large picture some memory: not while the request waits.
+
+        Raises:
+            RequestError: the model takes no pictures.
+        """
+        return prepare_picture(self.model, self.image_processor, picture)
+
+    def check_room(self) -> None:
+        """
+        Raises:
+            BusyError: the queue is full.
+        """
+        if self._num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
+            self.metrics.requests.labels("busy").inc()
+            raise BusyError(f"the server is busy: {self._num_queued} requests are waiting; try again in a moment")
+
     def submit(self, request: GenerationRequest, listener: Callable[[ReplyEvent], None]) -> Reply:
         """Start a reply. `listener` hears of every token and of the end, from the engine's threads; it must not wait.
 
         Raises:
             BusyError: the queue is full.
-            RequestError: `max_new_tokens` is below 1.
+            ContextFullError: `max_new_tokens` is below 1, or the text alone fills the context.
             EngineStoppedError: the engine is closed.
         """
         if request.max_new_tokens < 1:
             raise ContextFullError("max_new_tokens must be 1 or more")
+        limit, num_text = self.settings.context_length, len(request.input_ids) - len(request.pictures)
+        if num_text >= limit:  # before a long prompt becomes gigabytes of embeddings
+            raise ContextFullError(f"the prompt has {num_text} tokens, and the model's context {limit}")
         text = ReplyText(self.tokenizer, request.stops)
         reply = Reply(request, listener, text, Sampler(request.sampling), time.monotonic())
         with self._changed:
             if self._is_closed:
                 raise EngineStoppedError("the server is stopping")
-            if self._num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
-                self.metrics.requests.labels("busy").inc()
-                raise BusyError(f"the server is busy: {self._num_queued} requests are waiting; try again in a moment")
+            self.check_room()
             self._num_queued += 1
             if request.pictures:
-                self._encoding.add(reply)
-                self._encoder.submit(self._encode, reply)
+                self._encoding[reply] = self._encoder.submit(self._encode, reply)
             else:
                 self._incoming.append(reply)
-                self._changed.notify()
+                self._changed.notify_all()
         return reply
 
     def warm_up(self) -> None:
@@ -224,21 +140,29 @@ class Engine:
         """`reply.cancel()`, and see to it at once even if nothing else happens."""
         reply.cancel()
         with self._changed:
-            self._changed.notify()
+            was_encoding = self._encoding.get(reply)
+            is_out = was_encoding is not None and was_encoding.cancel()  # its turn had not come
+            if is_out:
+                del self._encoding[reply]
+                self._num_queued -= 1
+            self._changed.notify_all()
+        if is_out:
+            self._end(reply, "cancelled")
 
     def close(self) -> None:
         """End every reply with an error and the threads with them."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
         self._encoder.shutdown(cancel_futures=True)
-        for reply in (*self._encoding, *self._incoming, *self._waiting, *self._reading, *self._running):
+        with self._changed:
+            left = [*self._encoding, *self._incoming, *self._waiting, *self._batch.replies]
+            for replies in (self._encoding, self._encoded, self._incoming, self._waiting):
+                replies.clear()
+            self._num_queued = 0
+        for reply in left:
             self._end(reply, "error", EngineStoppedError("the server is stopping"))
-        self._encoding.clear()
-        self._incoming.clear()
-        self._waiting.clear()
-        self._num_queued = 0
 
     @property
     def is_alive(self) -> bool:
@@ -247,7 +171,7 @@ class Engine:
     @property
     def num_active(self) -> int:
         """Replies that have a slot."""
-        return len(self._reading) + len(self._running)
+        return len(self._batch)
 
     @property
     def num_queued(self) -> int:
@@ -256,15 +180,21 @@ class Engine:
 
     @property
     def num_slots_used(self) -> int:
-        return self._slots.num_used
+        return self._batch.slots.num_used
 
     @property
     def cache_bytes_used(self) -> int:
-        return self._slots.used_bytes
+        return self._batch.slots.used_bytes
 
     # The encoder's thread.
 
     def _encode(self, reply: Reply) -> None:
+        """Make the prompt of one request, not far ahead of the slots: prompts take memory of the device."""
+        with self._changed:
+            while len(self._encoded) >= self.settings.max_rows and not (self._is_closed or reply.is_cancelled):
+                self._changed.wait()
+            if self._is_closed:
+                return  # `close` ends it
         error = None
         try:
             if not reply.is_cancelled:
@@ -272,10 +202,11 @@ class Engine:
         except Exception as caught:
             error = caught
         with self._changed:
-            self._encoding.discard(reply)
+            del self._encoding[reply]
             if error is None:
+                self._encoded.add(reply)
                 self._incoming.append(reply)
-                self._changed.notify()
+                self._changed.notify_all()
             else:
                 self._num_queued -= 1
         if error is not None:
@@ -284,13 +215,18 @@ class Engine:
     def _build_prompt(self, request: GenerationRequest) -> Prompt:
         budget = request.num_visual_tokens
         encoded = [
-            self.pictures.get(
-                picture_key(picture, budget),
-                lambda picture=picture: encode_picture(self.model, self.image_processor, picture, budget),
-            )
+            self.pictures.get((picture.key, budget), lambda picture=picture: self._encode_picture(picture, budget))
             for picture in request.pictures
         ]
         return build_prompt(self.model, request.input_ids, encoded)
+
+    def _encode_picture(self, picture: PreparedPicture, budget: int | None) -> EncodedPicture:
+        encoded = encode_picture(self.model, picture, budget)
+        if encoded.weights is None:
+            return encoded
+        # The connector computes the learned part anew for each picture. It is the same for all, so one is kept.
+        self._learned = self._learned or encoded.weights.outputs
+        return replace(encoded, weights=encoded.weights._replace(outputs=self._learned))
 
     # The engine's thread.
 
@@ -306,7 +242,7 @@ class Engine:
     def _take_incoming(self) -> bool:
         """Wait for work; False when the engine is closed."""
         with self._changed:
-            while not (self._is_closed or self._incoming or self._waiting or self._reading or self._running):
+            while not (self._is_closed or self._incoming or self._waiting or self._batch.replies):
                 self._changed.wait()
             self._waiting.extend(self._incoming)
             self._incoming.clear()
@@ -315,19 +251,26 @@ class Engine:
     def _round(self) -> None:
         self._drop_cancelled()
         self._admit()
-        if self._reading:
-            self._read_prompts()
-        if self._running:
-            self._decode()
-        elif not self._reading and self._waiting:  # nothing runs, and yet the first one does not fit
+        batch = self._batch
+        if batch.reading:
+            pieces = batch.next_pieces()
+            try:
+                self._take_tokens(*batch.read_prompts(pieces))
+            except Exception as error:  # most often a lack of memory; the running replies have lost nothing
+                logger.exception("Prompts could not be read; their replies end")
+                for reply, _ in pieces:
+                    self._end(reply, "error", error)
+        if batch.running:
+            self._take_tokens(*batch.decode())
+        elif not batch.reading and self._waiting:  # nothing runs, and yet the first one does not fit
             raise AssertionError("a request that fits the empty cache was not admitted")
 
     def _drop_cancelled(self) -> None:
         for reply in [r for r in self._waiting if r.is_cancelled]:
             self._waiting.remove(reply)
-            self._leave_queue()
+            self._leave_queue(reply)
             self._end(reply, "cancelled")
-        for reply in [r for r in (*self._reading, *self._running) if r.is_cancelled]:
+        for reply in [r for r in self._batch.replies if r.is_cancelled]:
             self._end(reply, "cancelled")
 
     def _admit(self) -> None:
@@ -337,131 +280,29 @@ class Engine:
             try:
                 if reply.prompt is None:
                     reply.prompt = self._build_prompt(reply.request)
-                fits = self._place(reply)
+                fits = self._batch.place(reply)
             except Exception as error:
                 self._waiting.popleft()
-                self._leave_queue()
+                self._leave_queue(reply)
                 self._end(reply, "error", error)
                 continue
             if not fits:
                 return
             self._waiting.popleft()
-            self._leave_queue()
-            self._reading.append(reply)
+            self._leave_queue(reply)
             self.metrics.prompt_tokens.inc(len(reply.prompt))
             self.metrics.visual_tokens.inc(reply.prompt.num_visual_tokens)
 
-    def _place(self, reply: Reply) -> bool:
-        """Take a slot for the whole reply, so that it never has to stop half-way.
-
-        Raises:
-            ContextFullError: the prompt fills the context.
-            RequestError: the reply would not fit the empty cache.
-        """
-        limit, prompt = self.settings.context_length, reply.prompt
-        reply.max_new_tokens = min(reply.request.max_new_tokens, limit - len(prompt))
-        if reply.max_new_tokens < 1:
-            raise ContextFullError(f"the prompt has {len(prompt)} tokens, and the model's context {limit}")
-        needed = len(prompt) + reply.max_new_tokens
-        most = self._slots.budget - reply.weight_bytes
-        if slot_length(needed) * self._slots.geometry.bytes_per_token > most:
-            raise RequestError(
-                f"prompt and reply need room for {needed} tokens, more than the cache of {self._slots.budget} bytes "
-                "has; ask for fewer new tokens, or start the worker with a larger --cache-gb"
-            )
-        taken = sum(r.weight_bytes for r in (*self._reading, *self._running)) + reply.weight_bytes
-        reply.slot = self._slots.acquire(needed, reserved=taken)
-        return reply.slot is not None
-
-    def _read_prompts(self) -> None:
-        """One piece of prompts; those that are read to their end get their first token and run from now on."""
-        room = self.settings.prefill_chunk * (1 if self._running else ALONE)
-        pieces: list[tuple[Reply, int]] = []
-        for reply in self._reading:
-            has_weights = reply.prompt.weights is not None
-            if room == 0 or (pieces and has_weights):  # weights are those of one row, and a packed row has many owners
-                break
-            count = min(room, len(reply.prompt) - reply.slot.filled)
-            pieces.append((reply, count))
-            room -= count
-            if has_weights:
-                break
-        segments, embeds, positions, start = [], [], [], 0
-        for reply, count in pieces:
-            first, prompt = reply.slot.filled, reply.prompt
-            segments.append(Segment(reply.slot, start, start + count, prompt.visible[first : first + count]))
-            embeds.append(prompt.embeds[first : first + count])
-            positions.append(torch.arange(first, first + count, device=prompt.embeds.device))
-            start += count
-        weights = pieces[0][0].prompt.weights
-        logits = self._forward(
-            torch.cat(embeds).unsqueeze(0),
-            torch.cat(positions).unsqueeze(0),
-            PrefillStep(segments, self._window),
-            None if weights is None else weights.bind(self._dtype),
-            logits_to_keep=torch.tensor([segment.stop - 1 for segment in segments], device=embeds[0].device),
-        )[0]
-        finished = []
-        for row, (reply, count) in enumerate(pieces):
-            reply.slot.filled += count
-            if reply.slot.filled == len(reply.prompt):
-                finished.append((row, reply))
-        if not finished:
-            return
-        for _, reply in finished:
-            self._reading.remove(reply)
-            self._running.append(reply)
-        self._rows_changed = True
-        replies = [reply for _, reply in finished]
-        self._take_tokens(replies, choose_tokens(logits[[row for row, _ in finished]], [r.sampler for r in replies]))
-
-    def _decode(self) -> None:
-        """One more token for every running reply."""
-        if self._rows_changed:
-            order = {slab: place for place, slab in enumerate(self._slots.slabs)}
-            self._running.sort(key=lambda reply: (order[reply.slot.slab], reply.slot.lane))
-            rows = [[] if r.prompt.weights is None else [r.prompt.weights] for r in self._running]
-            joined = join_weights(rows)
-            self._weights = None if joined is None else joined.bind(self._dtype)
-            self._rows_changed = False
-        replies = list(self._running)
-        device = self.model.get_input_embeddings().weight.device
-        tokens = torch.tensor([[reply.last_token] for reply in replies], device=device)
-        positions = torch.tensor([[reply.slot.filled] for reply in replies], device=device)
-        step = DecodeStep([reply.slot for reply in replies], self._dtype, self._window)
-        logits = self._forward(self.model.get_input_embeddings()(tokens), positions, step, self._weights)[:, 0]
-        for reply in replies:
-            reply.slot.filled += 1
-        self._take_tokens(replies, choose_tokens(logits, [reply.sampler for reply in replies]))
-
-    def _forward(
-        self,
-        embeds: torch.Tensor,
-        positions: torch.Tensor,
-        step: DecodeStep | PrefillStep,
-        weights: BoundWeights | None,
-        **options: Any,
-    ) -> torch.Tensor:
-        """Logits `[B, n, V]` of `embeds` `[B, n, d]`."""
-        unused = embeds.new_empty(1, 1, 1, 1)  # a mask of four dimensions is taken as it is; the step has its own
-        return self.model(
-            inputs_embeds=embeds,
-            attention_mask=unused,
-            position_ids=positions,
-            use_cache=False,
-            perceptual_weights=weights,
-            kv_step=step,
-            **options,
-        ).logits
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
-
-    def _take_tokens(self, replies: list[Reply], tokens: list[int]) -> None:
+    def _take_tokens(self, replies: list[Reply], logits: torch.Tensor) -> None:
+        """A token for each reply, from its row of `logits` `[B, V]`."""
+        tokens = choose_tokens(logits, [reply.sampler for reply in replies])
+        are_numbers = logits.amax(dim=-1).isfinite().tolist()
         now = time.monotonic()
-        self.metrics.count_tokens(len(tokens))
-        for reply, token in zip(replies, tokens, strict=True):
+        self.metrics.count_tokens(sum(are_numbers))
+        for reply, token, is_number in zip(replies, tokens, are_numbers, strict=True):
+            if not is_number:
+                self._end(reply, "error", ArithmeticError("the model gave infinite or undefined numbers"))
+                continue
             if reply.num_generated == 0:
                 reply.first_token_after = now - reply.arrived
                 self.metrics.first_token.observe(reply.first_token_after)
@@ -484,19 +325,14 @@ class Engine:
             return
         reply.is_done = True
         if reply.slot is not None:
-            self._slots.release(reply.slot)
-            reply.slot = None
-            for rows in (self._reading, self._running):
-                if reply in rows:
-                    rows.remove(reply)
-                    self._rows_changed = True
+            self._batch.remove(reply, is_clean=finish in ("stop", "length"))
         self.metrics.requests.labels(finish).inc()
         reply.text.finish()
         text = reply.text.text
         self._tell(reply, ReplyEvent(text, len(text), reply.usage, finish, error))
 
     def _fail_active(self, error: Exception) -> None:
-        for reply in [*self._reading, *self._running]:
+        for reply in self._batch.replies:
             self._end(reply, "error", error)
 
     def _tell(self, reply: Reply, event: ReplyEvent) -> None:
@@ -508,9 +344,11 @@ class Engine:
             logger.exception("Nobody hears of a reply any more; it is cancelled")
             reply.cancel()
 
-    def _leave_queue(self) -> None:
+    def _leave_queue(self, reply: Reply) -> None:
         with self._changed:
             self._num_queued -= 1
+            self._encoded.discard(reply)
+            self._changed.notify_all()
 
     def _watch(self) -> None:
         watch = self.metrics.watch

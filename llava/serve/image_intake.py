@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -21,14 +20,18 @@ class ImageLimits:
         max_images: per request.
         max_bytes: of one file.
         max_pixels: width x height; decoded, a pixel takes three bytes.
-        min_side, max_side: width and height in pixels.
+        min_side, max_side: width and height in pixels. Pictures may be padded to a square, which has up to
+            max_side x max_side pixels however few the picture has.
+        max_ratio: long to short side. The short side may be enlarged to the tower's, and the long one with it: of
+            8 x 16384 pixels to 336 x 688128.
     """
 
     max_images: int = 8
     max_bytes: int = 20 * 2**20
     max_pixels: int = 40_000_000
     min_side: int = 8
-    max_side: int = 16_384
+    max_side: int = 8192
+    max_ratio: int = 32
 
     def check_count(self, count: int) -> None:
         """
@@ -42,12 +45,18 @@ class ImageLimits:
         """The RGB picture in a file's bytes.
 
         Raises:
-            ImageError: too large or too small, damaged, or another format than `FORMATS`.
+            ImageError: too large, too small or too narrow, damaged, or another format than `FORMATS`.
         """
         if len(data) > self.max_bytes:
             raise ImageError(f"a picture has {len(data)} bytes; at most {self.max_bytes} are allowed")
         sides = (self.min_side, self.max_side)
-        return open_image(data, max_pixels=self.max_pixels, formats=FORMATS, sides=sides)
+        picture = open_image(data, max_pixels=self.max_pixels, formats=FORMATS, sides=sides)
+        if max(picture.size) > self.max_ratio * min(picture.size):
+            width, height = picture.size
+            raise ImageError(
+                f"a picture has {width} x {height} pixels; at most {self.max_ratio} times longer than wide is allowed"
+            )
+        return picture
 
     def decode_base64(self, text: str | bytes) -> Image.Image:
         """The RGB picture in a base64 text; its size is checked before it is decoded.
@@ -63,14 +72,3 @@ class ImageLimits:
             if isinstance(error, ImageError):
                 raise
             raise ImageError(f"image data is not valid base64 ({error})") from error
-
-    def decode_all(self, texts: Sequence[str]) -> tuple[Image.Image, ...]:
-        """`decode_base64` of a request's pictures.
-
-        Raises:
-            ImageError, RequestError: see there; too many, or not a list of texts.
-        """
-        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise RequestError("images must be a list of base64 texts")
-        self.check_count(len(texts))
-        return tuple(self.decode_base64(text) for text in texts)

@@ -56,6 +56,7 @@ class Slab:
         keys, values: per layer, `[lanes, heads, length, head_dim]`.
         visible: `[lanes, length]`, which positions hold something that may be attended to.
         free: lanes that nobody uses, ascending.
+        unclean: lanes that may hold numbers that are none. The next owner masks them, but 0 x NaN is NaN.
     """
 
     length: int
@@ -64,10 +65,17 @@ class Slab:
     visible: torch.Tensor
     free: list[int]
     num_lanes: int
+    unclean: set[int] = field(default_factory=set)
 
     @property
     def is_empty(self) -> bool:
         return len(self.free) == self.num_lanes
+
+    def clean(self, lane: int) -> None:
+        if lane in self.unclean:
+            for tensor in (*self.keys, *self.values):
+                tensor[lane].zero_()
+            self.unclean.remove(lane)
 
 
 @dataclass(eq=False)
@@ -105,48 +113,62 @@ class KVSlots:
     def num_used(self) -> int:
         return sum(slab.num_lanes - len(slab.free) for slab in self.slabs)
 
-    def fits_ever(self, num_tokens: int) -> bool:
-        """Whether a request of this length can run at all, were it alone."""
-        return self._lane_bytes(slot_length(num_tokens)) <= self.budget
-
-    def acquire(self, num_tokens: int, reserved: int = 0) -> Slot | None:
+    def acquire(self, num_tokens: int, reserved: int = 0, own: int = 0) -> Slot | None:
         """A slot for `num_tokens` positions, or None while there is no room.
 
         Args:
-            reserved: bytes of the budget that something else takes (perceptual weights).
+            reserved: bytes of the budget that something else takes (perceptual weights of other requests).
+            own: bytes that this request takes beside its slot.
         """
-        length = slot_length(num_tokens)
-        slab = next((s for s in self.slabs if s.length == length and s.free), None) or self._new_slab(length, reserved)
+        length, reserved = slot_length(num_tokens), reserved + own
+        slab = self._free_slab(length, reserved, exactly=True) or self._new_slab(length, reserved, own)
         if slab is None:  # a free lane that is too long is better than waiting
-            slab = min((s for s in self.slabs if s.length > length and s.free), key=lambda s: s.length, default=None)
+            slab = self._free_slab(length, reserved, exactly=False)
         if slab is None:
             return None
+        slab.clean(slab.free[0])
         lane = slab.free.pop(0)
         slab.visible[lane] = False
         return Slot(slab, lane)
 
-    def release(self, slot: Slot) -> None:
-        """Give a slot back; its slab stays for the next request of its length."""
+    def release(self, slot: Slot, is_clean: bool = True) -> None:
+        """Give a slot back; its slab stays for the next request of its length.
+
+        Args:
+            is_clean: False where something went wrong, so that what it holds may not be finite.
+        """
+        if not is_clean:
+            slot.slab.unclean.add(slot.lane)
         slot.slab.free.append(slot.lane)
         slot.slab.free.sort()
-
-    def clear(self) -> None:
-        """Forget everything, after an error that may have left any slab in any state."""
-        self.slabs = []
 
     def _lane_bytes(self, length: int) -> int:
         return length * self.geometry.bytes_per_token
 
-    def _new_slab(self, length: int, reserved: int) -> Slab | None:
-        lane_bytes, room = self._lane_bytes(length), self.budget - reserved - self.used_bytes
-        for empty in [slab for slab in self.slabs if slab.is_empty]:
-            if room >= lane_bytes:
+    def _free_slab(self, length: int, reserved: int, exactly: bool) -> Slab | None:
+        """The shortest slab with a free lane, if it can stay beside what is reserved."""
+        fitting = [s for s in self.slabs if s.free and (s.length == length if exactly else s.length > length)]
+        slab = min(fitting, key=lambda s: s.length, default=None)
+        if slab is None or self._make_room(0, reserved, keep=slab) < 0:
+            return None
+        return slab
+
+    def _make_room(self, wanted: int, reserved: int, keep: Slab | None = None) -> int:
+        """Bytes that are free, after giving back as many empty slabs as `wanted` bytes need."""
+        room = self.budget - reserved - self.used_bytes
+        for empty in [slab for slab in self.slabs if slab.is_empty and slab is not keep]:
+            if room >= wanted:
                 break
             self.slabs.remove(empty)
             room += empty.num_lanes * self._lane_bytes(empty.length)
-        lanes = min(LANES, room // lane_bytes)
-        if lanes < 1:
+        return room
+
+    def _new_slab(self, length: int, reserved: int, own: int) -> Slab | None:
+        lane_bytes = self._lane_bytes(length)
+        room = self._make_room(lane_bytes, reserved)
+        if room < lane_bytes:
             return None
+        lanes = min(LANES, (room + own) // (lane_bytes + own))  # who takes the other lanes needs as much beside them
         g = self.geometry
         shape = (lanes, g.num_heads, length, g.head_dim)
         slab = Slab(

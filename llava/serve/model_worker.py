@@ -4,8 +4,8 @@ Upstream's wire, and beside it an OpenAI-compatible API (`/v1`), `/health` and `
 """
 
 import argparse
-import asyncio
 import logging
+import math
 import os
 import sys
 from collections.abc import AsyncGenerator
@@ -19,7 +19,8 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.program import RequestError, run_program
 from llava.serve import wire
-from llava.serve.engine import ContextFullError, Engine, EngineSettings
+from llava.serve.engine import Engine
+from llava.serve.generation import ContextFullError, EngineSettings
 from llava.serve.image_intake import ImageLimits
 from llava.serve.reply_stream import ReplyStream
 from llava.serve.reply_text import whole_words
@@ -112,6 +113,10 @@ class ModelWorker(BaseWorker):
             UrlFetcher(url_hosts, limits.max_bytes),
         )
 
+    @property
+    def is_healthy(self) -> bool:
+        return self.served.engine.is_alive
+
     def stop(self) -> None:
         super().stop()
         self.served.engine.close()
@@ -120,7 +125,7 @@ class ModelWorker(BaseWorker):
         """One frame per token with all text so far, and a last one (contract: serve.md 2.2, 2.3, 3)."""
         prompt = params["prompt"]
         try:
-            request = await asyncio.to_thread(generation_request, params, self.served)
+            request = await self.served.take_in(generation_request, params, self.served)
             async with ReplyStream(self.served.engine, request) as events:
                 async for event in events:
                     if event.error is not None:
@@ -211,6 +216,11 @@ def main() -> None:
     for name in ("limit_model_concurrency", "max_waiting", "max_images", "max_image_pixels"):
         if getattr(args, name) < 1:
             raise RequestError(f"--{name.replace('_', '-')} must be 1 or more")
+    for name in ("cache_gb", "max_image_mb", "prefill_chunk"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
+            raise RequestError(f"--{name.replace('_', '-')} must be more than 0")
+    if not 0 <= args.picture_cache_gb < math.inf:
+        raise RequestError("--picture-cache-gb must be 0 or more")
     check_port(args.host, args.port)  # now, not when a large model has been loaded
     worker = ModelWorker(
         args.controller_address,

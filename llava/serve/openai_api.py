@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +16,14 @@ from fastapi.responses import JSONResponse, Response
 
 from llava.image_utils import ImageError
 from llava.program import RequestError
-from llava.serve.engine import BusyError, ContextFullError, GenerationRequest, ReplyEvent, Usage
+from llava.serve.generation import BusyError, ContextFullError, GenerationRequest, ReplyEvent, Usage
 from llava.serve.model_worker import ModelWorker
 from llava.serve.openai_prompt import build_prompt, load_pictures
 from llava.serve.openai_schema import MAX_STOPS, ChatRequest
 from llava.serve.reply_stream import ReplyStream
 from llava.serve.sampling import SamplingSettings
 from llava.serve.served_model import ServedModel
-from llava.serve.streaming import LiveStream
+from llava.serve.streaming import CLIENT_GONE, LiveStream, unless_gone
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +96,11 @@ def add_openai_api(app: FastAPI, worker: ModelWorker, api_key: str | None = None
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         check_key(request)
         try:
-            jobs = await asyncio.to_thread(generation_requests, body, served)
-            return await _unless_gone(request, (_streamed if body.stream else _whole)(worker, body, jobs))
+            jobs = await served.take_in(generation_requests, body, served)
+            answer = await unless_gone(request, (_streamed if body.stream else _whole)(worker, body, jobs))
         except Exception as error:
             raise api_error(error) from error
+        return answer if answer is not None else Response(status_code=CLIENT_GONE)
 
 
 def generation_requests(body: ChatRequest, served: ServedModel) -> list[GenerationRequest]:
@@ -127,7 +128,7 @@ def generation_requests(body: ChatRequest, served: ServedModel) -> list[Generati
     )
     request = GenerationRequest(
         input_ids=served.tokenize(prompt),
-        pictures=load_pictures(urls, served.limits, served.fetcher),
+        pictures=load_pictures(urls, served),
         max_new_tokens=body.new_tokens,
         sampling=sampling,
         stops=body.stops,
@@ -157,29 +158,13 @@ async def _last_event(worker: ModelWorker, job: GenerationRequest) -> ReplyEvent
     return last
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """The result of `work`, which is cancelled when the client hangs up."""
-    working = asyncio.ensure_future(work)
-    listening = asyncio.ensure_future(_until_gone(request))
-    try:
-        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ApiError(499, "the client went away", "server_error")
-        return working.result()
-    finally:
-        working.cancel()
-        listening.cancel()
-        await asyncio.gather(working, listening, return_exceptions=True)
-
-
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
-
-
 async def _whole(worker: ModelWorker, body: ChatRequest, jobs: list[GenerationRequest]) -> Response:
-    """All choices at once."""
-    events = await asyncio.gather(*(_last_event(worker, job) for job in jobs))
+    """All choices at once; where one fails, the others end too."""
+    tasks = [asyncio.ensure_future(_last_event(worker, job)) for job in jobs]
+    try:
+        events = await asyncio.gather(*tasks)
+    finally:
+        await _end(tasks)
     choices = [
         {
             "index": i,
@@ -199,14 +184,12 @@ async def _streamed(worker: ModelWorker, body: ChatRequest, jobs: list[Generatio
     first = await anext(chunks)
 
     async def pieces() -> AsyncGenerator[bytes, None]:
-        try:
-            yield first
-            async for chunk in chunks:
-                yield chunk
-        finally:
-            await chunks.aclose()
+        yield first
+        async for chunk in chunks:
+            yield chunk
 
-    return LiveStream(pieces(), headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
+    headers = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+    return LiveStream(pieces(), headers=headers, on_end=chunks.aclose)  # also if the pieces are never begun
 
 
 async def _chunks(worker: ModelWorker, body: ChatRequest, jobs: list[GenerationRequest]) -> AsyncGenerator[bytes, None]:
@@ -248,9 +231,13 @@ async def _chunks(worker: ModelWorker, body: ChatRequest, jobs: list[GenerationR
             yield _event({**head, "choices": [], "usage": _usage([usages[i] for i in range(len(jobs))])})
         yield b"data: [DONE]\n\n"
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
+
+
+async def _end(tasks: list[asyncio.Task]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _forward(

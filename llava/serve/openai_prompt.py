@@ -10,9 +10,9 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle
 from llava.image_utils import ImageError
 from llava.program import RequestError
-from llava.serve.image_intake import ImageLimits
 from llava.serve.openai_schema import ImagePart, Message
-from llava.serve.url_fetch import UrlFetcher
+from llava.serve.prompts import PreparedPicture
+from llava.serve.served_model import ServedModel
 
 DATA_URI = re.compile(r"data:image/[a-z+.-]+(?:;[a-z]+=[^;,]*)*;base64,", re.IGNORECASE)
 CHATML_SYSTEM = "<|im_start|>system\n"
@@ -25,9 +25,11 @@ def build_prompt(messages: Sequence[Message], template: str) -> tuple[str, list[
     it would claim a picture (S-8).
 
     Raises:
-        RequestError: no message of the user, or roles that do not take turns.
+        RequestError: no message of the user, roles that do not take turns, or a picture that is not the user's.
     """
     conversation = new_conversation(template)
+    if any(_pictures(message) for message in messages if message.role != "user"):
+        raise RequestError("only the user shows pictures")
     system = [_text(message) for message in messages if message.role in ("system", "developer")]
     if system:
         text = "\n".join(system)
@@ -43,8 +45,6 @@ def build_prompt(messages: Sequence[Message], template: str) -> tuple[str, list[
         text = f"{marker}\n" * len(pictures) + _text(message)
         if not text.strip():
             raise RequestError(f"message {i + 1} is empty")
-        if pictures and message.role == "assistant":
-            raise RequestError("only the user shows pictures")
         urls += pictures
         conversation.append_message(conversation.roles[i % 2], text)
     if len(turns) % 2 == 0:
@@ -65,20 +65,20 @@ def _pictures(message: Message) -> list[str]:
     return [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
 
 
-def load_pictures(urls: Sequence[str], limits: ImageLimits, fetcher: UrlFetcher) -> tuple[Image.Image, ...]:
+def load_pictures(urls: Sequence[str], served: ServedModel) -> tuple[PreparedPicture, ...]:
     """The pictures behind `data:` URIs and allowed web addresses. May take seconds.
 
     Raises:
         RequestError, ImageError: too many, not allowed, or a picture that cannot be used.
     """
-    limits.check_count(len(urls))
-    return tuple(_load(url, limits, fetcher) for url in urls)
+    served.limits.check_count(len(urls))
+    return tuple(served.engine.prepare(_load(url, served)) for url in urls)
 
 
-def _load(url: str, limits: ImageLimits, fetcher: UrlFetcher) -> Image.Image:
+def _load(url: str, served: ServedModel) -> Image.Image:
     found = DATA_URI.match(url)
     if found:
-        return limits.decode_base64(url[found.end() :])
+        return served.limits.decode_base64(url[found.end() :])
     if url[:5].lower() == "data:":
         raise ImageError("a data: URI must be data:image/...;base64, followed by the picture")
-    return limits.decode(fetcher.fetch(url))
+    return served.limits.decode(served.fetcher.fetch(url))

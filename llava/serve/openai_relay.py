@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from llava.serve import wire
 from llava.serve.controller_metrics import ControllerMetrics
 from llava.serve.controller_state import Controller, shown_name
-from llava.serve.streaming import LiveStream, unless_gone
+from llava.serve.streaming import CLIENT_GONE, LiveStream, unless_gone
 from llava.serve.worker_client import HOPS_HEADER, MAX_HOPS, WorkerClient, explain, hops_of, read_limited
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ ENDPOINT = "/v1/chat/completions"
 FORWARDED_HEADERS = ("content-type", "authorization")
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 2**20  # of a stream
-CLIENT_GONE = 499  # nobody reads it
 REPLY_OPENAPI = {
     "requestBody": {
         "required": True,

@@ -1,6 +1,6 @@
 """Requests of the OpenAI-compatible API, as far as they are understood (fields of others are ignored)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -59,6 +59,10 @@ class ChatRequest(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     tools: list | None = None
+    functions: list | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    modalities: list[str] | None = None
 
     @property
     def new_tokens(self) -> int:
@@ -77,5 +81,9 @@ class ChatRequest(BaseModel):
             "tools": bool(self.tools),
             "presence_penalty": bool(self.presence_penalty),
             "frequency_penalty": bool(self.frequency_penalty),
+            "functions": bool(self.functions),
+            "logit_bias": any((self.logit_bias or {}).values()),
+            "response_format": (self.response_format or {"type": "text"}).get("type") != "text",
+            "modalities": (self.modalities or ["text"]) != ["text"],
         }
         return next((name for name, is_asked in asked.items() if is_asked), None)

@@ -1,20 +1,10 @@
 """Encoded pictures by content, so that a picture asked about twice passes the vision tower once."""
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from threading import Lock
 
-from PIL import Image
-
 from llava.serve.prompts import EncodedPicture
-
-
-def picture_key(picture: Image.Image, num_visual_tokens: int | None) -> str:
-    """Hash of everything that decides what a picture becomes: pixels, size, mode, budget."""
-    digest = hashlib.sha256(f"{picture.mode} {picture.size} {num_visual_tokens} ".encode())
-    digest.update(picture.tobytes())
-    return digest.hexdigest()
 
 
 class PictureCache:
@@ -29,10 +19,10 @@ class PictureCache:
         self.used_bytes = 0
         self.hits = 0
         self.misses = 0
-        self._pictures: OrderedDict[str, EncodedPicture] = OrderedDict()
+        self._pictures: OrderedDict[Hashable, EncodedPicture] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, key: str, encode: Callable[[], EncodedPicture]) -> EncodedPicture:
+    def get(self, key: Hashable, encode: Callable[[], EncodedPicture]) -> EncodedPicture:
         """The picture of that key, encoded now if it is not there."""
         with self._lock:
             found = self._pictures.get(key)
@@ -45,7 +35,7 @@ class PictureCache:
         self._put(key, picture)
         return picture
 
-    def _put(self, key: str, picture: EncodedPicture) -> None:
+    def _put(self, key: Hashable, picture: EncodedPicture) -> None:
         if picture.num_bytes > self.budget:
             return
         with self._lock:

@@ -1,5 +1,6 @@
 """From token ids and pictures to what the language model reads: embeddings, and weights where pictures become those."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -7,11 +8,26 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.inference import place_images, prepare_images
+from llava.inference import Images, place_images, prepare_images
 from llava.model.perceptual_weights import PerceptualWeights
 from llava.model.picture_binding import one_view_each
 from llava.model.splice import splice_rows
 from llava.program import RequestError
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A picture as the tower wants it, on the CPU: what a waiting request holds instead of the picture itself.
+
+    Attributes:
+        pixels: see `prepare_images`; of this picture only.
+        size: width and height of the picture.
+        key: hash of its content.
+    """
+
+    pixels: Images
+    size: tuple[int, int]
+    key: str
 
 
 @dataclass(frozen=True)
@@ -60,24 +76,38 @@ def bytes_of_weights(weights: PerceptualWeights | None) -> int:
     return 0 if weights is None else sum(a.nbytes for a in weights.inputs.values())
 
 
+def prepare_picture(model: PreTrainedModel, image_processor: object, picture: Image.Image) -> PreparedPicture:
+    """The part of the work that needs no model; from any thread.
+
+    Raises:
+        RequestError: the model takes no pictures.
+    """
+    pixels, sizes = prepare_images([picture], image_processor, model.config)
+    return PreparedPicture(pixels, sizes[0], picture_key(picture))
+
+
+def picture_key(picture: Image.Image) -> str:
+    """Hash of what decides what a picture becomes: pixels, size, mode."""
+    digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
 @torch.inference_mode()
-def encode_picture(
-    model: PreTrainedModel, image_processor: object, picture: Image.Image, num_visual_tokens: int | None
-) -> EncodedPicture:
+def encode_picture(model: PreTrainedModel, picture: PreparedPicture, num_visual_tokens: int | None) -> EncodedPicture:
     """Tower and connector for one picture.
 
     Args:
         num_visual_tokens: budget of an elastic connector, per picture or crop; None is the model's own.
 
     Raises:
-        RequestError: the model takes no pictures, or not with this budget.
+        RequestError: the model does not take pictures with this budget.
     """
-    pixels, sizes = prepare_images([picture], image_processor, model.config)
-    pixels = place_images(pixels, model)
+    pixels = place_images(picture.pixels, model)
     try:
         if model.space == "parameter":
             return EncodedPicture(None, model.encode_images(one_view_each(pixels), num_visual_tokens))
-        tokens, weights = model.encode_pictures(pixels, sizes, [0], num_visual_tokens)
+        tokens, weights = model.encode_pictures(pixels, [picture.size], [0], num_visual_tokens)
     except ValueError as error:
         raise RequestError(str(error)) from error
     return EncodedPicture(tokens[0], weights)

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from llava.serve.engine import Engine, GenerationRequest, Reply, ReplyEvent
+from llava.serve.engine import Engine
+from llava.serve.generation import GenerationRequest, Reply, ReplyEvent
 
 
 class ReplyStream:
@@ -23,17 +24,20 @@ class ReplyStream:
         self._request = request
         self._events: asyncio.Queue[ReplyEvent] = asyncio.Queue()
         self._reply: Reply | None = None
+        self._is_left = False
 
     async def __aenter__(self) -> "ReplyStream":
         loop = asyncio.get_running_loop()
 
         def tell(event: ReplyEvent) -> None:
-            loop.call_soon_threadsafe(self._events.put_nowait, event)
+            if not self._is_left:  # the loop may be closed by then
+                loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         self._reply = self._engine.submit(self._request, tell)
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self._is_left = True
         if not self._reply.is_done:
             self._engine.cancel(self._reply)
 

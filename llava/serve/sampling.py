@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 GREEDY_BELOW = 1e-3  # temperatures up to this decode greedily (contract serve.md 2.1)
+SORTED = 1024  # tokens that are sorted at first where no top k says how many
 TOP_K = 50  # what transformers takes where nothing is said, and so what upstream's worker samples from
 
 
@@ -29,6 +30,10 @@ class SamplingSettings:
     def is_greedy(self) -> bool:
         return self.temperature <= GREEDY_BELOW
 
+    def cuts(self, vocabulary: int) -> bool:
+        """Whether unlikely tokens of a vocabulary of this size are left out."""
+        return self.top_p < 1 or 0 < self.top_k < vocabulary
+
 
 class Sampler:
     """The settings of one request with its source of random numbers, which no other request draws from."""
@@ -50,29 +55,49 @@ def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int
     """The next token id of each row of `logits` `[B, V]`."""
     chosen = logits.argmax(dim=-1).tolist()
     rows = [row for row, sampler in enumerate(samplers) if not sampler.settings.is_greedy]
-    if rows:
-        sampled = _sample(logits if len(rows) == len(samplers) else logits[rows], [samplers[row] for row in rows])
-        for row, token in zip(rows, sampled, strict=True):
-            chosen[row] = token
+    whole = [row for row in rows if not samplers[row].settings.cuts(logits.shape[1])]
+    cut = [row for row in rows if samplers[row].settings.cuts(logits.shape[1])]
+    for some, sample in ((whole, _sample_all), (cut, _sample_likeliest)):
+        if some:
+            own = [samplers[row] for row in some]
+            temperatures = _column([sampler.settings.temperature for sampler in own], logits, torch.float32)
+            for row, token in zip(some, sample(logits[some].float() / temperatures, own), strict=True):
+                chosen[row] = token
     return chosen
 
 
-def _sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """One draw per row: temperature, then top k, then top p, as transformers orders them."""
-    settings = [sampler.settings for sampler in samplers]
+def _sample_all(values: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """From the whole vocabulary, which need not be sorted for that."""
+    return _draw(values.softmax(dim=-1), samplers).squeeze(1).tolist()
 
-    def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device).unsqueeze(1)
 
-    values = logits.float() / column([s.temperature for s in settings], torch.float32)
-    limits = [min(s.top_k or values.shape[1], values.shape[1]) for s in settings]
-    values, tokens = values.topk(max(limits), dim=-1)  # [B, k], descending
-    place = torch.arange(values.shape[1], device=logits.device)
-    values = values.masked_fill(place >= column(limits, torch.long), -torch.inf)
-    probabilities = values.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # the share of all likelier tokens
-    kept = (before < column([s.top_p for s in settings], torch.float32)) | (place == 0)
-    cumulative = (probabilities * kept).double().cumsum(dim=-1)
-    target = column([sampler.draw() for sampler in samplers], torch.float64) * cumulative[:, -1:]
-    index = (cumulative <= target).sum(dim=-1, keepdim=True).clamp(max=values.shape[1] - 1)
-    return tokens.gather(1, index).squeeze(1).tolist()
+def _sample_likeliest(values: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """Top k, then top p, as transformers orders them."""
+    size = values.shape[1]
+    limits = [min(sampler.settings.top_k or size, size) for sampler in samplers]
+    limit = _column(limits, values, torch.long)
+    shares = _column([sampler.settings.top_p for sampler in samplers], values, torch.float32)
+    # Sorting all of a vocabulary takes longer than a small model's step, and top p rarely looks so far.
+    for count in sorted({min(max(limits), SORTED), max(limits)}):
+        found, tokens = values.topk(count, dim=-1)  # [B, count], descending
+        place = torch.arange(count, device=values.device)
+        found = found.masked_fill(place >= limit, -torch.inf)
+        goes_on = limit > count
+        total = torch.where(goes_on, values.logsumexp(-1, keepdim=True), found.logsumexp(-1, keepdim=True))
+        probabilities = (found - total).exp()
+        before = probabilities.cumsum(dim=-1) - probabilities  # the share of all likelier tokens
+        if count == max(limits) or bool((before[:, -1:] >= shares)[goes_on].all()):
+            break
+    kept = (before < shares) | (place == 0)
+    return tokens.gather(1, _draw(probabilities * kept, samplers)).squeeze(1).tolist()
+
+
+def _draw(probabilities: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """One place per row, `[B, 1]`; rows need not sum to one."""
+    cumulative = probabilities.double().cumsum(dim=-1)
+    target = _column([sampler.draw() for sampler in samplers], probabilities, torch.float64) * cumulative[:, -1:]
+    return (cumulative <= target).sum(dim=-1, keepdim=True).clamp(max=probabilities.shape[1] - 1)
+
+
+def _column(values: list[float], like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device).unsqueeze(1)

@@ -1,8 +1,11 @@
 """A model as the worker serves it: opened, running in an engine, with what its clients may ask of it."""
 
+import asyncio
 import logging
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -11,14 +14,17 @@ from transformers import PreTrainedModel
 from llava.chat import infer_template
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.program import RequestError
-from llava.serve.engine import ContextFullError, Engine
+from llava.serve.engine import Engine
+from llava.serve.generation import ContextFullError
 from llava.serve.image_intake import ImageLimits
 from llava.serve.url_fetch import UrlFetcher
 from llava.tokenization import tokenize_text, tokenizer_image_token
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 MAX_NEW_TOKENS = 1024  # of one reply, whatever is asked for (contract serve.md 2.1)
+INTAKE_THREADS = 4
 LONGEST_TOKEN = 128  # characters; a prompt of more than this times the context cannot fit and is not even tokenized
 
 
@@ -36,6 +42,7 @@ class ServedModel:
     template: str
     limits: ImageLimits
     fetcher: UrlFetcher
+    _intake: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(INTAKE_THREADS, "llava-intake"))
 
     @property
     def model(self) -> PreTrainedModel:
@@ -44,6 +51,16 @@ class ServedModel:
     @property
     def is_multimodal(self) -> bool:
         return self.engine.image_processor is not None
+
+    async def take_in(self, read: Callable[..., Result], *args: Any) -> Result:
+        """Read a request in one of a few threads: large pictures take a gigabyte until they are scaled.
+
+        Raises:
+            BusyError: too many requests wait already; nothing is read.
+            what `read` raises.
+        """
+        self.engine.check_room()
+        return await asyncio.get_running_loop().run_in_executor(self._intake, read, *args)
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of a finished prompt; IMAGE_TOKEN_INDEX for each `<image>` if the model takes pictures.

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 # A reader that takes nothing for so long holds a slot for nothing.
 SEND_TIMEOUT = 60.0
+CLIENT_GONE = 499  # status of an answer that nobody reads
 
 Result = TypeVar("Result")
 

@@ -10,6 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -20,6 +21,7 @@ from llava.program import RequestError
 
 MAX_REDIRECTS = 3
 READ_TIMEOUT, TOTAL_TIMEOUT = 5.0, 20.0  # seconds: without a byte, for everything
+FETCHES = 8  # at once
 PORTS = {"http": 80, "https": 443}
 # Anything else (backslashes, blanks, control characters, letters of other alphabets) is read differently by different
 # parsers, which is what tricks are made of.
@@ -67,6 +69,7 @@ class UrlFetcher:
         self.allowed_hosts = {host.lower() for host in allowed_hosts}
         self.max_bytes = max_bytes
         self.is_allowed_address = is_allowed_address
+        self._threads = ThreadPoolExecutor(FETCHES, "llava-fetch")
 
     def fetch(self, url: str) -> bytes:
         """The body at a web address.
@@ -74,7 +77,14 @@ class UrlFetcher:
         Raises:
             RequestError: not allowed, not reachable, too slow, too large, or a status other than success.
         """
-        deadline = time.monotonic() + TOTAL_TIMEOUT
+        fetching = self._threads.submit(self._fetch, url, time.monotonic() + TOTAL_TIMEOUT)
+        try:
+            return fetching.result(TOTAL_TIMEOUT)
+        except TimeoutError as error:  # names and headers may come drop by drop too
+            fetching.cancel()
+            raise RequestError(f"the picture took longer than {TOTAL_TIMEOUT:.0f} s to fetch") from error
+
+    def _fetch(self, url: str, deadline: float) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             target = self.resolve(url)
             body, location = self._get(target, deadline)
@@ -150,7 +160,7 @@ class UrlFetcher:
         if response.status != 200:
             raise RequestError(f"the picture's address answers with status {response.status}")
         body = bytearray()
-        for piece in response.stream(CHUNK_BYTES, decode_content=False):
+        while piece := response.read1(CHUNK_BYTES, decode_content=False):  # what is there; `stream` waits for all of it
             body += piece
             if len(body) > self.max_bytes:
                 raise RequestError(f"the picture has more than {self.max_bytes} bytes, which are allowed")

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from llava.program import RequestError
-from llava.serve.engine import GenerationRequest
+from llava.serve.generation import GenerationRequest
 from llava.serve.sampling import TOP_K, SamplingSettings
 from llava.serve.served_model import MAX_NEW_TOKENS, ServedModel
 
@@ -58,9 +58,11 @@ def generation_request(params: dict[str, Any], served: ServedModel) -> Generatio
     images = params.get("images") or ()
     if not served.is_multimodal:
         images = ()  # ignored, as upstream does
-    served.limits.check_count(len(images) if isinstance(images, list | tuple) else 0)
-    served.check_pictures(prompt, len(images) if isinstance(images, list | tuple) else 0)
-    pictures = served.limits.decode_all(images)
+    if not isinstance(images, list | tuple) or not all(isinstance(image, str) for image in images):
+        raise RequestError("images must be a list of base64 texts")
+    served.limits.check_count(len(images))
+    served.check_pictures(prompt, len(images))
+    pictures = tuple(served.engine.prepare(served.limits.decode_base64(image)) for image in images)
     stop = params.get("stop")
     if stop is not None and not (isinstance(stop, str) and len(stop) <= MAX_STOP_LENGTH):
         raise RequestError(f"stop must be a text of at most {MAX_STOP_LENGTH} characters, or null")

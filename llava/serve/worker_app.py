@@ -56,7 +56,10 @@ def build_app(worker: BaseWorker, max_body_bytes: int, extra_routers: Sequence[A
         return worker.get_status()
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
+    async def health(response: Response) -> dict[str, str]:
+        if not worker.is_healthy:
+            response.status_code = 503
+            return {"status": "the engine has stopped; restart the worker"}
         return {"status": "ok"}
 
     for router in extra_routers:

@@ -71,6 +71,11 @@ class BaseWorker:
         """Requests that run and requests that wait."""
         return self.slots.used + self.slots.waiting
 
+    @property
+    def is_healthy(self) -> bool:
+        """What `/health` says."""
+        return True
+
     def register_to_controller(self) -> None:
         """Register once; failures are logged and repaired by the next heart beat. Nothing with `no_register`."""
         if not self.no_register:

@@ -13,6 +13,9 @@ from pydantic import BaseModel, Field
 from llava.image_utils import ImageError
 from llava.program import RequestError
 from llava.serve.served_model import ServedModel
+from llava.serve.slots import Slots
+
+MAX_DRAWINGS_WAITING = 16
 
 
 class AnchorsRequest(BaseModel):
@@ -25,6 +28,7 @@ class AnchorsRequest(BaseModel):
 def extras_router(served: ServedModel) -> APIRouter:
     """`/worker_get_details`, `/worker_visual_anchors`, `/metrics`."""
     router = APIRouter()
+    drawing = Slots(1, MAX_DRAWINGS_WAITING)  # each runs the tower, beside the engine
 
     @router.post("/worker_get_details")
     async def details() -> dict[str, Any]:
@@ -33,7 +37,8 @@ def extras_router(served: ServedModel) -> APIRouter:
     @router.post("/worker_visual_anchors", responses={400: {"description": "The picture cannot be used."}})
     async def visual_anchors(request: AnchorsRequest) -> Response:
         try:
-            return JSONResponse(await anyio.to_thread.run_sync(_draw, served, request))
+            async with drawing.one():
+                return JSONResponse(await anyio.to_thread.run_sync(_draw, served, request))
         except (RequestError, ImageError) as error:
             return JSONResponse({"message": str(error)}, status_code=400)
 

@@ -115,7 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_flags(parser)
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), help="7b on a GPU, serving elsewhere if not given")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64], help="requests at once")
+    parser.add_argument("--concurrency", type=int, nargs="+", help="requests at once; 1 4 16 64 if not given")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--reply-tokens", type=int, default=48)
     parser.add_argument("--text-tokens", type=int, default=64, help="beside a picture")
@@ -130,9 +130,9 @@ def parse_arguments() -> argparse.Namespace:
     args.cache_gb = args.cache_gb or (32 if on_gpu else 4)
     args.prefill_chunk = args.prefill_chunk or (512 if on_gpu else 128)
     args.rounds = args.rounds or 3
+    args.concurrency = args.concurrency or ([1, 3] if args.quick else [1, 4, 16, 64])
     if args.quick:
         args.geometry, args.rounds, args.reply_tokens = "toy", 1, 6
-        args.concurrency = args.concurrency if args.only else [1, 3]
     return args
 
 

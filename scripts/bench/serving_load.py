@@ -12,7 +12,8 @@ import torch
 from transformers import TextIteratorStreamer
 
 from llava.model import LlavaLlamaForCausalLM
-from llava.serve.engine import Engine, EngineSettings, GenerationRequest
+from llava.serve.engine import Engine
+from llava.serve.generation import EngineSettings, GenerationRequest
 from llava.serve.sampling import SamplingSettings
 
 GIB = 2**30

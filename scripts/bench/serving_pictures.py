@@ -3,6 +3,7 @@
 import argparse
 import queue
 import statistics
+import time
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from stage1_model import Geometry, build_connector, build_model
 from transformers import CLIPImageProcessor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.serve.engine import Engine, GenerationRequest
+from llava.serve.engine import Engine
+from llava.serve.generation import GenerationRequest
 from llava.serve.kv_slots import CacheGeometry, KVSlots, slot_length
-from llava.serve.prompts import build_prompt, bytes_of_weights, encode_picture
+from llava.serve.prompts import build_prompt, bytes_of_weights, encode_picture, prepare_picture
 from llava.serve.sampling import SamplingSettings
 from llava.tools.cost import BASELINE
 
@@ -30,7 +32,7 @@ def random_picture(generator: torch.Generator, side: int) -> Image.Image:
 def count_fitting(geometry: CacheGeometry, budget: int, num_tokens: int, weight_bytes: int) -> int:
     """Requests of one kind that run at once, by the engine's own bookkeeping."""
     slots, count = KVSlots(geometry, budget), 0
-    while slots.acquire(num_tokens, reserved=(count + 1) * weight_bytes) is not None:
+    while slots.acquire(num_tokens, reserved=count * weight_bytes, own=weight_bytes) is not None:
         count += 1
     return count
 
@@ -52,7 +54,7 @@ def measure(args: argparse.Namespace, geometry: Geometry, tokenizer: Any) -> lis
     rows: dict[str, dict[str, Any]] = {}
     for label, connector in connectors.items():
         model.model.mm_projector = connector
-        encoded = encode_picture(model, processor, random_picture(generator, side), None)
+        encoded = encode_picture(model, prepare_picture(model, processor, random_picture(generator, side)), None)
         prompt = build_prompt(model, ids, [encoded])
         needed = len(prompt) + args.reply_tokens
         rows[label] = {"connector": label, "positions": needed, "weight_bytes": 2 * bytes_of_weights(encoded.weights)}
@@ -66,14 +68,15 @@ def measure(args: argparse.Namespace, geometry: Geometry, tokenizer: Any) -> lis
         for label, connector in connectors.items():
             model.model.mm_projector = connector
             ends: queue.Queue[Any] = queue.Queue()
-            picture = random_picture(generator, side)
-            engine.submit(GenerationRequest(ids, 1, (picture,), SamplingSettings(0.0)), ends.put)
+            picture, asked = random_picture(generator, side), time.perf_counter()
+            prepared, taken = engine.prepare(picture), time.perf_counter() - asked
+            engine.submit(GenerationRequest(ids, 1, (prepared,), SamplingSettings(0.0)), ends.put)
             while (event := ends.get()).finish is None:
                 pass
             if event.error is not None:
                 raise event.error
             if round_number:
-                rows[label]["first"].append(event.usage.time_to_first_token)
+                rows[label]["first"].append(taken + event.usage.time_to_first_token)
     engine.close()
     for row in rows.values():
         row |= {"budget": budget, "first": statistics.median(row["first"])}

@@ -13,7 +13,7 @@ import requests
 
 from llava.serve.model_worker import ModelWorker, create_app
 from tests.conftest import VECTORS
-from tests.serving import serving
+from tests.serving import serving, wait_until
 
 LLAVA = VECTORS / "llava"
 TRANSCRIPT = json.loads((LLAVA / "serve/transcript.json").read_text())
@@ -98,3 +98,23 @@ def test_details_are_given_to_who_asks(worker: str) -> None:
     frames = ask(worker, request | {"images": [], "details": True})[1]
     assert [frame["error_code"] for frame in frames] == [1]
     assert "does not match number of <image>" in frames[0]["message"]
+
+
+def test_synchronous_names(caplog: pytest.LogCaptureFixture) -> None:
+    """`generate_stream` and `generate_stream_gate` without a server; leaving early frees the slot, without a word."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(LLAVA)
+        path = "checkpoints/llava-v1-tiny-mlp2x/"
+        one = ModelWorker(
+            "http://localhost:9", "http://localhost:9", "a1b2c3", True, path, None, None, False, False, "cpu"
+        )
+    recorded = EXCHANGES["worker_text"]
+    for stream in (one.generate_stream, one.generate_stream_gate):
+        frames = [json.loads(frame[:-1]) for frame in stream(recorded["request"])]
+        assert frames == recorded["frames"]
+    stream = one.generate_stream({"prompt": "USER: hi ASSISTANT:", "max_new_tokens": 400, "temperature": 1.0})
+    next(stream)
+    stream.close()
+    wait_until(lambda: one.served.engine.num_active == one.get_queue_length() == 0)
+    one.stop()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

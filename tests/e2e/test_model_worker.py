@@ -145,6 +145,9 @@ def test_secret_and_silent_worker(tmp_path: Path) -> None:
     [
         (["--model-path", "/nowhere/llava"], "/nowhere/llava"),
         (["--limit-model-concurrency", "0"], "must be 1 or more"),
+        (["--prefill-chunk", "-5"], "--prefill-chunk must be more than 0"),
+        (["--cache-gb", "nan"], "--cache-gb must be more than 0"),
+        (["--picture-cache-gb", "-1"], "--picture-cache-gb must be 0 or more"),
         (["--port", "99999"], "99999"),
     ],
 )

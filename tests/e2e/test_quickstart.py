@@ -34,15 +34,16 @@ def test_quickstart(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     for expected in ("color", "yesno", "average", "visual tokens", "17", "s/step, stage 2", "One question about"):
         assert expected in first.stdout
-    last = first.stdout.strip().splitlines()[-1]
-    assert ".venv/bin/python -m llava.serve.cli --model-path" in last
+    lines = first.stdout.strip().splitlines()
+    command = next(line for line in lines if ".venv/bin/python -m llava.serve.cli --model-path" in line)
+    assert lines[-1].endswith("bash scripts/demo.sh")
     second = quickstart(tmp_path)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "stage 1" not in second.stdout.replace("s/step, stage 1", "")
     assert "average" in second.stdout
 
     chat = subprocess.run(
-        last.strip().split(), cwd=REPOSITORY, input="What color is the shape on the left?\n\n",
+        command.strip().split(), cwd=REPOSITORY, input="What color is the shape on the left?\n\n",
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert chat.returncode == 0, chat.stderr

@@ -3,13 +3,15 @@
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
 
 from llava.inference import prepare_images
-from llava.serve.engine import Engine, EngineSettings, GenerationRequest, Reply, ReplyEvent
+from llava.serve.engine import Engine
+from llava.serve.generation import EngineSettings, GenerationRequest, Reply, ReplyEvent
 from llava.serve.sampling import SamplingSettings
 from llava.tokenization import load_tokenizer
 from tests.conftest import VECTORS
@@ -64,7 +66,8 @@ class Listener:
 
     def __init__(self, running: Engine, request: GenerationRequest) -> None:
         self.events: queue.Queue[ReplyEvent] = queue.Queue()
-        self.reply: Reply = running.submit(request, self.events.put)
+        prepared = tuple(running.prepare(picture) for picture in request.pictures)
+        self.reply: Reply = running.submit(replace(request, pictures=prepared), self.events.put)
 
     def next(self) -> ReplyEvent:
         return self.events.get(timeout=PATIENCE)
@@ -81,7 +84,7 @@ class Listener:
 
 
 def request(ids: list[int], *pictures: Image.Image, tokens: int = 12, **options: Any) -> GenerationRequest:
-    """A greedy one."""
+    """A greedy one, with its pictures as they are."""
     return GenerationRequest(ids, tokens, pictures, **{"sampling": GREEDY, **options})
 
 

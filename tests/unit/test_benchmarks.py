@@ -126,3 +126,18 @@ def test_vlora(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d+\.\d\dx", rows["vlora, 8 text"][1])
     titles = [line for line in result.stdout.splitlines() if line.startswith("## ")]
     assert titles == ["## Prefill", "## Decode", "## Hooks", "## Stage-1 step", "## Generator", "## Merging"]
+
+
+def test_serving(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    result = run_benchmark("serving", "--concurrency", "2", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    assert_head(result.stdout)
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert [(row["requests"], row["system"]) for row in figures["bursts"]] == [(2, "threads"), (2, "engine")]
+    rows = table_rows(result.stdout)
+    assert re.fullmatch(r"\d+\.\d\dx", rows["2, engine"][1])
+    assert all(float(cell.replace(",", "")) >= 0 for cell in rows["2, threads"][2:])
+    fitting = {row["connector"]: row["fitting"] for row in figures["pictures"]}
+    assert fitting["mlp2x_gelu"] == 16 < fitting["acformer, 65"]
+    assert all(row["first"] > 0 for row in figures["pictures"])

@@ -1,6 +1,7 @@
 """Continuous batching: every reply is the one that the model gives alone, whatever else runs; nothing is lost."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from llava.program import RequestError
-from llava.serve.engine import BusyError, ContextFullError, Engine, EngineStoppedError, ReplyEvent
+from llava.serve.batch import Batch
+from llava.serve.generation import BusyError, ContextFullError, EngineStoppedError, ReplyEvent
 from llava.serve.sampling import SamplingSettings
 from tests.unit.serving import GREEDY, Listener, alone, build, endless, engine, picture, request
 
@@ -148,6 +150,22 @@ def test_cancelled_requests_leave_nothing(moment: str, llava_vectors: Path) -> N
         assert running.num_slots_used == 0
 
 
+def test_prompts_of_waiting_requests_do_not_pile_up(llava_vectors: Path) -> None:
+    """They take memory of the device; who is cancelled before is gone at once."""
+    with engine(endless(build()), max_rows=1) as running:
+        runner = Listener(running, request([1, 300], tokens=100))
+        runner.next()
+        waiting = [Listener(running, request([1, 300, -200], picture(i), tokens=3)) for i in range(6)]
+        running.cancel(waiting[4].reply)
+        assert waiting[4].next().finish == "cancelled"
+        assert running.num_queued == 5
+        piled = []
+        while runner.next().finish is None:
+            piled.append(sum(one.reply.prompt is not None for one in waiting))
+        assert max(piled[10:]) == 1
+        assert [one.last().error for one in waiting[:4] + waiting[5:]] == [None] * 5
+
+
 def test_full_queue_is_busy(llava_vectors: Path) -> None:
     model = endless(build())
     with engine(model, max_rows=1, max_queue=2) as running:
@@ -185,6 +203,49 @@ def test_failing_step_ends_its_replies_and_no_others(llava_vectors: Path, monkey
         assert good.ids == expected
 
 
+def test_prompt_that_cannot_be_read_ends_alone(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running replies have lost nothing when a prompt takes more memory than there is."""
+    model = endless(build())
+    expected = alone(model, request([1, 300], tokens=60))
+    forward = Batch._forward
+
+    def broken(self: Any, embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if embeds.shape[1] == 8:  # a whole piece
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, embeds, *args, **kwargs)
+
+    monkeypatch.setattr(Batch, "_forward", broken)
+    with engine(model) as running:
+        runner = Listener(running, request([1, 300], tokens=60))
+        runner.next()
+        assert "out of memory" in str(Listener(running, request([1, *TEXT])).last().error)
+        assert runner.last().error is None
+        assert runner.ids == expected
+
+
+def test_numbers_that_are_none_end_their_reply_and_reach_no_other(llava_vectors: Path) -> None:
+    """Half precision overflows now and then. What a lane holds must not reach its next owner."""
+    model = endless(build())
+    after = request([1, 305], tokens=10)
+    expected = alone(model, after)
+    with engine(model) as running, torch.no_grad():
+        runner = Listener(
+            running, request([1, 300, *TEXT[:20]], tokens=42)
+        )  # of the length of the next, and further on
+        runner.next()
+        model.get_input_embeddings().weight[399] = torch.nan
+        end = Listener(running, request([1, 399, *TEXT[:20]], tokens=42)).last()
+        assert (end.finish, end.text) == ("error", "")
+        assert "undefined" in str(end.error)
+        next_owner = Listener(running, replace(after, max_new_tokens=62))
+        for _ in range(9):
+            next_owner.next()
+        assert not runner.reply.is_done
+        next_owner.last()
+        assert runner.last().error is None
+        assert next_owner.ids[:10] == expected
+
+
 @pytest.mark.parametrize(
     ("ids", "pictures", "message"),
     [
@@ -218,6 +279,16 @@ def test_context_is_counted_with_the_visual_tokens(llava_vectors: Path) -> None:
         assert isinstance(full.error, ContextFullError)
 
 
+def test_endless_prompt_is_refused_before_it_becomes_embeddings(
+    llava_vectors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava.serve.engine.build_prompt", lambda *_: pytest.fail("embedded"))
+    with engine(build(), context_length=24) as running:
+        for asked in (request([1] * 24), request([1] * 24 + [-200], picture(1))):
+            with pytest.raises(ContextFullError, match="the prompt has 24 tokens, and the model's context 24"):
+                Listener(running, asked)
+
+
 def test_nobody_is_overtaken_in_a_small_cache(llava_vectors: Path) -> None:
     """Room for one long reply: the short one behind it waits for its turn, and both come."""
     model = endless(build())
@@ -248,13 +319,13 @@ def test_nobody_is_overtaken_in_a_small_cache(llava_vectors: Path) -> None:
 def test_long_prompt_does_not_stall_running_replies(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a reply runs, at most `prefill_chunk` prompt tokens are read between two of its tokens."""
     model, read = endless(build()), []
-    step = Engine._forward
+    step = Batch._forward
 
-    def spy(self: Engine, embeds: torch.Tensor, positions: torch.Tensor, kv_step: Any, *args: Any, **kw: Any) -> Any:
+    def spy(self: Batch, embeds: torch.Tensor, positions: torch.Tensor, kv_step: Any, *args: Any, **kw: Any) -> Any:
         read.append((type(kv_step).__name__, embeds.shape[1]))
         return step(self, embeds, positions, kv_step, *args, **kw)
 
-    monkeypatch.setattr(Engine, "_forward", spy)
+    monkeypatch.setattr(Batch, "_forward", spy)
     with engine(model, prefill_chunk=8) as running:
         runner = Listener(running, request([1, 300], tokens=100))
         runner.next()
@@ -301,6 +372,16 @@ def test_pictures_are_encoded_once(llava_vectors: Path) -> None:
         Listener(running, request([1, -200], picture(2))).last()
         assert (running.pictures.hits, running.pictures.misses) == (2, 2)
         assert running.pictures.used_bytes == 2 * 16 * 32 * 4
+
+
+def test_learned_part_of_weights_is_kept_once(llava_vectors: Path) -> None:
+    """Only what belongs to a picture is counted, so only that may be held per picture."""
+    with engine(model_of("vlora")) as running:
+        for number in range(3):
+            assert Listener(running, request([1, -200], picture(number))).last().error is None
+        held = [one.weights.outputs["q"].data_ptr() for one in running.pictures._pictures.values()]
+    assert len(held) == 3
+    assert len(set(held)) == 1
 
 
 def test_metrics_count(llava_vectors: Path) -> None:

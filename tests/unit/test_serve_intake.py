@@ -1,26 +1,29 @@
 """What strangers send: pictures, web addresses, fields of a request. Each guard has a test that fails without it."""
 
+import asyncio
 import base64
 import io
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessor
 
-from llava.image_utils import ImageError
+from llava.image_utils import ImageError, process_images
 from llava.program import RequestError
 from llava.serve import url_fetch
-from llava.serve.engine import ContextFullError
+from llava.serve.generation import BusyError, ContextFullError
 from llava.serve.image_intake import ImageLimits
-from llava.serve.served_model import ServedModel
+from llava.serve.served_model import INTAKE_THREADS, ServedModel
 from llava.serve.url_fetch import UrlFetcher, is_public
 from llava.serve.wire_request import generation_request
 
@@ -61,6 +64,8 @@ def test_pictures_of_the_accepted_formats(kind: str, mode: str) -> None:
         (file_of(1, 1), "1 x 1 pixels; each side must have 8 to 500"),
         (file_of(400, 1), "each side must have 8"),
         (file_of(501, 9), "each side must have 8 to 500"),
+        (file_of(8, 257), "8 x 257 pixels; at most 32 times"),
+        (file_of(257, 8), "257 x 8 pixels; at most 32 times"),
         (file_of(200, 200), "more than the limit of 10000"),
         (png_that_claims(60_000, 60_000), "limit of 10000"),
         (png_that_claims(499, 499), "more than the limit"),
@@ -73,6 +78,30 @@ def test_other_pictures_are_refused(data: bytes, message: str) -> None:
         LIMITS.decode(data)
 
 
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+def test_accepted_picture_stays_small_on_its_way_to_the_tower(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may become gigabytes when it is padded to a square, or scaled by its short side."""
+    limits, largest, new, resize = ImageLimits(), [0], Image.new, Image.Image.resize
+
+    def watch(make: Any) -> Any:
+        def made(*args: Any, **options: Any) -> Image.Image:
+            picture = make(*args, **options)
+            largest.append(picture.width * picture.height)
+            return picture
+
+        return made
+
+    pictures = [limits.decode(file_of(*size)) for size in ((8192, 256), (8, 256), (2000, 2000))]
+    monkeypatch.setattr(Image, "new", watch(new))
+    monkeypatch.setattr(Image.Image, "resize", watch(resize))
+    processor = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    process_images(pictures, processor, SimpleNamespace(image_aspect_ratio=mode))
+    assert max(largest) <= 2**26
+    for size in ((8, 16_384), (16_384, 513)):
+        with pytest.raises(ImageError):
+            limits.decode(file_of(*size))
+
+
 def test_base64_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="more than 5000 bytes"):
@@ -83,17 +112,6 @@ def test_base64_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch
 def test_text_that_is_not_base64(text: str) -> None:
     with pytest.raises(ImageError, match="base64"):
         LIMITS.decode_base64(text)
-
-
-@pytest.mark.parametrize("images", ["AAAA", [1], [None], {"a": "b"}, [b"AAAA"]])
-def test_images_must_be_a_list_of_texts(images: Any) -> None:
-    with pytest.raises(RequestError, match="list of base64 texts"):
-        LIMITS.decode_all(images)
-
-
-def test_too_many_pictures() -> None:
-    with pytest.raises(RequestError, match="at most 2"):
-        LIMITS.decode_all(["AAAA"] * 3)
 
 
 # Web addresses.
@@ -255,12 +273,26 @@ def test_slow_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
             trusting.fetch(f"http://localhost:{port}/cat")
 
 
-def test_whole_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(url_fetch, "TOTAL_TIMEOUT", -1.0)
-    with site({"/cat": (200, {}, b"meow")}) as one:
-        trusting = fetcher(f"127.0.0.1:{one.port}", is_allowed_address=lambda address: True)
+@pytest.mark.parametrize("drops", [b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 50, b"HTTP/1.1 200 OK\r\nA: " + b"x" * 50])
+def test_whole_time_is_limited(drops: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that comes byte by byte is never silent for long."""
+    monkeypatch.setattr(url_fetch, "TOTAL_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                for i in range(len(drops)):
+                    connection.sendall(drops[i : i + 1])
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        port = server.getsockname()[1]
+        trusting = fetcher(f"127.0.0.1:{port}", is_allowed_address=lambda address: True)
+        began = time.monotonic()
         with pytest.raises(RequestError, match="took longer"):
-            trusting.fetch(f"http://127.0.0.1:{one.port}/cat")
+            trusting.fetch(f"http://127.0.0.1:{port}/cat")
+        assert time.monotonic() - began < 1.5
 
 
 # Fields of a request on the wire.
@@ -275,7 +307,10 @@ class Served(ServedModel):
         return [len(prompt)]
 
 
-SERVED = Served("llava", SimpleNamespace(settings=SimpleNamespace(context_length=100)), "llava_v1", LIMITS, fetcher())
+ENGINE = SimpleNamespace(
+    settings=SimpleNamespace(context_length=100), prepare=lambda picture: f"prepared {picture.size}"
+)
+SERVED = Served("llava", ENGINE, "llava_v1", LIMITS, fetcher())
 
 
 def read(**params: Any) -> Any:
@@ -306,10 +341,51 @@ def test_bad_fields_are_named(name: str, value: Any) -> None:
 
 def test_markers_and_pictures_must_match() -> None:
     picture = base64.b64encode(file_of()).decode()
-    assert len(read(prompt="<image>", images=[picture]).pictures) == 1
+    assert read(prompt="<image>", images=[picture]).pictures == ("prepared (20, 20)",)
     for prompt, images in (("<image>", []), ("<image>", None), ("", [picture]), ("<image><image>", [picture])):
         with pytest.raises(RequestError, match="Number of images does not match"):
             read(prompt=prompt, images=images)
+
+
+@pytest.mark.parametrize("images", ["AAAA", [1], [None], {"a": "b"}, 5, True])
+def test_images_must_be_a_list_of_texts(images: Any) -> None:
+    with pytest.raises(RequestError, match="list of base64 texts"):
+        read(images=images)
+
+
+def test_too_many_pictures() -> None:
+    with pytest.raises(RequestError, match="at most 2"):
+        read(images=["AAAA"] * 3)
+
+
+def test_nothing_is_read_for_a_request_that_finds_no_place() -> None:
+    """A small request may hold pictures that take gigabytes while they are read."""
+
+    def busy() -> None:
+        raise BusyError("busy")
+
+    served = Served("llava", SimpleNamespace(check_room=busy), "llava_v1", LIMITS, fetcher())
+    with pytest.raises(BusyError):
+        asyncio.run(served.take_in(lambda: pytest.fail("read")))
+
+
+def test_few_requests_are_read_at_once() -> None:
+    served = Served("llava", SimpleNamespace(check_room=lambda: None), "llava_v1", LIMITS, fetcher())
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def read() -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+
+    async def many() -> None:
+        await asyncio.gather(*(served.take_in(read) for _ in range(20)))
+
+    asyncio.run(many())
+    assert most[0] == INTAKE_THREADS
 
 
 def test_endless_prompt_is_not_tokenized() -> None:

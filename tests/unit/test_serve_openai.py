@@ -5,6 +5,7 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 import requests
+from pydantic import BaseModel
 
+from llava.serve import worker_extras
 from llava.serve.image_intake import ImageLimits
 from llava.serve.model_worker import ModelWorker, create_app
 from tests.conftest import VECTORS
@@ -149,9 +152,15 @@ def test_several_turns_and_a_system_text(client: openai.OpenAI) -> None:
         ({"max_tokens": 0}, "greater than or equal to 1"),
         ({"stop": ["a"] * 5}, "at most 4"),
         ({"logprobs": True}, "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+        ({"logit_bias": {"7": -100}}, "logit_bias is not supported"),
+        ({"functions": [{"name": "f"}]}, "functions is not supported"),
+        ({"modalities": ["text", "audio"]}, "modalities is not supported"),
         ({"messages": []}, "at least 1"),
         ({"messages": [{"role": "assistant", "content": "Hello"}]}, "take turns"),
         ({"messages": [*QUESTION, {"role": "assistant", "content": "Red"}]}, "last message"),
+        ({"messages": [shown(data_uri())[0] | {"role": "system"}, *QUESTION]}, "only the user"),
+        ({"messages": [*QUESTION, shown(data_uri())[0] | {"role": "assistant"}, *QUESTION]}, "only the user"),
         ({"messages": [{"role": "user", "content": " "}]}, "empty"),
         ({"messages": [{"role": "user", "content": "<image>"}]}, "empty"),
         ({"messages": [{"role": "robot", "content": "Hello"}]}, "role"),
@@ -180,6 +189,25 @@ def test_errors_have_openais_shape(change: dict[str, Any], message: str, client:
         )
 
 
+def test_legal_settings_that_change_nothing(client: openai.OpenAI) -> None:
+    plain = ask(client).choices[0].message.content
+    options = {
+        "response_format": {"type": "text"}, "logit_bias": {}, "modalities": ["text"], "presence_penalty": 0,
+        "tools": [], "user": "somebody", "store": False, "metadata": {"a": "b"}, "stop": None, "n": None,
+    }  # fmt: skip
+    assert ask(client, **options).choices[0].message.content == plain
+
+
+def test_structured_replies_are_refused(client: openai.OpenAI) -> None:
+    """Silently ignored, they would fail in the client, as if the model had answered wrongly."""
+
+    class Cat(BaseModel):
+        color: str
+
+    with pytest.raises(openai.BadRequestError, match="response_format is not supported"):
+        client.chat.completions.parse(model=MODEL, messages=QUESTION, response_format=Cat)
+
+
 def test_marker_in_a_text_is_left_out(client: openai.OpenAI) -> None:
     """S-8: typed by a user it would claim a picture."""
     text = QUESTION[0]["content"]
@@ -203,6 +231,14 @@ def test_key() -> None:
         assert requests.get(f"{address}/health", timeout=60).status_code == 200
 
 
+def test_health_is_that_of_the_engine() -> None:
+    worker = new_worker()
+    with serving(create_app(worker)) as address:
+        assert requests.get(f"{address}/health", timeout=60).status_code == 200
+        worker.served.engine.close()
+        assert requests.get(f"{address}/health", timeout=60).status_code == 503
+
+
 def test_busy_is_503_and_hanging_up_frees_the_place(client: openai.OpenAI, worker: ModelWorker) -> None:
     engine = worker.served.engine
     running = [ask(client, stream=True, max_tokens=400) for _ in range(2)]
@@ -220,6 +256,18 @@ def test_busy_is_503_and_hanging_up_frees_the_place(client: openai.OpenAI, worke
         thread.join(60)
         assert not thread.is_alive()
     wait_until(lambda: engine.num_active == engine.num_slots_used == worker.get_queue_length() == 0)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_choices_end_when_one_of_them_is_refused(streamed: bool, client: openai.OpenAI, worker: ModelWorker) -> None:
+    """Four find a place; the others are one too many, and nobody waits for the four any more."""
+    engine = worker.served.engine
+    whole = engine.metrics.requests.labels("length")._value.get
+    before = whole()
+    with pytest.raises(openai.InternalServerError, match="busy"):
+        ask(client, n=8, stream=streamed, max_tokens=100)
+    wait_until(lambda: engine.num_active == engine.num_queued == worker.get_queue_length() == 0)
+    assert whole() == before
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -252,6 +300,33 @@ def test_anchors_details_and_metrics(address: str) -> None:
     metrics = requests.get(f"{address}/metrics", timeout=60)
     assert "llava_generated_tokens_total" in metrics.text
     assert metrics.headers["content-type"].startswith("text/plain")
+
+
+def test_one_picture_is_drawn_at_a_time(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, counts = threading.Lock(), {"now": 0, "most": 0}
+
+    def draw(*_: Any) -> dict[str, str]:
+        with lock:
+            counts["now"] += 1
+            counts["most"] = max(counts.values())
+        time.sleep(0.02)
+        with lock:
+            counts["now"] -= 1
+        return {"image": "", "caption": ""}
+
+    monkeypatch.setattr(worker_extras, "_draw", draw)
+    statuses: list[int] = []
+
+    def post() -> None:
+        statuses.append(requests.post(f"{address}/worker_visual_anchors", json={"image": ""}, timeout=60).status_code)
+
+    threads = [threading.Thread(target=post) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts["most"] == 1
+    assert set(statuses) <= {200, 400}  # too many wait
 
 
 def test_first_request_after_all_this_still_works(client: openai.OpenAI, worker: ModelWorker, tmp_path: Path) -> None:
