@@ -108,7 +108,10 @@ def make_services(args: argparse.Namespace) -> tuple[list[Service], str]:
         ),
         Service(
             "model worker",
-            module("model_worker", ports[1], "--controller-address", controller, "--worker-address", worker, *model),
+            module(
+                *("model_worker", ports[1], "--controller-address", controller, "--worker-address", worker),
+                *("--limit-model-concurrency", "16", *model),  # as many replies as the page asks for at once
+            ),
             lambda: lists_a_model(controller),
         ),
         Service(
