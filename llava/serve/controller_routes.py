@@ -121,7 +121,7 @@ def build_app(
     async def worker_get_status(request: Request) -> Response:
         hops = hops_of(request.headers)
         if hops >= MAX_HOPS:
-            return JSONResponse({"message": "controllers are registered with each other in a circle"}, 508)
+            return JSONResponse({"message": "controllers are registered with each other in a circle"}, 503)
         return JSONResponse(await total_status(controller, client, hops))
 
     @app.get("/health")

@@ -99,9 +99,9 @@ async def _forward(
             await answer.aclose()
     except (httpx.HTTPError, wire.WireError) as error:
         logger.error("The answer of %s failed: %s: %s", address, type(error).__name__, error)
-        return openai_error(502, explain(error), "server_error", code="worker_unreachable")
+        return openai_error(503, explain(error), "server_error", code="worker_unreachable")
     if answer.status_code in (404, 405) and b'"error"' not in content:
-        return openai_error(501, "the worker of this model has no OpenAI endpoint", "server_error", "not_supported")
+        return openai_error(400, "the worker of this model has no OpenAI endpoint", "server_error", "not_supported")
     return Response(content, status_code=answer.status_code, headers={"content-type": content_type})
 
 

@@ -24,7 +24,7 @@ PATHS = ["/register_worker", "/receive_heart_beat", "/get_worker_address", "/lis
 GOOD_STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 0}
 GOOD = {"worker_name": "http://localhost:1", "check_heart_beat": True, "worker_status": GOOD_STATUS,
         "queue_length": 1, "model": "m", "prompt": "p", "messages": []}  # fmt: skip
-DELIBERATE = {501, 502, 503, 508}  # a worker that is gone, or has no such endpoint; a circle
+DELIBERATE = {503}  # a worker that is gone, a circle of controllers
 
 
 def odd_object(rng: random.Random, depth: int = 0) -> dict[str, Any]:

@@ -297,7 +297,7 @@ def test_controllers_in_a_circle(controller: str, state: Controller) -> None:
 
 
 def test_controllers_are_counted_on_the_way(controller: str, worker: FakeWorker) -> None:
-    for hops, status in (("0", 200), ("3", 200), ("4", 508), ("-1", 508), ("x", 508)):
+    for hops, status in (("0", 200), ("3", 200), ("4", 503), ("-1", 503), ("x", 503)):
         answer = httpx.post(f"{controller}/worker_get_status", headers={"X-LLaVA-Hops": hops})
         assert answer.status_code == status
     httpx.post(f"{controller}/worker_generate_stream", json=REQUEST, headers={"X-LLaVA-Hops": "2"})
@@ -470,14 +470,14 @@ def test_errors_of_the_router(controller: str, worker: FakeWorker, request_body:
 
 def test_an_old_worker_has_no_openai_endpoint(controller: str, worker: FakeWorker) -> None:
     answer = chat(controller)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_supported")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_supported")
 
 
 def test_a_dead_worker_behind_the_router(controller: str, state: Controller) -> None:
     gone = f"http://127.0.0.1:{free_port()}"
     state.register_worker(gone, True, {"model_names": ["m"], "speed": 1, "queue_length": 0})
     answer = chat(controller)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "worker_unreachable")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "worker_unreachable")
     assert gone not in answer.text
 
 
