@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -199,12 +199,9 @@ async def _relay(
         yield wire.error_frame(wire.NO_WORKER, reason, wire.wants_details(params))
         return
     outcome("worker_generate_stream", "started").inc()
-    frames = client.stream(address, body, hops, wire.wants_details(params))
-    try:
+    async with aclosing(client.stream(address, body, hops, wire.wants_details(params))) as frames:
         async for frame in frames:
             yield frame
-    finally:
-        await frames.aclose()
 
 
 def _params_of(body: bytes) -> dict[str, Any]:

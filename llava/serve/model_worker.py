@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from llava.chat import infer_template
 from llava.inference import add_connector_arguments, connector_overrides, inference_options
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
@@ -24,7 +25,7 @@ from llava.serve.generation import ContextFullError, EngineSettings
 from llava.serve.image_intake import ImageLimits
 from llava.serve.reply_stream import ReplyStream
 from llava.serve.reply_text import whole_words
-from llava.serve.served_model import ServedModel, template_of
+from llava.serve.served_model import ServedModel
 from llava.serve.server import check_port, require_serving, run_server
 from llava.serve.url_fetch import UrlFetcher
 from llava.serve.wire_request import generation_request
@@ -108,7 +109,7 @@ class ModelWorker(BaseWorker):
         self.served = ServedModel(
             name,
             engine,
-            template_of(model, name),
+            infer_template(name, model.config),
             limits,
             UrlFetcher(url_hosts, limits.max_bytes),
         )

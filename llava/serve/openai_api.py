@@ -22,13 +22,12 @@ from llava.serve.openai_prompt import build_prompt, load_pictures
 from llava.serve.openai_schema import MAX_STOPS, ChatRequest
 from llava.serve.reply_stream import ReplyStream
 from llava.serve.sampling import SamplingSettings
-from llava.serve.served_model import ServedModel
+from llava.serve.served_model import MAX_STOP_LENGTH, ServedModel
 from llava.serve.streaming import CLIENT_GONE, LiveStream, unless_gone
 
 logger = logging.getLogger(__name__)
 
 PATH = "/v1"
-MAX_STOP_LENGTH = 256
 ERRORS = {400: {"description": "Bad request"}, 401: {"description": "API key"}, 404: {"description": "Unknown model"}}
 
 

@@ -163,10 +163,4 @@ def join_weights(rows: list[list[PerceptualWeights]]) -> PerceptualWeights | Non
         return None
     places = iter(range(len(flat)))
     inputs = {letter: torch.cat([weights.inputs[letter] for weights in flat]) for letter in flat[0].inputs}
-    joined = replace_inputs(flat[0], inputs)
-    return joined.for_rows([[next(places) for _ in row] for row in rows])
-
-
-def replace_inputs(weights: PerceptualWeights, inputs: dict[str, torch.Tensor]) -> PerceptualWeights:
-    """Other pictures, the same learned part; one entry per row."""
-    return weights._replace(inputs=inputs, rows=None, num_rows=len(next(iter(inputs.values()))))
+    return flat[0]._replace(inputs=inputs).for_rows([[next(places) for _ in row] for row in rows])

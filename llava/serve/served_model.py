@@ -1,7 +1,6 @@
 """A model as the worker serves it: opened, running in an engine, with what its clients may ask of it."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from llava.chat import infer_template
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.program import RequestError
 from llava.serve.engine import Engine
@@ -20,10 +18,9 @@ from llava.serve.image_intake import ImageLimits
 from llava.serve.url_fetch import UrlFetcher
 from llava.tokenization import tokenize_text, tokenizer_image_token
 
-logger = logging.getLogger(__name__)
-
 Result = TypeVar("Result")
 MAX_NEW_TOKENS = 1024  # of one reply, whatever is asked for (contract serve.md 2.1)
+MAX_STOP_LENGTH = 256  # characters of a stop string
 INTAKE_THREADS = 4
 LONGEST_TOKEN = 128  # characters; a prompt of more than this times the context cannot fit and is not even tokenized
 
@@ -145,8 +142,3 @@ def default_anchor_budget(tower: Any) -> int:
     """A quarter of the patches, at most 144 anchors, as a legal budget with the class token."""
     heads = tower.config.num_attention_heads
     return min(145, 1 + max(1, tower.num_patches // 4 // heads) * heads)
-
-
-def template_of(model: PreTrainedModel, name: str) -> str:
-    """The conversation template for requests that come as messages."""
-    return infer_template(name, model.config)

@@ -6,9 +6,7 @@ from typing import Any
 from llava.program import RequestError
 from llava.serve.generation import GenerationRequest
 from llava.serve.sampling import TOP_K, SamplingSettings
-from llava.serve.served_model import MAX_NEW_TOKENS, ServedModel
-
-MAX_STOP_LENGTH = 256  # characters
+from llava.serve.served_model import MAX_NEW_TOKENS, MAX_STOP_LENGTH, ServedModel
 
 
 def number(params: dict[str, Any], name: str, default: float, low: float, high: float) -> float:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -74,12 +74,9 @@ async def _answer(worker: BaseWorker, body: bytes) -> AsyncGenerator[bytes, None
         logger.info("A request cannot be read: %s", error)
         yield wire.error_frame(wire.WORKER_FAILED)
         return
-    frames = worker.stream_gate(params)
-    try:
+    async with aclosing(worker.stream_gate(params)) as frames:
         async for frame in frames:
             yield frame
-    finally:
-        await frames.aclose()
 
 
 def parse_request(body: bytes) -> dict[str, Any]:
