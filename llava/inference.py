@@ -77,7 +77,12 @@ def place_images(images: Images | None, model: PreTrainedModel) -> Images | None
     return images.to(model.device, model.dtype)
 
 
-def generate_reply(
+def generate_reply(model: PreTrainedModel, tokenizer: Any, input_ids: torch.Tensor, *args: Any, **options: Any) -> str:
+    """`generate_replies` for one prompt, `input_ids` `[1, n]`."""
+    return generate_replies(model, tokenizer, input_ids, *args, **options)[0]
+
+
+def generate_replies(
     model: PreTrainedModel,
     tokenizer: Any,
     input_ids: torch.Tensor,
@@ -85,14 +90,14 @@ def generate_reply(
     image_sizes: list[tuple[int, int]] | None = None,
     temperature: float = 0.2,
     **options: Any,
-) -> str:
-    """The reply to one prompt as plain text: no special tokens, no space around it.
+) -> list[str]:
+    """The reply to each prompt as plain text: no special tokens, no space around it.
 
     Args:
-        input_ids: `[1, n]`, IMAGE_TOKEN_INDEX where a picture goes.
-        images: pixel values, see `prepare_images`; None for a text-only prompt.
+        input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
+        images: pixel values, see `prepare_images`; None for text-only prompts.
         temperature: 0 decodes greedily (or with beams), more samples.
-        options: for `generate`: `max_new_tokens`, `num_beams`, `top_p`, `streamer`, ...
+        options: for `generate`: `attention_mask` of padded prompts, `max_new_tokens`, `num_beams`, `top_p`, ...
     """
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     if temperature <= 0:
@@ -108,4 +113,4 @@ def generate_reply(
         **sampling,
         **options,
     )
-    return tokenizer.decode(new_ids[0], skip_special_tokens=True).strip()
+    return [text.strip() for text in tokenizer.batch_decode(new_ids, skip_special_tokens=True)]

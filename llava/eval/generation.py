@@ -1,8 +1,10 @@
-"""The core of all answer generators: open a checkpoint, ask it a question, get the reply (contract: eval.md 1)."""
+"""The core of all answer generators: open a checkpoint, ask it questions, get the replies (contract: eval.md 1)."""
 
-import argparse
+import logging
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,9 +12,13 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from llava.chat import check_markers
-from llava.inference import Images, add_connector_arguments, generate_reply, inference_options, prepare_images
+from llava.conversation import conv_templates
+from llava.eval.queries import Example
+from llava.inference import generate_replies, inference_options, prepare_images
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class AnswerOptions:
     max_new_tokens: int = 1024
 
     def for_generate(self) -> dict[str, Any]:
-        """As keyword arguments of `generate_reply`."""
+        """As keyword arguments of `generate_replies`."""
         return {
             "temperature": self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
@@ -81,38 +87,80 @@ class Answerer:
         images, sizes = None, None
         if pictures:
             images, sizes = prepare_images(pictures, self.image_processor, self.model.config)
-        return self.answer_ids(ids, images, sizes, options)
+        return generate_replies(self.model, self.tokenizer, ids, images, sizes, **options.for_generate())[0]
 
-    def answer_ids(
-        self,
-        input_ids: torch.Tensor,
-        images: Images | None,
-        image_sizes: list[tuple[int, int]] | None,
-        options: AnswerOptions,
-    ) -> str:
-        """The reply to token ids `[1, n]` and pixel values that a data loader has prepared."""
-        return generate_reply(self.model, self.tokenizer, input_ids, images, image_sizes, **options.for_generate())
+    def answer_batch(self, examples: Sequence[Example], options: AnswerOptions) -> list[str]:
+        """The replies to prepared queries, in their order; those without a picture are generated apart."""
+        replies: dict[int, str] = {}
+        for with_picture in (True, False):
+            group = [example for example in examples if (example.image is not None) == with_picture]
+            if group:
+                texts = self._answer_group(group, options)
+                replies |= {example.index: text for example, text in zip(group, texts, strict=True)}
+        return [replies[example.index] for example in examples]
+
+    def _answer_group(self, examples: Sequence[Example], options: AnswerOptions) -> list[str]:
+        ids, mask = _pad_left([example.input_ids for example in examples])
+        images, sizes = None, None
+        if examples[0].image is not None:
+            images = [example.image for example in examples]
+            sizes = [example.image_size for example in examples]
+            if all(image.shape == images[0].shape for image in images):
+                images = torch.stack(images)
+        padding = {} if len(examples) == 1 else {"attention_mask": mask.to(self.model.device)}
+        return generate_replies(self.model, self.tokenizer, ids, images, sizes, **padding, **options.for_generate())
+
+    def facts(self) -> dict[str, Any]:
+        """What a result depends on, as answers record it with `--record-run`; sizes count one picture or crop."""
+        config = self.model.config
+        facts = {"device": self.model.device.type, "dtype": str(self.model.dtype).removeprefix("torch.")}
+        if self.image_processor is None:
+            return facts
+        connector = getattr(config, "mm_projector_type", None) or "linear"
+        return facts | {"connector": connector, "num_visual_tokens": self.model.num_visual_tokens}
 
 
-def add_generator_arguments(
-    parser: argparse.ArgumentParser, question_file: str = "tables/question.jsonl", conv_mode: str = "llava_v1"
-) -> None:
-    """The flags that all `model_vqa*` have."""
-    parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
-    parser.add_argument("--model-base", type=str, default=None)
-    parser.add_argument("--image-folder", type=str, default="")
-    parser.add_argument("--question-file", type=str, default=question_file)
-    parser.add_argument("--answers-file", type=str, default="answer.jsonl")
-    parser.add_argument("--conv-mode", type=str, default=conv_mode)
-    parser.add_argument("--num-chunks", type=int, default=1)
-    parser.add_argument("--chunk-idx", type=int, default=0)
-    parser.add_argument("--temperature", type=float, default=0.2, help="0: greedy decoding")
+@dataclass
+class Timer:
+    """Seconds per answer of each batch, loading and decoding included."""
+
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.start = time.monotonic()
+
+    def lap(self, num_answers: int) -> float:
+        """Seconds since the last lap, per answer."""
+        now = time.monotonic()
+        seconds, self.start = (now - self.start) / num_answers, now
+        return seconds
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser, max_new_tokens: int | None = None) -> None:
-    """The flags, with underscores, that all generators have; the last only with a default for it."""
-    add_connector_arguments(parser)
-    parser.add_argument("--top_p", type=float, default=None)
-    parser.add_argument("--num_beams", type=int, default=1)
-    if max_new_tokens is not None:
-        parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+def run_facts(answerer: Answerer, options: AnswerOptions, conv_mode: str, batch_size: int) -> dict[str, Any]:
+    """The same for every answer of a run: model, template, decoding."""
+    return answerer.facts() | {"conv_mode": conv_mode, "batch_size": batch_size} | asdict(options)
+
+
+def template_for(model_name: str, conv_mode: str) -> str:
+    """`conv_mode`, or its `mmtag` variant for a model that saw nothing but image and caption pairs (E-3).
+
+    A mode without such a variant is kept.
+    """
+    if "plain" not in model_name or "finetune" in model_name or "mmtag" in conv_mode:
+        return conv_mode
+    short = conv_mode.removeprefix("vicuna_").removeprefix("llava_")
+    tagged = next((name for name in (f"{conv_mode}_mmtag", f"{short}_mmtag") if name in conv_templates), conv_mode)
+    if tagged != conv_mode:
+        logger.warning("%s looks like a plain (pre-trained only) model: --conv-mode becomes %s.", model_name, tagged)
+    return tagged
+
+
+def _pad_left(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of different lengths as one `[B, n]`, and their mask."""
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, longest - len(row) :] = row
+        mask[i, longest - len(row) :] = True
+    return ids, mask

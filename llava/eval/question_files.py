@@ -1,45 +1,13 @@
-"""Files of the answer generators: questions in, cut into chunks, answers out line by line (contract: eval.md 1)."""
+"""Question files of the answer generators, cut into chunks (contract: eval.md 1)."""
 
-import json
 import math
 import os
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
+from llava.eval.json_files import read_json_lines
+from llava.eval.queries import Query
 from llava.program import RequestError
-
-# 57 signs that are not mistaken for one another; 22 of them hold the 128 bits of a UUID.
-_ID_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-_ID_LENGTH = 22
-
-
-def read_questions(path: str, required: Sequence[str]) -> list[dict[str, Any]]:
-    """The questions of a JSON-lines file; empty lines are skipped.
-
-    Raises:
-        RequestError: a line is not a JSON object, or lacks one of the `required` fields; names file and line.
-    """
-    questions = []
-    with open(os.path.expanduser(path), encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                questions.append(_parse_question(line, f"{path}, line {number}", required))
-    return questions
-
-
-def _parse_question(line: str, place: str, required: Sequence[str]) -> dict[str, Any]:
-    try:
-        question = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{place}: not JSON ({error}); the file must hold one JSON object per line") from error
-    if not isinstance(question, dict):
-        raise RequestError(f"{place}: not a JSON object; the file must hold one JSON object per line")
-    missing = [field for field in required if field not in question]
-    if missing:
-        raise RequestError(f"{place}: the question has no {' and no '.join(map(repr, missing))}")
-    return question
 
 
 def split_list(lst: Sequence[Any], n: int) -> list[Sequence[Any]]:
@@ -66,41 +34,44 @@ def get_chunk(lst: Sequence[Any], n: int, k: int) -> Sequence[Any]:
     return chunks[k] if k < len(chunks) else []
 
 
-@contextmanager
-def answers_writer(path: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Opens an answers file anew, folder included, and gives a function that writes one answer.
+def select_questions(questions: Sequence[Any], args: Any) -> Sequence[Any]:
+    """The questions that `--limit`, then `--num-chunks` and `--chunk-idx` leave.
 
-    Every line reaches the file at once: a long run can be watched, and what is answered is kept when it is stopped.
+    Args:
+        args: any object with the flags as attributes; those it lacks leave everything.
+
+    Raises:
+        RequestError: there is no such chunk, or the limit is negative.
     """
-    path = os.path.abspath(os.path.expanduser(path))
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-
-        def write(answer: dict[str, Any]) -> None:
-            file.write(json.dumps(answer) + "\n")
-            file.flush()
-
-        yield write
+    limit = getattr(args, "limit", None)
+    if limit is not None and limit < 0:
+        raise RequestError(f"--limit is {limit}; it must be 0 or more")
+    return get_chunk(questions[:limit], getattr(args, "num_chunks", 1), getattr(args, "chunk_idx", 0))
 
 
-def answer_record(question_id: Any, prompt: str, text: str, model_id: str, **extra: Any) -> dict[str, Any]:
-    """One line of an answers file; `extra` holds the fields that only some generators have."""
-    return {
-        "question_id": question_id,
-        "prompt": prompt,
-        "text": text,
-        "answer_id": short_uuid(),
-        "model_id": model_id,
-        "metadata": {},
-        **extra,
-    }
+def read_picture_questions(args: Any) -> list[Query]:
+    """The chosen questions of `args.question_file`, each about one picture below `args.image_folder`.
+
+    Raises:
+        RequestError: bad question file, or no such chunk.
+    """
+    questions = read_json_lines(args.question_file, required=("question_id", "image", "text"))
+    return [
+        Query(
+            fields={"question_id": question["question_id"], "prompt": question["text"]},
+            message=question["text"],
+            image=picture_path(args.image_folder, question["image"]),
+        )
+        for question in select_questions(questions, args)
+    ]
 
 
-def short_uuid() -> str:
-    """A random UUID in 22 letters and digits."""
-    number = uuid.uuid4().int
-    signs = []
-    for _ in range(_ID_LENGTH):
-        number, digit = divmod(number, len(_ID_ALPHABET))
-        signs.append(_ID_ALPHABET[digit])
-    return "".join(signs)
+def picture_path(folder: str, name: Any) -> str:
+    """Where a question's picture is; `~` is expanded.
+
+    Raises:
+        RequestError: the name is not a text.
+    """
+    if not isinstance(name, str):
+        raise RequestError(f"a picture's name must be a text, not {name!r}")
+    return os.path.join(os.path.expanduser(folder), name)

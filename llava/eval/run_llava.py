@@ -13,9 +13,10 @@ from typing import Any
 from PIL import Image
 
 from llava.chat import build_prompt, check_template, choose_template, place_images_in_query
-from llava.eval.generation import Answerer, AnswerOptions, add_decoding_arguments
+from llava.eval.arguments import add_decoding_arguments
+from llava.eval.generation import Answerer, AnswerOptions
 from llava.image_source import load_image
-from llava.inference import connector_overrides
+from llava.inference import add_connector_arguments, connector_overrides
 from llava.program import run_program
 
 __all__ = ["eval_model", "image_parser", "load_image", "load_images"]
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sep", type=str, default=",")
     parser.add_argument("--temperature", type=float, default=0.2, help="0: greedy decoding")
     add_decoding_arguments(parser, max_new_tokens=512)
+    add_connector_arguments(parser)
     return parser
 
 

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from llava.eval import model_vqa_loader, run_llava
+from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science, run_llava
 from llava.serve import cli
 from tests.conftest import REPOSITORY, VECTORS
 
@@ -44,20 +45,31 @@ def _program(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, **options)
 
 
-@pytest.mark.parametrize("name", _names("llava.eval.model_vqa_loader"))
-def test_loader(name: str, llava_vectors: Path, tmp_path: Path) -> None:
+GENERATORS = [
+    *(model_vqa, model_vqa_loader, model_vqa_science, model_vqa_mmbench),
+]
+
+
+def _answer(module: ModuleType, argv: list[str], answers: Path, *more: str) -> None:
+    flags = [*_with_answers_file(argv, answers), *more]
+    module.eval_model(module.build_parser().parse_args(flags), num_workers=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module in GENERATORS for name in _names(module.__name__)]
+)
+def test_generator(module: ModuleType, name: str, batch_size: int, llava_vectors: Path, tmp_path: Path) -> None:
+    """In batches too: rows of different lengths, with and without a picture, give what they give one by one."""
     answers = tmp_path / "new folder" / "answers.jsonl"
-    argv = _with_answers_file(RUNS[name]["argv"], answers)
-    model_vqa_loader.eval_model(model_vqa_loader.build_parser().parse_args(argv), num_workers=0)
+    _answer(module, RUNS[name]["argv"], answers, "--batch-size", str(batch_size))
     _assert_same_answers(answers, llava_vectors / RUNS[name]["outputs"][0])
 
 
-@pytest.mark.parametrize("name", _names("llava.eval.model_vqa"))
-def test_loader_answers_as_the_plain_generator(name: str, llava_vectors: Path, tmp_path: Path) -> None:
-    """`model_vqa` differs in nothing but its limit of 1024 new tokens."""
-    argv = [*_with_answers_file(RUNS[name]["argv"], tmp_path / "a.jsonl"), "--max_new_tokens", "1024"]
-    model_vqa_loader.eval_model(model_vqa_loader.build_parser().parse_args(argv), num_workers=0)
-    _assert_same_answers(tmp_path / "a.jsonl", llava_vectors / RUNS[name]["outputs"][0])
+def test_a_chunk_that_the_questions_do_not_reach(llava_vectors: Path, tmp_path: Path) -> None:
+    """E-2: upstream fails here."""
+    _answer(model_vqa, RUNS["vqa_chunk_out_of_range"]["argv"], tmp_path / "x.jsonl")
+    assert (tmp_path / "x.jsonl").read_bytes() == b""
 
 
 def test_loader_as_a_module_with_worker_processes(llava_vectors: Path, tmp_path: Path) -> None:

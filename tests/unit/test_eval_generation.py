@@ -1,6 +1,5 @@
 """What the answer generators share: chunks, files, decoding options, the data loader."""
 
-import io
 import json
 import pickle
 from pathlib import Path
@@ -12,19 +11,12 @@ import torch
 from PIL import Image
 
 from llava.eval import model_vqa_loader, question_files, run_llava
-from llava.eval.generation import AnswerOptions
-from llava.image_utils import ImageError
+from llava.eval.generation import Answerer, AnswerOptions, template_for
 from llava.inference import generate_reply, inference_options, place_images, prepare_images
 from llava.program import RequestError, run_program
 from llava.tokenization import load_tokenizer
 
 PLAIN = SimpleNamespace()
-
-
-def _png(size: tuple[int, int] = (5, 4)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("P", size).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 # --- chunks, questions, answers ---
@@ -41,33 +33,15 @@ def test_chunks() -> None:
             question_files.get_chunk(items, n, k)
 
 
-def test_reading_questions(tmp_path: Path) -> None:
-    path = tmp_path / "q.jsonl"
-    path.write_text('{"id": 1, "text": "é"}\n\n{"id": 2, "text": ""}\n')
-    assert question_files.read_questions(str(path), ("id",)) == [{"id": 1, "text": "é"}, {"id": 2, "text": ""}]
-    path.write_text('{"id": 1}\n{"id": 2\n')
-    with pytest.raises(RequestError, match=r"q.jsonl, line 2: not JSON"):
-        question_files.read_questions(str(path), ("id",))
-    with pytest.raises(RequestError, match="line 1: the question has no 'image' and no 'text'"):
-        question_files.read_questions(str(path), ("id", "image", "text"))
-    path.write_text("[1]\n")
-    with pytest.raises(RequestError, match="not a JSON object"):
-        question_files.read_questions(str(path), ())
+def test_limit_comes_before_the_chunks() -> None:
+    def select(**flags: Any) -> Any:
+        return question_files.select_questions(list(range(9)), SimpleNamespace(**flags))
 
-
-def test_answers_reach_the_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """E-1, E-4; an older file is replaced."""
-    monkeypatch.chdir(tmp_path)
-    Path("answer.jsonl").write_text("old\n")
-    with question_files.answers_writer("answer.jsonl") as write:
-        write(question_files.answer_record(7, "Q", "A", "m", round_id=0))
-        record = json.loads(Path("answer.jsonl").read_text())
-    assert len(record.pop("answer_id")) == 22
-    assert record == {"question_id": 7, "prompt": "Q", "text": "A", "model_id": "m", "metadata": {}, "round_id": 0}
-    with question_files.answers_writer("new/folder/a.jsonl"):
-        pass
-    assert Path("new/folder/a.jsonl").read_text() == ""
-    assert len({question_files.short_uuid() for _ in range(100)}) == 100
+    assert select() == select(limit=None) == list(range(9))
+    assert select(limit=5, num_chunks=2, chunk_idx=1) == [3, 4]
+    assert select(limit=0) == []
+    with pytest.raises(RequestError, match="--limit is -1"):
+        select(limit=-1)
 
 
 # --- decoding ---
@@ -143,6 +117,10 @@ def test_flags() -> None:
         "top_p": None,
         "num_beams": 1,
         "max_new_tokens": 128,
+        "batch_size": 1,
+        "resume": False,
+        "limit": None,
+        "record_run": False,
         "mm_num_visual_tokens": None,
         "mm_projector_type": None,
     }
@@ -175,7 +153,7 @@ def test_flags() -> None:
     ],
 )
 def test_mmtag(name: str, mode: str, expected: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert model_vqa_loader.template_for(name, mode) == expected
+    assert template_for(name, mode) == expected
     assert len(caplog.records) == (mode != expected)
 
 
@@ -211,35 +189,19 @@ def test_data_set_travels_to_spawned_workers(parts: tuple[Any, Any]) -> None:
     """E-4: nothing global is needed."""
     loader = model_vqa_loader.create_data_loader(_questions("img0.png"), "assets/images", *parts, PLAIN)
     copy = pickle.loads(pickle.dumps(loader.dataset))
-    assert torch.equal(copy[0][0], loader.dataset[0][0])
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_picture_is_named(parts: tuple[Any, Any], tmp_path: Path, num_workers: int) -> None:
-    (tmp_path / "good.png").write_bytes(_png((30, 30)))
-    (tmp_path / "cut.png").write_bytes(_png((300, 300))[:60])
-    for bad, reason in (("cut.png", "damaged"), ("none.png", "does not exist")):
-        loader = model_vqa_loader.create_data_loader(
-            _questions("good.png", bad), str(tmp_path), *parts, PLAIN, num_workers=num_workers
-        )
-        examples = model_vqa_loader._examples(loader)
-        next(examples)
-        with pytest.raises(ImageError, match=reason) as error:
-            next(examples)
-        assert str(error.value).startswith(f"question q1: image '{tmp_path / bad}'")
-        assert "Traceback" not in str(error.value)
+    assert torch.equal(copy[0].input_ids, loader.dataset[0].input_ids)
 
 
 def test_marker_in_a_question_is_refused(parts: tuple[Any, Any]) -> None:
     question = {"question_id": 3, "image": "img0.png", "text": "Is <image> nice?"}
     loader = model_vqa_loader.create_data_loader([question], "assets/images", *parts, PLAIN, num_workers=0)
-    with pytest.raises(RequestError, match="question 3: the prompt has 2 image marker"):
+    with pytest.raises(RequestError, match="the prompt has 2 image marker"):
         next(iter(loader))
 
 
 def test_chunk_without_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """E-2: an empty file, for the script that joins the chunks; no model is loaded."""
-    monkeypatch.setattr(model_vqa_loader.Answerer, "open", lambda *a: pytest.fail("loaded"))
+    monkeypatch.setattr(Answerer, "open", lambda *a: pytest.fail("loaded"))
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(question) + "\n" for question in _questions(*"abcde")))
     argv = ["--question-file", str(tmp_path / "q.jsonl"), "--answers-file", str(tmp_path / "out/4_3.jsonl")]
     model_vqa_loader.eval_model(

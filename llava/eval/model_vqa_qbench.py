@@ -1,0 +1,85 @@
+"""Answers to Q-Bench's questions about image quality (contract: eval.md 1.5)."""
+
+import os
+import sys
+
+if not __package__:  # run by path
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+import argparse
+import string
+from typing import Any
+
+from llava.eval.answer_run import NUM_WORKERS, answer_queries
+from llava.eval.arguments import add_run_arguments
+from llava.eval.generation import AnswerOptions
+from llava.eval.json_files import read_json
+from llava.eval.queries import Query
+from llava.eval.question_files import picture_path, select_questions
+from llava.program import RequestError, run_program
+
+INVITATIONS = {"en": "Choose between one of the options as follows:", "zh": "在下列选项中选择一个:"}
+REQUIRED = ("img_path", "question", "candidates")
+
+
+def qbench_query(item: dict[str, Any], image_folder: str, lang: str) -> Query:
+    """A question with its candidates, one line each, behind A., B., ..."""
+    lines = [f"{letter}. {text}\n" for letter, text in zip(string.ascii_uppercase, item["candidates"])]
+    message = f"{item['question']}\n{INVITATIONS[lang]}\n{''.join(lines)}"
+    return Query(item, message, picture_path(image_folder, item["img_path"]))
+
+
+def qbench_line(query: Query, text: str, model: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    """The question as it was, and the reply."""
+    return {**query.fields, "response": text} | ({"metadata": metadata} if metadata else {})
+
+
+def read_items(path: str) -> list[dict[str, Any]]:
+    """The questions of a JSON list.
+
+    Raises:
+        RequestError: it is something else, or a question lacks a field.
+    """
+    items = read_json(path)
+    if not isinstance(items, list):
+        raise RequestError(f"{path}: not a JSON list of questions")
+    for number, item in enumerate(items):
+        if not isinstance(item, dict) or any(field not in item for field in REQUIRED):
+            raise RequestError(f"{path}, question {number}: it must have {', '.join(REQUIRED)}")
+    return items
+
+
+def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
+    """Write the answers, greedily decoded; `args` is any object with the flags as attributes.
+
+    Raises:
+        RequestError: bad flags or question file, or some question could not be answered; see `answer_queries`.
+    """
+    items = select_questions(read_items(args.questions_file), args)
+    queries = [qbench_query(item, args.image_folder, args.lang) for item in items]
+    answer_queries(
+        queries,
+        args,
+        AnswerOptions(temperature=0),
+        args.conv_mode,
+        to_line=qbench_line,
+        key_fields=("img_path", "question"),
+        num_workers=num_workers,
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
+    parser.add_argument("--model-base", type=str, default=None)
+    parser.add_argument("--image-folder", type=str, default="./playground/data/qbench/images_llvisionqa")
+    parser.add_argument("--questions-file", type=str, default="./playground/data/qbench/llvisionqa_dev.json")
+    parser.add_argument("--answers-file", type=str, default="answer.jsonl")
+    parser.add_argument("--conv-mode", type=str, default="llava_v1")
+    parser.add_argument("--lang", type=str, default="en", choices=sorted(INVITATIONS))
+    add_run_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_program(lambda: eval_model(build_parser().parse_args()))
