@@ -1,0 +1,94 @@
+"""JSON and JSON-lines files of the scorers and converters: one way to read them, one way to write them."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from llava.files import write_text_atomically
+from llava.program import RequestError
+
+
+def read_json(path: str) -> Any:
+    """The value of a JSON file; `~` is expanded.
+
+    Raises:
+        OSError: the file cannot be read.
+        RequestError: it is not JSON; names file and line.
+    """
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}, line {error.lineno}: not JSON ({error.msg}); is it the right file?") from error
+
+
+def read_json_lines(path: str, required: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; empty lines are skipped, `~` is expanded.
+
+    Raises:
+        OSError: the file cannot be read.
+        RequestError: a line is not a JSON object, or lacks one of the `required` fields; names file and line.
+    """
+    return [parse_object(line, f"{path}, line {number}", required) for number, line in _lines(path)]
+
+
+def read_readable_lines(path: str, required: Sequence[str] = ()) -> tuple[list[dict[str, Any]], int]:
+    """As `read_json_lines`, but a line that is not such an object is left out: `(objects, lines left out)`."""
+    rows, failures = [], 0
+    for number, line in _lines(path):
+        try:
+            rows.append(parse_object(line, f"{path}, line {number}", required))
+        except RequestError:
+            failures += 1
+    return rows, failures
+
+
+def parse_object(line: str, place: str, required: Sequence[str] = ()) -> dict[str, Any]:
+    """One line of a JSON-lines file; `place` names it in errors.
+
+    Raises:
+        RequestError: not a JSON object, or one of the `required` fields is missing.
+    """
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{place}: not JSON ({error.msg}); the file must hold one JSON object per line") from error
+    if not isinstance(value, dict):
+        raise RequestError(f"{place}: not a JSON object; the file must hold one JSON object per line")
+    require_fields(value, place, required)
+    return value
+
+
+def require_fields(value: dict[str, Any], place: str, required: Sequence[str]) -> None:
+    """
+    Raises:
+        RequestError: a field is missing; names place and fields.
+    """
+    missing = [field for field in required if field not in value]
+    if missing:
+        raise RequestError(f"{place}: there is no {' and no '.join(map(repr, missing))}; is it the right file?")
+
+
+def write_json(path: str, value: Any, indent: int | None = None) -> None:
+    """A JSON file, whole or not at all, in a folder that is made where it is missing."""
+    write_text_atomically(os.path.expanduser(path), json.dumps(value, indent=indent))
+
+
+def write_json_lines(path: str, rows: Iterable[dict[str, Any]]) -> None:
+    """One JSON object per line, whole or not at all, in a folder that is made where it is missing."""
+    write_text_atomically(os.path.expanduser(path), "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _text(path: str) -> str:
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not a text file in UTF-8; is it the right file?") from error
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    # Not splitlines: U+2028 and its like may stand inside a JSON string.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line

@@ -1,0 +1,183 @@
+"""Score files: what a scorer found, with one item per question, so that the report can draw new samples of it.
+
+They are an addition to upstream's interface: every scorer writes one with `--score-file`, and none without it.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from llava.eval.json_files import read_json, require_fields, write_json
+from llava.program import RequestError
+
+Items = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """One benchmark's result of one experiment.
+
+    Attributes:
+        benchmark: column of the report: "POPE", "MME", "MMB", "TextVQA", ...
+        experiment: row of the report.
+        metric: key of METRICS: how `items` become `score`.
+        score: `compute(metric, items)`.
+        items: `{"unit", "group", "value"}`: unit = what is drawn together (question, picture, circular group), group =
+            category or task, value = what the metric takes.
+        details: what the scorer printed, by name.
+        expected: questions of the benchmark.
+        answered: of them, those with an answer.
+        run: facts of the run (see `run_facts`); {} where the answers tell none.
+    """
+
+    benchmark: str
+    experiment: str
+    metric: str
+    score: float
+    items: list[dict[str, Any]]
+    details: dict[str, Any]
+    expected: int
+    answered: int
+    run: dict[str, Any]
+
+
+def mean(items: Items) -> float:
+    """100 times the mean of the values."""
+    return 100 * mean_raw(items)
+
+
+def mean_raw(items: Items) -> float:
+    """Mean of the values."""
+    return sum(float(item["value"]) for item in items) / len(items)
+
+
+def pope_f1(items: Items) -> float:
+    """Mean over the groups of 100 * F1; value = `[predicted yes, labelled yes]`. F1 is 0 where yes never occurs."""
+    scores = []
+    for group in _by(items, "group").values():
+        both = sum(1 for item in group if item["value"][0] and item["value"][1])
+        either = sum(bool(item["value"][0]) + bool(item["value"][1]) for item in group)
+        scores.append(100 * 2 * both / either if either else 0.0)
+    return sum(scores) / len(scores)
+
+
+def mme(items: Items) -> float:
+    """Sum over the groups (tasks) of 100 * (accuracy + accuracy of the units, which need every value right).
+
+    A unit (picture) that is drawn twice must come under two names.
+    """
+    total = 0.0
+    for task in _by(items, "group").values():
+        pictures = _by(task, "unit").values()
+        whole = sum(all(item["value"] for item in picture) for picture in pictures)
+        total += mean(task) + 100 * whole / len(pictures)
+    return total
+
+
+METRICS: Mapping[str, Callable[[Items], float]] = {
+    "mean": mean,
+    "mean_raw": mean_raw,
+    "pope_f1": pope_f1,
+    "mme": mme,
+}
+
+
+def compute(metric: str, items: Items) -> float:
+    """The score of these items, however they were drawn.
+
+    Raises:
+        RequestError: unknown metric, or no items.
+    """
+    if metric not in METRICS:
+        raise RequestError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    if not items:
+        raise RequestError(f"no items to compute {metric!r} from: nothing was answered")
+    return METRICS[metric](items)
+
+
+def item(unit: Any, value: Any, group: str = "all") -> dict[str, Any]:
+    """One entry of `ScoreFile.items`."""
+    return {"unit": str(unit), "group": group, "value": value}
+
+
+def run_facts(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the answers' `metadata` (flag --record-run) tell about the run; {} where they have none.
+
+    A field holds the answers' common value, or the list of different ones. `seconds` is the mean per answer,
+    `answers` the number of answers with metadata.
+    """
+    records = [answer["metadata"] for answer in answers if answer.get("metadata")]
+    if not records:
+        return {}
+    facts: dict[str, Any] = {}
+    for field in dict.fromkeys(field for record in records for field in record):
+        values = [record[field] for record in records if field in record]
+        if field == "seconds":
+            facts[field] = sum(values) / len(values)
+        else:
+            different = [value for place, value in enumerate(values) if value not in values[:place]]
+            facts[field] = different[0] if len(different) == 1 else different
+    return facts | {"answers": len(records)}
+
+
+def experiment_name(result_file: str, experiment: str | None = None) -> str:
+    """`experiment`, else the stem of the result file; for `merge.jsonl` the name of its folder."""
+    if experiment:
+        return experiment
+    path = Path(os.path.abspath(os.path.expanduser(result_file)))
+    return path.parent.name if path.stem == "merge" else path.stem
+
+
+def add_score_arguments(parser: argparse.ArgumentParser) -> None:
+    """--score-file and --experiment, beyond upstream."""
+    parser.add_argument("--score-file", help="also write the score here, for the report (default: nowhere)")
+    parser.add_argument("--experiment", help="row of the report (default: from the name of the result file)")
+
+
+def write_score(
+    path: str | None,
+    benchmark: str,
+    experiment: str,
+    metric: str,
+    items: Sequence[dict[str, Any]],
+    *,
+    details: dict[str, Any],
+    expected: int,
+    answered: int,
+    answers: Iterable[Mapping[str, Any]] = (),
+) -> None:
+    """Write a score file, whole or not at all; nothing where `path` is None.
+
+    Raises:
+        RequestError: there are no items.
+    """
+    if path is None:
+        return
+    score = compute(metric, items)
+    run = run_facts(answers)
+    record = ScoreFile(benchmark, experiment, metric, score, list(items), details, expected, answered, run)
+    write_json(path, asdict(record), indent=1)
+
+
+def read_score_file(path: str) -> ScoreFile:
+    """
+    Raises:
+        OSError: the file cannot be read.
+        RequestError: it is not a score file.
+    """
+    record = read_json(path)
+    names = [field.name for field in fields(ScoreFile)]
+    if not isinstance(record, dict):
+        raise RequestError(f"{path}: not a score file; a scorer writes one with --score-file")
+    require_fields(record, path, names)
+    return ScoreFile(**{name: record[name] for name in names})
+
+
+def _by(items: Items, field: str) -> dict[Any, list[Mapping[str, Any]]]:
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for entry in items:
+        groups.setdefault(entry[field], []).append(entry)
+    return groups
