@@ -9,6 +9,8 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 logger = logging.getLogger(__name__)
 
+Images = torch.Tensor | list[torch.Tensor]
+
 
 class ImageCountError(ValueError, IndexError):
     """Markers and pictures of a batch do not match. An IndexError too, because upstream raised that."""
@@ -58,6 +60,32 @@ def assign_pictures(markers: list[int], num_pictures: int) -> list[list[int]]:
             raise ImageCountError(f"{message} in {len(markers)} rows (markers per row: {markers})")
         logger.warning("%s; the last %d are ignored.", message, num_pictures - used)
     return rows
+
+
+def fill_in_dummies(
+    markers: list[int], images: Images, image_sizes: list[tuple[int, int]] | None
+) -> tuple[Images, list[tuple[int, int]] | None]:
+    """Give rows without a marker the dummy picture that `assign_pictures` wants, if only shown pictures were given.
+
+    The evaluation suites make batches of such rows when they generate. In training nothing is filled in: there a
+    missing picture is a fault of the data that must not shift all the others.
+
+    Args:
+        markers: per row, see `count_markers`.
+        images: `[N, ...]`, or a list.
+        image_sizes: one pair per picture, or None.
+    """
+    shown = sum(markers)
+    if shown == 0 or len(images) != shown or 0 not in markers:
+        return images, image_sizes
+    order: list[int] = []
+    used = 0
+    for count in markers:
+        order += range(used, used + count) if count else [0]  # the dummy is not encoded; any picture will do
+        used += count
+    if image_sizes is not None:
+        image_sizes = [image_sizes[i] for i in order]
+    return images[order] if isinstance(images, torch.Tensor) else [images[i] for i in order], image_sizes
 
 
 def splice_rows(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llava.model.builder import load_pretrained_model
-from llava.model.splice import ImageCountError
+from llava.model.splice import ImageCountError, fill_in_dummies
 
 PROMPTS = [[1, 300, -200, 13, 301, 302], [1, 305, 306], [1, -200, 310, 311, 312, 313, 314, -200, 315]]
 
@@ -122,6 +122,22 @@ def test_dummy_pictures_are_not_encoded(acformer: Any, monkeypatch: pytest.Monke
     with torch.no_grad():
         plain = acformer(text, labels=text).loss
     torch.testing.assert_close(loss.detach(), plain, rtol=0, atol=1e-6)
+
+
+def test_generate_fills_in_missing_dummy_pictures(model: Any) -> None:
+    """As evaluation suites leave them out; sizes move with their pictures, and other counts stay an error."""
+    (ids, mask), images = pad(PROMPTS, "right"), pictures(4)
+    options = {"attention_mask": mask, "do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+    expected = model.generate(ids, images=images, **options)
+    shown = images[[0, 2, 3]]
+    assert torch.equal(model.generate(ids, images=shown, **options), expected)
+    assert torch.equal(model.generate(ids, images=list(shown), **options), expected)
+    with pytest.raises(ImageCountError, match="needs 2 picture"):
+        model.generate(ids, images=images[:2], **options)
+    filled, sizes = fill_in_dummies([0, 1, 0, 2], shown, [(1, 1), (2, 2), (3, 3)])
+    assert torch.equal(filled, shown[[0, 0, 0, 1, 2]])
+    assert sizes == [(1, 1), (1, 1), (1, 1), (2, 2), (3, 3)]
+    assert len(fill_in_dummies([1, 0], images[:2], None)[0]) == 2, "nothing is missing"
 
 
 def test_pictures_and_markers_must_match(model: Any) -> None:

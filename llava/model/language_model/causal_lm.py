@@ -10,6 +10,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.perceptual_weights import BoundWeights, PerceptualWeights, install_hooks
 from llava.model.picture_binding import BoundBatch, mask_slots
+from llava.model.splice import count_markers, fill_in_dummies
 from llava.model.weight_merging import merged
 
 
@@ -189,8 +190,9 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         """Generate from a prompt with pictures; the result holds only new token ids `[B, m]`, never the prompt.
 
         Rows are padded at the left inside, whatever the configuration says, so that a batch answers as its rows would
-        one by one. `attention_mask` `[B, n]` marks the padding of `inputs`. `num_visual_tokens` is the budget per
-        picture in this call, where the connector leaves the choice.
+        one by one. `attention_mask` `[B, n]` marks the padding of `inputs`. `images` may leave out the dummy pictures
+        of rows without a marker. `num_visual_tokens` is the budget per picture in this call, where the connector
+        leaves the choice.
 
         With perceptual weights `merge_weights=True` writes one picture's into the matrices meanwhile, for all threads,
         and `legacy_decode_positions=True` decodes as the published VLoRA did. `perceptual_weights`, what pictures
@@ -209,6 +211,8 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         attention_mask = kwargs.pop("attention_mask", None)
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs)
+        if images is not None:
+            images, image_sizes = fill_in_dummies(count_markers(inputs, attention_mask), images, image_sizes)
         if self.takes_weights:
             return self._generate_bound(inputs, attention_mask, images, num_visual_tokens, **kwargs)
         _, _, spliced_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(

@@ -1,0 +1,106 @@
+"""Answers laid beside the questions of a benchmark, by id: which are missing, come twice, or belong to none."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava.program import RequestError
+
+Answer = Mapping[str, Any]
+
+
+class IncompleteError(RequestError, AssertionError):
+    """Input that upstream refuses by an assertion; also an AssertionError, for callers that expect one (*compat*)."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How well a file of answers covers a benchmark; ids in the order of the benchmark.
+
+    Attributes:
+        expected: questions of the benchmark.
+        missing: questions without an answer.
+        repeated: questions answered more than once.
+        foreign: ids of answers to no question of the benchmark.
+    """
+
+    expected: int
+    missing: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    @property
+    def answered(self) -> int:
+        return self.expected - len(self.missing)
+
+    def warnings(self, missing_count_as: str) -> list[str]:
+        """What a reader of the score must know; nothing when every question has one answer.
+
+        Args:
+            missing_count_as: what becomes of questions without an answer, for example "count as wrong".
+        """
+        lines = []
+        if self.missing:
+            head = f"{len(self.missing)} of {self.expected} questions have no answer"
+            lines.append(f"{head} and {missing_count_as}: {some(self.missing)}")
+        if self.repeated:
+            lines.append(
+                f"{len(self.repeated)} questions have several answers, the last one counts: {some(self.repeated)}"
+            )
+        if self.foreign:
+            lines.append(f"{len(self.foreign)} answers belong to no question and are left out: {some(self.foreign)}")
+        return lines
+
+
+def match_answers(
+    question_ids: Iterable[Any],
+    answers: Sequence[Answer],
+    place: str,
+    key: Callable[[Any], Any] = str,
+    id_field: str = "question_id",
+) -> tuple[dict[Any, Answer], Coverage]:
+    """The answer to each question, in the order of the questions; the last one where there are several.
+
+    Args:
+        question_ids: ids of the benchmark's questions.
+        place: file of the answers, for the error.
+        key: ids are compared after this; as texts unless told otherwise.
+
+    Raises:
+        RequestError: no answer belongs to any of the questions.
+    """
+    wanted = list(dict.fromkeys(key(question_id) for question_id in question_ids))
+    given: dict[Any, Answer] = {}
+    repeated = set()
+    for answer in answers:
+        answer_key = key(answer[id_field])
+        if answer_key in given:
+            repeated.add(answer_key)
+        given[answer_key] = answer
+    matched = {name: given[name] for name in wanted if name in given}
+    if wanted and not matched:
+        found = f"its {id_field}s are {some(given)}" if given else "it holds no answers"
+        raise RequestError(
+            f"{place} answers none of the {len(wanted)} questions ({some(wanted)}): {found}; are these two files of "
+            "the same benchmark and split?"
+        )
+    known = set(wanted)
+    coverage = Coverage(
+        expected=len(wanted),
+        missing=[str(name) for name in wanted if name not in given],
+        repeated=[str(name) for name in wanted if name in repeated],
+        foreign=[str(name) for name in given if name not in known],
+    )
+    return matched, coverage
+
+
+def some(values: Iterable[Any], most: int = 5) -> str:
+    """The first few of many, for a message."""
+    values = [str(value) for value in values]
+    return ", ".join(values[:most]) + (", ..." if len(values) > most else "")
+
+
+def note(text: str) -> None:
+    """Tell something that upstream does not tell: on stderr, since the lines on stdout are upstream's."""
+    print(f"note: {text}", file=sys.stderr)

@@ -1,0 +1,209 @@
+"""POPE: does the model see objects that are not there? (contract: eval.md 4.1)"""
+
+import os
+import sys
+
+if not __package__:  # run by path
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava.eval.answers import IncompleteError, match_answers, note
+from llava.eval.json_files import read_json_lines
+from llava.eval.score_file import add_score_arguments, compute, experiment_name, item, write_score
+from llava.program import RequestError, run_program
+
+Record = Mapping[str, Any]
+Pair = tuple[bool, bool]  # yes said, yes right
+
+_PREFIX, _SUFFIX = "coco_pope_", ".json"
+
+
+@dataclass(frozen=True)
+class PopeCounts:
+    """Outcomes of one category; positive is yes. A rate without cases is 0 (E-8)."""
+
+    tp: int
+    fp: int
+    tn: int
+    fn: int
+
+    @property
+    def accuracy(self) -> float:
+        return _ratio(self.tp + self.tn, self.tp + self.fp + self.tn + self.fn)
+
+    @property
+    def precision(self) -> float:
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def f1(self) -> float:
+        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def yes_ratio(self) -> float:
+        return _ratio(self.tp + self.fp, self.tp + self.fp + self.tn + self.fn)
+
+    def lines(self) -> list[str]:
+        """As upstream prints them."""
+        summary = (self.f1, self.accuracy, self.precision, self.recall, self.yes_ratio)
+        return [
+            "TP\tFP\tTN\tFN\t",
+            f"{self.tp}\t{self.fp}\t{self.tn}\t{self.fn}",
+            f"Accuracy: {self.accuracy}",
+            f"Precision: {self.precision}",
+            f"Recall: {self.recall}",
+            f"F1 score: {self.f1}",
+            f"Yes ratio: {self.yes_ratio}",
+            ", ".join(f"{value:.3f}" for value in summary),
+        ]
+
+
+def says_yes(text: str) -> bool:
+    """Whether a reply means yes: its first sentence holds none of the words No, no, not."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return not {"No", "no", "not"}.intersection(words)
+
+
+def count_outcomes(pairs: Sequence[Pair]) -> PopeCounts:
+    """How often each combination of what was said and what is right occurs."""
+    return PopeCounts(
+        tp=sum(said and right for said, right in pairs),
+        fp=sum(said and not right for said, right in pairs),
+        tn=sum(not said and not right for said, right in pairs),
+        fn=sum(not said and right for said, right in pairs),
+    )
+
+
+def labels_of_questions(questions: Sequence[Record], labels: Sequence[Record], place: str) -> dict[str, bool]:
+    """The right answer to each question, by the question's id.
+
+    Question file and annotations number their questions apart (upstream's do), and then belong together by order. Where
+    both have the same ids, these count (E-8).
+
+    Args:
+        questions: of one category, with `question_id`.
+        labels: of that category, with `label` and perhaps `question_id`.
+        place: file of the labels, for errors.
+
+    Raises:
+        RequestError: the two are not about the same questions.
+    """
+    for number, label in enumerate(labels, start=1):
+        if label["label"] not in ("yes", "no"):
+            raise RequestError(f"{place}, line {number}: the label is {label['label']!r}; it must be 'yes' or 'no'")
+    ids = [str(question["question_id"]) for question in questions]
+    by_id = {str(label["question_id"]): label["label"] == "yes" for label in labels if "question_id" in label}
+    if len(by_id) == len(labels) and set(by_id) == set(ids):
+        return by_id
+    if len(labels) != len(questions):
+        raise RequestError(
+            f"{place} has {len(labels)} labels, the question file {len(questions)} questions of this category: they "
+            "are not of the same release of POPE"
+        )
+    return {name: label["label"] == "yes" for name, label in zip(ids, labels, strict=True)}
+
+
+def eval_pope(answers: Sequence[Record], label_file: str) -> PopeCounts:
+    """Print upstream's lines for one category.
+
+    Answers and labels belong together by `question_id` where both have the same ones, else by order.
+
+    Raises:
+        RequestError: there are no answers, or not as many as labels.
+    """
+    labels = read_json_lines(label_file, ["label"])
+    if not answers:
+        raise RequestError(f"{label_file}: there are no answers for this category")
+    numbered = [{"question_id": number} | dict(answer) for number, answer in enumerate(answers)]
+    right = labels_of_questions(numbered, labels, label_file)
+    counts = count_outcomes([(says_yes(answer["text"]), right[str(answer["question_id"])]) for answer in numbered])
+    print("\n".join(counts.lines()))
+    return counts
+
+
+def read_labels(annotation_dir: str) -> dict[str, list[Record]]:
+    """Category -> its labels, in alphabetical order.
+
+    Raises:
+        IncompleteError: a file is not one of POPE's, or there is none.
+    """
+    labels: dict[str, list[Record]] = {}
+    for name in sorted(os.listdir(annotation_dir)):
+        path = os.path.join(annotation_dir, name)
+        if not (name.startswith(_PREFIX) and name.endswith(_SUFFIX)):
+            raise IncompleteError(f"{path}: the folder may hold nothing but {_PREFIX}<category>{_SUFFIX} files")
+        labels[name[len(_PREFIX) : -len(_SUFFIX)]] = read_json_lines(path, ["label"])
+    if not labels:
+        raise IncompleteError(f"{annotation_dir} holds no {_PREFIX}<category>{_SUFFIX} file")
+    return labels
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--annotation-dir", type=str, required=True, help="folder of coco_pope_<category>.json")
+    parser.add_argument("--question-file", type=str, required=True, help="questions with their category, JSON lines")
+    parser.add_argument("--result-file", type=str, required=True, help="answers of the generator, JSON lines")
+    add_score_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        RequestError: input that cannot be used.
+    """
+    questions = read_json_lines(args.question_file, ["question_id", "category"])
+    answers = read_json_lines(args.result_file, ["question_id", "text"])
+    ids = [question["question_id"] for question in questions]
+    by_id, everything = match_answers(ids, answers, args.result_file)
+    for line in everything.warnings("are left out"):
+        note(line)
+    items, details, expected = [], {}, 0
+    for category, labels in read_labels(args.annotation_dir).items():
+        asked = [question for question in questions if question["category"] == category]
+        place = os.path.join(args.annotation_dir, f"{_PREFIX}{category}{_SUFFIX}")
+        right = labels_of_questions(asked, labels, place)
+        said = {name: says_yes(by_id[name]["text"]) for name in right if name in by_id}
+        if not said:
+            raise RequestError(f"{args.result_file} answers no question of the category {category!r} of {place}")
+        counts = count_outcomes([(said[name], right[name]) for name in said])
+        print(f"Category: {category}, # samples: {len(said)}")
+        print("\n".join(counts.lines()))
+        print("=" * 36)
+        expected += len(right)
+        items += [item(f"{category}/{name}", [said[name], right[name]], category) for name in said]
+        details[category] = _details(counts)
+    score = compute("pope_f1", items)
+    note(f"mean F1 of {', '.join(details)}: {score:.2f} (the published figure is that of the three categories)")
+    write_score(
+        args.score_file,
+        "POPE",
+        experiment_name(args.result_file, args.experiment),
+        "pope_f1",
+        items,
+        details=details,
+        expected=expected,
+        answered=len(items),
+        answers=answers,
+    )
+
+
+def _details(counts: PopeCounts) -> dict[str, float]:
+    names = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+    return {name: getattr(counts, name) for name in names}
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(build_parser().parse_args()))

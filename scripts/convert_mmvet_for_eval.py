@@ -1,0 +1,27 @@
+"""Answers as one object for MM-Vet's own scorer (contract: eval.md 3)."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import argparse
+
+from llava.eval.json_files import read_json_lines, write_json
+from llava.program import run_program
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--src", type=str, required=True, help="answers of the generator, JSON lines")
+    parser.add_argument("--dst", type=str, required=True, help="file to write, JSON")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    answers = read_json_lines(args.src, ["question_id", "text"])
+    write_json(args.dst, {f"v1_{answer['question_id']}": answer["text"] for answer in answers}, indent=2)
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(build_parser().parse_args()))

@@ -1,0 +1,53 @@
+"""Answers as a submission to VizWiz's evaluation server (contract: eval.md 3)."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import argparse
+
+from llava.eval.answer_normalisation import normalise_answer
+from llava.eval.answers import IncompleteError, match_answers, note
+from llava.eval.json_files import read_json_lines, read_readable_lines, write_json
+from llava.program import run_program
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--annotation-file", type=str, required=True, help="the question file, JSON lines")
+    parser.add_argument("--result-file", type=str, required=True, help="answers of the generator, JSON lines")
+    parser.add_argument("--result-upload-file", type=str, required=True, help="file to write, JSON")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        IncompleteError: a question has no answer; the server takes complete submissions only.
+        RequestError: input that cannot be used.
+    """
+    questions = read_json_lines(args.annotation_file, ["question_id", "image"])
+    answers, unreadable = read_readable_lines(args.result_file, ["question_id", "text"])
+    ids = [question["question_id"] for question in questions]
+    by_id, coverage = match_answers(ids, answers, args.result_file)
+    total = len({str(answer["question_id"]) for answer in answers})
+    print(f"total results: {total}, total split: {len(questions)}, error_line: {unreadable}")
+    for line in coverage.warnings("cannot be submitted"):
+        note(line)
+    if coverage.missing:
+        raise IncompleteError(
+            f"{args.result_file} lacks {len(coverage.missing)} of the {coverage.expected} answers; the server takes "
+            "complete submissions only: run the generator on the rest"
+        )
+    write_json(
+        args.result_upload_file,
+        [
+            {"image": question["image"], "answer": normalise_answer(by_id[str(question["question_id"])]["text"])}
+            for question in questions
+        ],
+    )
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(build_parser().parse_args()))

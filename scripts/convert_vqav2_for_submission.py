@@ -1,0 +1,51 @@
+"""Answers as a submission to VQAv2's evaluation server (contract: eval.md 3).
+
+The server wants an answer to every question of the full test set, also for the test-dev part; the rest stays empty.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import argparse
+
+from llava.eval.answer_normalisation import normalise_answer
+from llava.eval.answers import match_answers, note
+from llava.eval.json_files import read_json_lines, read_readable_lines, write_json
+from llava.program import run_program
+
+TEST_QUESTIONS = "llava_vqav2_mscoco_test2015.jsonl"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", type=str, default="./playground/data/eval/vqav2", help="folder of the benchmark")
+    parser.add_argument("--ckpt", type=str, required=True, help="name of the checkpoint: folder of the answers")
+    parser.add_argument("--split", type=str, required=True, help="name of the question file: folder above it")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        RequestError: input that cannot be used.
+    """
+    source = os.path.join(args.dir, "answers", args.split, args.ckpt, "merge.jsonl")
+    questions = read_json_lines(os.path.join(args.dir, TEST_QUESTIONS), ["question_id"])
+    answers, unreadable = read_readable_lines(source, ["question_id", "text"])
+    by_id, coverage = match_answers([question["question_id"] for question in questions], answers, source)
+    total = len({str(answer["question_id"]) for answer in answers})
+    print(f"total results: {total}, total split: {len(questions)}, error_line: {unreadable}")
+    for line in coverage.warnings("are submitted empty"):
+        note(line)
+    rows = []
+    for question in questions:
+        answer = by_id.get(str(question["question_id"]))
+        text = "" if answer is None else normalise_answer(answer["text"])
+        rows.append({"question_id": question["question_id"], "answer": text})
+    write_json(os.path.join(args.dir, "answers_upload", args.split, f"{args.ckpt}.json"), rows)
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(build_parser().parse_args()))

@@ -1,0 +1,102 @@
+"""Scorers against upstream's recordings (vectors/llava/eval): standard output and files, exactly."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.eval import eval_pope, eval_science_qa, eval_textvqa
+from llava.eval.answers import IncompleteError
+from tests.conftest import REPOSITORY, VECTORS
+
+RUNS = {run["name"]: run for run in json.loads((VECTORS / "llava/eval/index.json").read_text())}
+MODULES = {
+    "llava.eval.eval_pope": eval_pope,
+    "llava.eval.eval_science_qa": eval_science_qa,
+    "llava.eval.eval_textvqa": eval_textvqa,
+}
+SCORED = [name for name, run in RUNS.items() if run["target"] in MODULES and run["rc"] == 0]
+
+
+@pytest.fixture
+def vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the vectors as working directory; the recorded outputs are not in it."""
+    shutil.copytree(VECTORS / "llava/eval", tmp_path / "eval")
+    for run in RUNS.values():
+        for output in run["outputs"]:
+            (tmp_path / output).unlink(missing_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _run(name: str, *extra: str) -> None:
+    module = MODULES[RUNS[name]["target"]]
+    module.main(module.build_parser().parse_args([*RUNS[name]["argv"], *extra]))
+
+
+def _assert_same_outputs(name: str, folder: Path) -> None:
+    for output in RUNS[name]["outputs"]:
+        assert (folder / output).read_bytes() == (VECTORS / "llava" / output).read_bytes()
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_recorded_run(name: str, vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(name)
+    assert capsys.readouterr().out == RUNS[name]["stdout"]
+    _assert_same_outputs(name, vectors)
+
+
+@pytest.mark.parametrize("form", ["path", "module"])
+@pytest.mark.parametrize("name", ["eval_pope_random", "eval_science_qa", "eval_textvqa_dir"])
+def test_recorded_run_from_the_shell(name: str, form: str, vectors: Path) -> None:
+    target = RUNS[name]["target"]
+    how = [str(REPOSITORY / target.replace(".", "/")) + ".py"] if form == "path" else ["-m", target]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if form == "module":
+        environment["PYTHONPATH"] = str(REPOSITORY)
+    command = [sys.executable, *how, *RUNS[name]["argv"]]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (result.returncode, result.stdout) == (0, RUNS[name]["stdout"]), result.stderr
+    _assert_same_outputs(name, vectors)
+
+
+def test_pope_without_a_yes(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """E-8: upstream divides by zero after the counts."""
+    _run("eval_pope_all_no")
+    output = capsys.readouterr().out
+    assert output.startswith(RUNS["eval_pope_all_no"]["stdout"])
+    assert "Precision: 0.0\nRecall: 0.0\nF1 score: 0.0\nYes ratio: 0.0\n0.000, 0.400, 0.000, 0.000, 0.000\n" in output
+
+
+def test_science_qa_without_pictures(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """E-8: upstream divides by zero."""
+    argv = [word.replace("$TMP", str(vectors)) for word in RUNS["eval_science_qa_no_images"]["argv"]]
+    eval_science_qa.main(eval_science_qa.build_parser().parse_args(argv))
+    assert capsys.readouterr().out == "Total: 12, Correct: 3, Accuracy: 25.00%, IMG-Accuracy: nan%\n"
+    assert json.loads((vectors / "r").read_text())["correct"] == 3
+
+
+def test_textvqa_with_an_unknown_prompt(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError, match="'only one line'"):
+        _run("eval_textvqa_bad_prompt")
+    assert capsys.readouterr().out == RUNS["eval_textvqa_bad_prompt"]["stdout"]
+
+
+def test_textvqa_with_an_unknown_prompt_from_the_shell(vectors: Path) -> None:
+    run: dict[str, Any] = RUNS["eval_textvqa_bad_prompt"]
+    command = [sys.executable, str(REPOSITORY / "llava/eval/eval_textvqa.py"), *run["argv"]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (run["rc"], run["stdout"])
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_foreign_file_among_popes(vectors: Path) -> None:
+    (vectors / "eval/pope/coco_random/notes.txt").write_text("x")
+    with pytest.raises(IncompleteError, match=r"notes\.txt"):
+        _run("eval_pope_random")

@@ -1,0 +1,31 @@
+#!/bin/bash
+# Makes an environment for lmms-eval on top of one that holds this package: bash tests/lmms_eval/setup.sh [FOLDER]
+# FOLDER (default .venv-lmms) takes only what lmms-eval adds, about 250 MB; torch and the rest come from PYTHON's
+# environment (default .venv), which stays as it is. lmms-eval's whole list of dependencies would bring torchvision and
+# CUDA packages. Ends with 3 when the package registry cannot be reached.
+set -eu
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repository=$(cd "$here/../.." && pwd)
+folder=${1:-$repository/.venv-lmms}
+python=${PYTHON:-$repository/.venv/bin/python}
+[ -x "$python" ] || { echo "error: no $python; run scripts/test.sh once, or set PYTHON" >&2; exit 1; }
+
+key=$(cat "$here/requirements.txt" "$here/setup.sh" "$repository/requirements.lock" | cksum | cut -d' ' -f1)
+key="$key $("$python" -c 'import sys; print(sys.prefix)')"
+[ "$(cat "$folder/made-of" 2>/dev/null)" = "$key" ] && exit 0
+
+rm -rf "$folder"
+"$python" -m venv --without-pip "$folder"
+added=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+"$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$added/base.pth"
+echo "$repository" >>"$added/base.pth"
+
+log=$folder/install.log
+install() { "$folder/bin/python" -m pip install --no-input "$@" >>"$log" 2>&1; }
+if ! { install --no-deps lmms-eval==0.7.3 && install -c "$repository/requirements.lock" -r "$here/requirements.txt"; }; then
+    tail -n 5 "$log" >&2
+    echo "error: the installation failed (whole log: $log)" >&2
+    grep -qiE "connection|name resolution|timed out|unreachable" "$log" && exit 3
+    exit 1
+fi
+echo "$key" >"$folder/made-of"
