@@ -150,7 +150,7 @@ def yesno_question(scene: Scene, rng: random.Random) -> Question | None:
     colors = {i.color for i in scene.items}
     shapes = {i.shape for i in scene.items}
     if kind == "pair":
-        color, shape = (item.color, item.shape) if yes else _absent_pair(scene, rng)
+        color, shape = (item.color, item.shape) if yes else absent_pair(scene, rng)
         text = f"Is there a {color} {shape}?"
     elif kind == "is":
         if sum(other.shape == item.shape for other in scene.items) > 1:
@@ -171,7 +171,7 @@ def yesno_question(scene: Scene, rng: random.Random) -> Question | None:
     return Question(text, "yes" if yes else "no", "yesno")
 
 
-def _absent_pair(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def absent_pair(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """A (colour, shape) that is not there: a wrong combination of things present if there is one, else half right."""
     present = {(i.color, i.shape) for i in scene.items}
     colors = sorted({i.color for i in scene.items})

@@ -18,15 +18,18 @@ from typing import Any
 
 from PIL import Image
 
+from .answer_formats import OCR_HINT, SHORT_ANSWER
 from .files import write_bytes, write_json, write_json_lines
 from .language import CATEGORIES, DESCRIBE, FACTS, READING, Question, ask, ask_many, caption, describe
 from .render import blank_image, draw_scene
 from .world import sample_split_scene
 
-FORMAT = 1  # raise when the data of the same arguments change
+FORMAT = 2  # raise when the data of the same arguments change
 STAMP = "stamp.json"
 # More counting than in pre-training: it is what pictures teach slowest.
 INSTRUCT_WEIGHTS = {"color": 2, "shape": 2, "count": 6, "position": 2, "yesno": 4, "word": 1}
+SHORT_SHARE = 0.4  # of the conversations about a picture
+OCR_SHARE = 0.3  # of these
 INSTRUCTIONS = (DESCRIBE, "What is in the picture?", "Describe what you see.")
 
 
@@ -51,7 +54,7 @@ def make_data(out: Path, num_train: int, num_eval: int, turns: int, seed: int) -
     (out / STAMP).unlink(missing_ok=True)  # from here on the folder is unfinished
     (out / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    _write_training(out, rng, num_train, turns)
+    _write_training(out, rng, num_train, turns, seed)
     _write_evaluation(out, rng, num_eval)
     write_json(out / STAMP, stamp)
     return True
@@ -80,15 +83,16 @@ def _talk(pairs: list[tuple[str, str]]) -> list[dict[str, str]]:
     return turns
 
 
-def _write_training(out: Path, rng: random.Random, num_train: int, turns: int) -> None:
+def _write_training(out: Path, rng: random.Random, num_train: int, turns: int, seed: int) -> None:
     pretrain, instruct = [], []
+    formats = random.Random(f"formats {seed}")  # apart, so that everything else stays as it is
     for i in range(num_train):
         scene = sample_split_scene(rng, held_out=False)
         name = f"images/train_{i:05d}.png"
         _save(draw_scene(scene, rng), out / name)
         request = f"<image>\n{rng.choice(INSTRUCTIONS)}"
         pretrain.append({"id": f"train_{i:05d}", "image": name, "conversations": _talk([(request, caption(scene))])})
-        pairs = [(q.text, q.answer) for q in ask_many(scene, rng, turns, INSTRUCT_WEIGHTS)]
+        pairs = _in_format(ask_many(scene, rng, turns, INSTRUCT_WEIGHTS), scene.word, formats)
         if rng.random() < 0.15:
             pairs.append((DESCRIBE, caption(scene)))
         pairs[0] = (f"<image>\n{pairs[0][0]}", pairs[0][1])
@@ -98,6 +102,15 @@ def _write_training(out: Path, rng: random.Random, num_train: int, turns: int) -
     rng.shuffle(instruct)
     write_json(out / "pretrain.json", pretrain)
     write_json(out / "instruct.json", instruct)
+
+
+def _in_format(questions: list[Question], word: str | None, rng: random.Random) -> list[tuple[str, str]]:
+    """Some conversations say at their start that a single word is wanted, and some of these what word is to be read."""
+    pairs = [(q.text, q.answer) for q in questions]
+    if rng.random() < SHORT_SHARE:
+        read = f"{OCR_HINT}{word or ''}" if rng.random() < OCR_SHARE else ""
+        pairs[0] = (pairs[0][0] + read + SHORT_ANSWER, pairs[0][1])
+    return pairs
 
 
 def _text_only(rng: random.Random, turns: int) -> list[tuple[str, str]]:

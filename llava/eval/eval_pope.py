@@ -13,7 +13,8 @@ from typing import Any
 
 from llava.eval.answers import IncompleteError, match_answers, note
 from llava.eval.json_files import read_json_lines
-from llava.eval.score_file import add_score_arguments, compute, experiment_name, item, write_score
+from llava.eval.metrics import compute
+from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.program import RequestError, run_program
 
 Record = Mapping[str, Any]

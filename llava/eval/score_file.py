@@ -5,15 +5,14 @@ They are an addition to upstream's interface: every scorer writes one with `--sc
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from llava.eval.json_files import read_json, require_fields, write_json
+from llava.eval.metrics import compute
 from llava.program import RequestError
-
-Items = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -42,60 +41,6 @@ class ScoreFile:
     expected: int
     answered: int
     run: dict[str, Any]
-
-
-def mean(items: Items) -> float:
-    """100 times the mean of the values."""
-    return 100 * mean_raw(items)
-
-
-def mean_raw(items: Items) -> float:
-    """Mean of the values."""
-    return sum(float(item["value"]) for item in items) / len(items)
-
-
-def pope_f1(items: Items) -> float:
-    """Mean over the groups of 100 * F1; value = `[predicted yes, labelled yes]`. F1 is 0 where yes never occurs."""
-    scores = []
-    for group in _by(items, "group").values():
-        both = sum(1 for item in group if item["value"][0] and item["value"][1])
-        either = sum(bool(item["value"][0]) + bool(item["value"][1]) for item in group)
-        scores.append(100 * 2 * both / either if either else 0.0)
-    return sum(scores) / len(scores)
-
-
-def mme(items: Items) -> float:
-    """Sum over the groups (tasks) of 100 * (accuracy + accuracy of the units, which need every value right).
-
-    A unit (picture) that is drawn twice must come under two names.
-    """
-    total = 0.0
-    for task in _by(items, "group").values():
-        pictures = _by(task, "unit").values()
-        whole = sum(all(item["value"] for item in picture) for picture in pictures)
-        total += mean(task) + 100 * whole / len(pictures)
-    return total
-
-
-METRICS: Mapping[str, Callable[[Items], float]] = {
-    "mean": mean,
-    "mean_raw": mean_raw,
-    "pope_f1": pope_f1,
-    "mme": mme,
-}
-
-
-def compute(metric: str, items: Items) -> float:
-    """The score of these items, however they were drawn.
-
-    Raises:
-        RequestError: unknown metric, or no items.
-    """
-    if metric not in METRICS:
-        raise RequestError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
-    if not items:
-        raise RequestError(f"no items to compute {metric!r} from: nothing was answered")
-    return METRICS[metric](items)
 
 
 def item(unit: Any, value: Any, group: str = "all") -> dict[str, Any]:
@@ -174,10 +119,3 @@ def read_score_file(path: str) -> ScoreFile:
         raise RequestError(f"{path}: not a score file; a scorer writes one with --score-file")
     require_fields(record, path, names)
     return ScoreFile(**{name: record[name] for name in names})
-
-
-def _by(items: Items, field: str) -> dict[Any, list[Mapping[str, Any]]]:
-    groups: dict[Any, list[Mapping[str, Any]]] = {}
-    for entry in items:
-        groups.setdefault(entry[field], []).append(entry)
-    return groups

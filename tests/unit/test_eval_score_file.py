@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval.json_files import read_json, read_json_lines, read_readable_lines, write_json, write_json_lines
-from llava.eval.score_file import compute, experiment_name, item, read_score_file, run_facts, write_score
+from llava.eval.score_file import experiment_name, item, read_score_file, run_facts, write_score
 from llava.program import RequestError
 
 
@@ -37,33 +37,6 @@ def test_files_are_written_in_new_folders(tmp_path: Path) -> None:
     assert (tmp_path / "x/y.json").read_text() == '{\n  "a": "\\u00e9"\n}'
     write_json_lines(str(tmp_path / "z/y.jsonl"), [{"a": 1}, {"a": 2}])
     assert (tmp_path / "z/y.jsonl").read_text() == '{"a": 1}\n{"a": 2}\n'
-
-
-@pytest.mark.parametrize(
-    ("metric", "items", "score"),
-    [
-        ("mean", [item(1, 1), item(2, 0), item(3, 0.5), item(4, True)], 62.5),
-        ("mean_raw", [item(1, 3), item(2, 4)], 3.5),
-        # a: 1 of 2 yes found, no false yes: F1 = 2/3; b: yes neither said nor asked for.
-        ("pope_f1", [item(1, [1, 1], "a"), item(2, [0, 1], "a"), item(3, [0, 0], "b")], 100 / 3),
-        # t: 3 of 4 questions, 1 of 2 pictures; u: all.
-        (
-            "mme",
-            [item("p", 1, "t"), item("p", 1, "t"), item("q", 0, "t"), item("q", 1, "t"), item("p", 1, "u")],
-            75 + 50 + 200,
-        ),
-    ],
-)
-def test_metrics(metric: str, items: list[dict], score: float) -> None:
-    assert compute(metric, items) == pytest.approx(score)
-    assert compute(metric, json.loads(json.dumps(items))) == pytest.approx(score)
-
-
-def test_no_items_and_unknown_metrics_are_refused() -> None:
-    with pytest.raises(RequestError, match="nothing was answered"):
-        compute("mean", [])
-    with pytest.raises(RequestError, match="known: mean, "):
-        compute("median", [item(1, 1)])
 
 
 def test_run_facts() -> None:

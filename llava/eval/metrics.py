@@ -1,0 +1,133 @@
+"""How the items of a score file become its score, and how sure that score is.
+
+A metric sees the items of one unit (a question, a picture, a circular group) as a few sums, and computes the score from
+their totals per group. So the same few lines give the score and the scores of a thousand bootstrap samples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llava.program import RequestError
+
+Items = Sequence[Mapping[str, Any]]
+Totals = Mapping[str, np.ndarray]  # group -> [..., sums]
+
+# Draws of one group that are held at a time, as [samples, units].
+_MAX_DRAWS = 20_000_000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """
+    Attributes:
+        tally: the items of one unit -> sums `[k]`.
+        score: group -> totals `[..., k]`, to scores `[...]`.
+    """
+
+    tally: Callable[[Items], Sequence[float]]
+    score: Callable[[Totals], np.ndarray]
+
+
+def _sum_and_count(items: Items) -> Sequence[float]:
+    return sum(float(item["value"]) for item in items), len(items)
+
+
+def _mean(totals: Totals) -> np.ndarray:
+    everything = sum(totals.values())
+    return everything[..., 0] / everything[..., 1]
+
+
+def _agreement(items: Items) -> Sequence[float]:
+    """Value = `[predicted yes, labelled yes]`: how often both are yes, and how often each."""
+    values = [[bool(flag) for flag in item["value"]] for item in items]
+    return sum(said and right for said, right in values), sum(said + right for said, right in values)
+
+
+def _mean_f1(totals: Totals) -> np.ndarray:
+    """Mean over the groups of 100 * F1; 0 for a group where yes never occurs."""
+    return np.mean([200 * total[..., 0] / np.maximum(total[..., 1], 1) for total in totals.values()], axis=0)
+
+
+def _answers_and_wholes(items: Items) -> Sequence[float]:
+    """Right answers, answers, and whether all of the unit are right."""
+    return *_sum_and_count(items), all(item["value"] for item in items), 1
+
+
+def _accuracy_and_plus(totals: Totals) -> np.ndarray:
+    """Sum over the groups (tasks) of 100 * (accuracy + accuracy of the units, which need every answer right)."""
+    return 100 * sum(total[..., 0] / total[..., 1] + total[..., 2] / total[..., 3] for total in totals.values())
+
+
+def _both_scores(items: Items) -> Sequence[float]:
+    """Value = `[reference's score, ours]`."""
+    return tuple(sum(float(item["value"][place]) for item in items) for place in (0, 1))
+
+
+def _ratio(totals: Totals) -> np.ndarray:
+    everything = sum(totals.values())
+    return 100 * everything[..., 1] / everything[..., 0]
+
+
+METRICS: Mapping[str, Metric] = {
+    "mean": Metric(_sum_and_count, lambda totals: 100 * _mean(totals)),
+    "mean_raw": Metric(_sum_and_count, _mean),
+    "pope_f1": Metric(_agreement, _mean_f1),
+    "mme": Metric(_answers_and_wholes, _accuracy_and_plus),
+    "ratio": Metric(_both_scores, _ratio),
+}
+
+
+def compute(metric: str, items: Items) -> float:
+    """The score of these items.
+
+    Raises:
+        RequestError: unknown metric, or no items.
+    """
+    totals = {group: table.sum(axis=0) for group, table in _tables(metric, items).items()}
+    return float(METRICS[metric].score(totals))
+
+
+def bootstrap(metric: str, items: Items, samples: int = 1000, seed: int = 0) -> np.ndarray:
+    """Scores `[samples]` of items drawn anew, whole units with replacement, as many in each group as there are.
+
+    Raises:
+        RequestError: unknown metric, or no items.
+    """
+    rng = np.random.default_rng(seed)
+    totals = {group: _resampled(table, samples, rng) for group, table in _tables(metric, items).items()}
+    return METRICS[metric].score(totals)
+
+
+def interval(metric: str, items: Items, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % confidence interval of the score, by bootstrap (percentiles)."""
+    low, high = np.percentile(bootstrap(metric, items, samples, seed), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _tables(metric: str, items: Items) -> dict[str, np.ndarray]:
+    """Group -> `[units, k]`."""
+    if metric not in METRICS:
+        raise RequestError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    if not items:
+        raise RequestError(f"no items to compute {metric!r} from: nothing was answered")
+    groups: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for item in items:
+        groups.setdefault(item["group"], {}).setdefault(item["unit"], []).append(item)
+    tally = METRICS[metric].tally
+    return {
+        group: np.array([tally(unit) for unit in units.values()], dtype=np.float64) for group, units in groups.items()
+    }
+
+
+def _resampled(table: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Totals `[samples, k]` of `samples` drawings from the units of a group `[units, k]`."""
+    units = len(table)
+    step = max(1, _MAX_DRAWS // units)
+    totals = [
+        rng.multinomial(units, np.full(units, 1 / units), size=min(step, samples - start)) @ table
+        for start in range(0, samples, step)
+    ]
+    return np.concatenate(totals)

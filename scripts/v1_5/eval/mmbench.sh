@@ -1,0 +1,17 @@
+#!/bin/bash
+# MMBench dev: answers with the option's letter, the table that the evaluation server takes, and their accuracy.
+. "$(dirname "$0")/../../lib/eval.sh"
+SPLIT=${SPLIT:-mmbench_dev_20230712}
+
+python -m llava.eval.model_vqa_mmbench "${COMMON[@]}" \
+    --question-file "$EVAL/mmbench/$SPLIT.tsv" \
+    --answers-file "$EVAL/mmbench/answers/$SPLIT/$CKPT.jsonl" \
+    --single-pred-prompt \
+    --conv-mode "$CONV_MODE" \
+    "$@"
+
+python "$SCRIPTS/convert_mmbench_for_submission.py" \
+    --annotation-file "$EVAL/mmbench/$SPLIT.tsv" \
+    --result-dir "$EVAL/mmbench/answers/$SPLIT" \
+    --upload-dir "$EVAL/mmbench/answers_upload/$SPLIT" \
+    --experiment "$CKPT"

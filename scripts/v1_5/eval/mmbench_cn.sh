@@ -1,0 +1,18 @@
+#!/bin/bash
+# MMBench dev in Chinese: answers with the option's letter, the table that the evaluation server takes, and their accuracy.
+. "$(dirname "$0")/../../lib/eval.sh"
+SPLIT=${SPLIT:-mmbench_dev_cn_20231003}
+
+python -m llava.eval.model_vqa_mmbench "${COMMON[@]}" \
+    --question-file "$EVAL/mmbench_cn/$SPLIT.tsv" \
+    --answers-file "$EVAL/mmbench_cn/answers/$SPLIT/$CKPT.jsonl" \
+    --lang cn \
+    --single-pred-prompt \
+    --conv-mode "$CONV_MODE" \
+    "$@"
+
+python "$SCRIPTS/convert_mmbench_for_submission.py" \
+    --annotation-file "$EVAL/mmbench_cn/$SPLIT.tsv" \
+    --result-dir "$EVAL/mmbench_cn/answers/$SPLIT" \
+    --upload-dir "$EVAL/mmbench_cn/answers_upload/$SPLIT" \
+    --experiment "$CKPT"

@@ -1,0 +1,73 @@
+"""Metrics of score files, and their bootstrap against plain resampling."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from llava.eval.metrics import bootstrap, compute, interval
+from llava.eval.score_file import item
+from llava.program import RequestError
+
+
+@pytest.mark.parametrize(
+    ("metric", "items", "score"),
+    [
+        ("mean", [item(1, 1), item(2, 0), item(3, 0.5), item(4, True)], 62.5),
+        ("mean_raw", [item(1, 3), item(2, 4)], 3.5),
+        # a: 1 of 2 yes found, no false yes: F1 = 2/3; b: yes neither said nor asked for.
+        ("pope_f1", [item(1, [1, 1], "a"), item(2, [0, 1], "a"), item(3, [0, 0], "b")], 100 / 3),
+        # t: 3 of 4 questions, 1 of 2 pictures; u: all.
+        (
+            "mme",
+            [item("p", 1, "t"), item("p", 1, "t"), item("q", 0, "t"), item("q", 1, "t"), item("p", 1, "u")],
+            75 + 50 + 200,
+        ),
+        ("ratio", [item(1, [8, 4]), item(2, [2, 6])], 100),
+    ],
+)
+def test_metrics(metric: str, items: list[dict], score: float) -> None:
+    assert compute(metric, items) == pytest.approx(score)
+    assert compute(metric, json.loads(json.dumps(items))) == pytest.approx(score)
+    assert bootstrap(metric, items, samples=7).shape == (7,)
+
+
+def test_no_items_and_unknown_metrics_are_refused() -> None:
+    with pytest.raises(RequestError, match="nothing was answered"):
+        compute("mean", [])
+    with pytest.raises(RequestError, match="known: mean, "):
+        compute("median", [item(1, 1)])
+
+
+def _draw(items: list[dict], rng: random.Random) -> list[dict]:
+    """One bootstrap sample by the book: whole units with replacement, group by group."""
+    drawn = []
+    for group in {entry["group"] for entry in items}:
+        units = sorted({entry["unit"] for entry in items if entry["group"] == group})
+        for number, unit in enumerate(rng.choices(units, k=len(units))):
+            members = [entry for entry in items if entry["group"] == group and entry["unit"] == unit]
+            drawn += [entry | {"unit": f"{unit} {number}"} for entry in members]
+    return drawn
+
+
+@pytest.mark.parametrize("metric", ["mean", "pope_f1", "mme"])
+def test_bootstrap_is_what_plain_resampling_gives(metric: str) -> None:
+    rng = random.Random(0)
+    values = {"mean": lambda: rng.random(), "pope_f1": lambda: [rng.random() < 0.5, rng.random() < 0.5]}
+    value = values.get(metric, lambda: int(rng.random() < 0.7))
+    items = [item(unit, value(), group) for group in "ab" for unit in range(15) for _ in range(2)]
+    plain = [compute(metric, _draw(items, rng)) for _ in range(1500)]
+    fast = bootstrap(metric, items, samples=1500)
+    assert np.mean(fast) == pytest.approx(np.mean(plain), abs=0.2 * np.std(plain))
+    assert np.std(fast) == pytest.approx(np.std(plain), rel=0.12)
+    low, high = interval(metric, items)
+    assert low < compute(metric, items) < high
+    assert interval(metric, items) == (low, high)
+
+
+def test_many_units_are_drawn_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [item(unit, unit % 2) for unit in range(50)]
+    monkeypatch.setattr("llava.eval.metrics._MAX_DRAWS", 120)
+    scores = bootstrap("mean", items, samples=33)
+    assert scores.shape == (33,) and 30 < scores.mean() < 70 and scores.std() > 0
