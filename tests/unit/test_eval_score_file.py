@@ -1,6 +1,5 @@
 """Score files and the JSON files beneath all scorers."""
 
-import json
 from pathlib import Path
 
 import pytest
