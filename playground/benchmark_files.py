@@ -141,7 +141,7 @@ def write_gqa(folder: Path, rng: random.Random, count: int) -> None:
 
 
 def write_vqav2(folder: Path, rng: random.Random, count: int) -> None:
-    """The full test file, its test-dev half, and the answers of ten people as the public splits have them."""
+    """The full test file, its test-dev half, and ten people's answers to that as the public splits have them."""
     rows, annotations = [], []
     for number, (image, question) in enumerate(short_questions(rng, count, folder / "test2015", "COCO_{:012d}.jpg")):
         rows.append({"question_id": number * 1000, "image": image, "text": question.text + SHORT_ANSWER})
@@ -161,8 +161,9 @@ def write_vqav2(folder: Path, rng: random.Random, count: int) -> None:
             }
         )
     write_json_lines(folder / "llava_vqav2_mscoco_test2015.jsonl", rows)
-    write_json_lines(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", rows[: -(-count // 2)])
-    write_json(folder / "v2_mscoco_test2015_annotations.json", {"annotations": annotations})
+    half = -(-count // 2)
+    write_json_lines(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", rows[:half])
+    write_json(folder / "v2_mscoco_test-dev2015_annotations.json", {"annotations": annotations[:half]})
 
 
 def write_vizwiz(folder: Path, rng: random.Random, count: int) -> None:

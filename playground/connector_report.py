@@ -16,7 +16,7 @@ from typing import Any
 from .connector_plots import draw_comparison, draw_elastic
 from .files import write_bytes
 from .language import CATEGORIES
-from .published_results import ABLATION_7B, BENCHMARKS
+from llava.eval.published_results import ABLATION_7B, BENCHMARKS
 
 RAW_RESULTS = "connectors.json"
 KINDS = (*CATEGORIES, "mean")

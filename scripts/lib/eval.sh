@@ -34,7 +34,6 @@ run_chunks() {
     mv "$merged" "$folder/merge.jsonl"
 }
 
-# The user's own copy of a third party's tool, where the data's archive brought it.
-note_missing() { # FILE WHAT
-    echo "$1 is not there: $2" >&2
+note() {
+    echo "note: $*" >&2
 }

@@ -11,3 +11,15 @@ run_chunks "$EVAL/gqa/answers/$SPLIT/$CKPT" llava.eval.model_vqa_loader "${COMMO
 
 python "$SCRIPTS/convert_gqa_for_eval.py" --src "$EVAL/gqa/answers/$SPLIT/$CKPT/merge.jsonl" \
     --dst "$EVAL/gqa/data/testdev_balanced_predictions.json"
+
+if [ -f "$EVAL/gqa/data/testdev_balanced_questions.json" ]; then
+    python -m llava.eval.eval_gqa \
+        --question-file "$EVAL/gqa/data/testdev_balanced_questions.json" \
+        --result-file "$EVAL/gqa/answers/$SPLIT/$CKPT/merge.jsonl" \
+        --score-file "$EVAL/gqa/scores/$CKPT.json"
+else
+    note "no accuracy: $EVAL/gqa/data/testdev_balanced_questions.json is not there"
+fi
+if [ -f "$EVAL/gqa/data/eval/eval.py" ]; then # GQA's own tool
+    cd "$EVAL/gqa/data" && python eval/eval.py --tier testdev_balanced
+fi

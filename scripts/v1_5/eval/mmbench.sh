@@ -15,3 +15,9 @@ python "$SCRIPTS/convert_mmbench_for_submission.py" \
     --result-dir "$EVAL/mmbench/answers/$SPLIT" \
     --upload-dir "$EVAL/mmbench/answers_upload/$SPLIT" \
     --experiment "$CKPT"
+
+python -m llava.eval.eval_mmbench \
+    --annotation-file "$EVAL/mmbench/$SPLIT.tsv" \
+    --result-file "$EVAL/mmbench/answers/$SPLIT/$CKPT.jsonl" \
+    --benchmark MMB \
+    --score-file "$EVAL/mmbench/scores/$CKPT.json"

@@ -16,3 +16,9 @@ python "$SCRIPTS/convert_mmbench_for_submission.py" \
     --result-dir "$EVAL/mmbench_cn/answers/$SPLIT" \
     --upload-dir "$EVAL/mmbench_cn/answers_upload/$SPLIT" \
     --experiment "$CKPT"
+
+python -m llava.eval.eval_mmbench \
+    --annotation-file "$EVAL/mmbench_cn/$SPLIT.tsv" \
+    --result-file "$EVAL/mmbench_cn/answers/$SPLIT/$CKPT.jsonl" \
+    --benchmark MMB-CN \
+    --score-file "$EVAL/mmbench_cn/scores/$CKPT.json"

@@ -1,15 +1,27 @@
 #!/bin/bash
-# VizWiz test: answers, and the file that the evaluation server takes.
+# VizWiz test: answers, and the file that the evaluation server takes. On a split with public answers, SPLIT=val, their
+# accuracy too.
 . "$(dirname "$0")/../../lib/eval.sh"
+SPLIT=${SPLIT:-test}
 
 python -m llava.eval.model_vqa_loader "${COMMON[@]}" \
-    --question-file "$EVAL/vizwiz/llava_test.jsonl" \
-    --image-folder "$EVAL/vizwiz/test" \
+    --question-file "$EVAL/vizwiz/llava_$SPLIT.jsonl" \
+    --image-folder "$EVAL/vizwiz/$SPLIT" \
     --answers-file "$EVAL/vizwiz/answers/$CKPT.jsonl" \
     --conv-mode "$CONV_MODE" \
     "$@"
 
 python "$SCRIPTS/convert_vizwiz_for_submission.py" \
-    --annotation-file "$EVAL/vizwiz/llava_test.jsonl" \
+    --annotation-file "$EVAL/vizwiz/llava_$SPLIT.jsonl" \
     --result-file "$EVAL/vizwiz/answers/$CKPT.jsonl" \
     --result-upload-file "$EVAL/vizwiz/answers_upload/$CKPT.json"
+
+if grep -qs '"answers"' "$EVAL/vizwiz/$SPLIT.json"; then
+    python -m llava.eval.eval_vqa \
+        --annotation-file "$EVAL/vizwiz/$SPLIT.json" \
+        --question-file "$EVAL/vizwiz/llava_$SPLIT.jsonl" \
+        --result-file "$EVAL/vizwiz/answers/$CKPT.jsonl" \
+        --score-file "$EVAL/vizwiz/scores/$CKPT.json"
+else
+    note "no accuracy: $EVAL/vizwiz/$SPLIT.json holds no answers (those of the test split are not public)"
+fi
