@@ -7,7 +7,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
-from llava.eval.gqa import as_predictions
+from llava.eval.eval_gqa import as_predictions
 from llava.eval.json_files import read_json_lines, write_json
 from llava.program import run_program
 

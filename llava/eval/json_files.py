@@ -9,6 +9,20 @@ from llava.files import write_text_atomically
 from llava.program import RequestError
 
 
+def read_text(path: str) -> str:
+    """The text of a file in UTF-8; `~` is expanded.
+
+    Raises:
+        OSError: the file cannot be read.
+        RequestError: it is not text in UTF-8.
+    """
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not a text file in UTF-8; is it the right file?") from error
+
+
 def read_json(path: str) -> Any:
     """The value of a JSON file; `~` is expanded.
 
@@ -17,7 +31,7 @@ def read_json(path: str) -> Any:
         RequestError: it is not JSON; names file and line.
     """
     try:
-        return json.loads(_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise RequestError(f"{path}, line {error.lineno}: not JSON ({error.msg}); is it the right file?") from error
 
@@ -41,6 +55,23 @@ def read_readable_lines(path: str, required: Sequence[str] = ()) -> tuple[list[d
         except RequestError:
             failures += 1
     return rows, failures
+
+
+def read_rows(path: str, required: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The objects of a JSON list or of a JSON-lines file, whichever the file holds.
+
+    Raises:
+        OSError: the file cannot be read.
+        RequestError: it holds neither, or an object lacks one of the `required` fields; names the place.
+    """
+    if not read_text(path).lstrip().startswith("["):
+        return read_json_lines(path, required)
+    rows = read_json(path)
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise RequestError(f"{path}, entry {number}: not a JSON object")
+        require_fields(row, f"{path}, entry {number}", required)
+    return rows
 
 
 def parse_object(line: str, place: str, required: Sequence[str] = ()) -> dict[str, Any]:
@@ -79,16 +110,8 @@ def write_json_lines(path: str, rows: Iterable[dict[str, Any]]) -> None:
     write_text_atomically(os.path.expanduser(path), "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _text(path: str) -> str:
-    try:
-        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not a text file in UTF-8; is it the right file?") from error
-
-
 def _lines(path: str) -> Iterator[tuple[int, str]]:
     # Not splitlines: U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield number, line
