@@ -13,10 +13,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from llava.eval.published_results import ABLATION_7B, BENCHMARKS
+
 from .connector_plots import draw_comparison, draw_elastic
 from .files import write_bytes
 from .language import CATEGORIES
-from llava.eval.published_results import ABLATION_7B, BENCHMARKS
 
 RAW_RESULTS = "connectors.json"
 KINDS = (*CATEGORIES, "mean")

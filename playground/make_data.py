@@ -28,8 +28,8 @@ FORMAT = 2  # raise when the data of the same arguments change
 STAMP = "stamp.json"
 # More counting than in pre-training: it is what pictures teach slowest.
 INSTRUCT_WEIGHTS = {"color": 2, "shape": 2, "count": 6, "position": 2, "yesno": 4, "word": 1}
-SHORT_SHARE = 0.4  # of the conversations about a picture
-OCR_SHARE = 0.3  # of these
+SHORT_SHARE, SHORT_TURNS = 0.5, 3  # of the conversations about a picture; of the turns of one
+OCR_SHARE = 0.2  # of these turns
 INSTRUCTIONS = (DESCRIBE, "What is in the picture?", "Describe what you see.")
 
 
@@ -105,11 +105,12 @@ def _write_training(out: Path, rng: random.Random, num_train: int, turns: int, s
 
 
 def _in_format(questions: list[Question], word: str | None, rng: random.Random) -> list[tuple[str, str]]:
-    """Some conversations say at their start that a single word is wanted, and some of these what word is to be read."""
+    """Some questions say, as benchmarks do, that a single word is wanted, and some of these what word is to be read."""
     pairs = [(q.text, q.answer) for q in questions]
     if rng.random() < SHORT_SHARE:
-        read = f"{OCR_HINT}{word or ''}" if rng.random() < OCR_SHARE else ""
-        pairs[0] = (pairs[0][0] + read + SHORT_ANSWER, pairs[0][1])
+        for place in rng.sample(range(len(pairs)), min(SHORT_TURNS, len(pairs))):
+            read = f"{OCR_HINT}{word or ''}" if rng.random() < OCR_SHARE else ""
+            pairs[place] = (questions[place].text + read + SHORT_ANSWER, questions[place].answer)
     return pairs
 
 

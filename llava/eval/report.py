@@ -19,15 +19,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from llava.eval.metrics import compute, interval
-from llava.eval.mme import PERCEPTION
+from llava.eval.mme_files import PERCEPTION
 from llava.eval.published_results import (
     ACFORMER_ABLATION,
     ACFORMER_BENCHMARKS,
     ACFORMER_MAIN,
+    ACFORMER_SCALING,
     BENCHMARKS,
+    SCALING_BENCHMARKS,
     VLORA_BENCHMARKS,
     VLORA_MAIN,
     PublishedRow,
@@ -262,8 +263,8 @@ def write_report(results: Results, baseline: str, samples: int, with_published: 
         "## Protocol",
         "\n".join(protocol_lines(results)),
         "## Results",
-        f"POPE: mean F1 of the categories. MME: perception and cognition. SQA: problems with a picture. Speed: answers/s "
-        f"relative to {baseline} on the same machine; published: throughput of stage 1 relative to LLaVA-1.5.",
+        "POPE: mean F1 of the categories. MME: perception and cognition. SQA: problems with a picture. Speed: answers/s"
+        f" relative to {baseline} on the same machine; published: throughput of stage 1 relative to LLaVA-1.5.",
         results_table(results, ACFORMER_BENCHMARKS, ACFORMER_MAIN if with_published else (), baseline),
     ]
     if with_published or any(name in by for by in results.values() for name in set(VLORA_BENCHMARKS) - {"MMB", "SQA"}):
@@ -281,9 +282,11 @@ def write_report(results: Results, baseline: str, samples: int, with_published: 
         parts += ["## Notes", "\n".join(notes)]
     parts += ["## Missing", "\n".join(gaps) or "Nothing: every score rests on all questions of its benchmark."]
     if with_published:
-        header = ["connector, language model", "visual tokens", *BENCHMARKS]
-        rows = _published_rows(ACFORMER_ABLATION, BENCHMARKS, with_speed=False)
-        parts += ["## AcFormer's ablation (published)", _table(header, rows)]
+        for title, benchmarks, rows in (
+            ("AcFormer's ablation", BENCHMARKS, ACFORMER_ABLATION),
+            ("AcFormer's data scaling", SCALING_BENCHMARKS, ACFORMER_SCALING),
+        ):
+            parts += [f"## {title} (published)", results_table({}, benchmarks, rows, None)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,0 +1,127 @@
+"""The report: which files it reads, what its tables, gaps, protocol and plot say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from llava.eval import report
+from llava.eval.metrics import interval
+from llava.eval.published_results import ACFORMER_ABLATION, ACFORMER_BENCHMARKS, ACFORMER_MAIN
+from llava.eval.score_file import item, write_score
+from llava.program import RequestError
+
+RUN = {"num_visual_tokens": 17, "connector": "acformer", "conv_mode": "vicuna_v1", "temperature": 0.0, "seconds": 0.5}
+
+
+def _score(
+    folder: Path, experiment: str, benchmark: str, values: list[float], run: dict[str, Any] | None = None, **more: Any
+) -> None:
+    counts = {"expected": len(values), "answered": len(values)} | more
+    details = counts.pop("details", {})
+    items = [item(n, value) for n, value in enumerate(values)]
+    answers = [{"metadata": run}] if run else []
+    path = folder / benchmark / "scores" / f"{experiment}.json"
+    write_score(str(path), benchmark, experiment, "mean", items, details=details, answers=answers, **counts)
+
+
+def _make(folder: Path, *flags: str) -> str:
+    out = folder / "out" / "report.md"
+    report.main(report.build_parser().parse_args([str(folder), "--out", str(out), *flags]))
+    return out.read_text(encoding="utf-8")
+
+
+def _rows(text: str, section: str) -> dict[str, list[str]]:
+    """First cell -> the other cells of the section's table."""
+    body = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mlp = RUN | {"connector": "mlp2x_gelu", "num_visual_tokens": 64, "seconds": 1.0}
+    _score(tmp_path, "a", "GQA", [1, 1, 0, 1], RUN | {"max_new_tokens": 128})
+    _score(tmp_path, "a", "POPE", [1, 0], RUN | {"max_new_tokens": 16}, expected=3, details={"subset": "new", "n": 3})
+    _score(tmp_path, "b", "GQA", [1, 0], mlp)
+    _score(tmp_path, "c", "Mine", [1, 0])
+    text = _make(tmp_path)
+    low, high = interval("mean", [item(n, value) for n, value in enumerate([1, 1, 0, 1])])
+    results = _rows(text, "Results")
+    assert results["model"] == ["visual tokens", *ACFORMER_BENCHMARKS, "speed"]
+    place = {name: number for number, name in enumerate(results["model"])}
+    assert results["a"][0] == "17" and results["a"][place["GQA"]] == f"**75.0** [{low:.1f}, {high:.1f}]"
+    assert results["a"][place["POPE"]].startswith("**50.0**\\* [") and results["a"][place["MME"]] == "–"
+    assert (results["a"][-1], results["b"][-1], results["c"][-1]) == ("2.00", "1.00", "?")  # b has the MLP
+    assert results["c"][0] == "?"
+    assert results["*LLaVA-1.5-7B (published)*"][:3] == ["576", "85.9", "1794.6"]
+    assert _rows(text, "Other benchmarks")["c"][1].startswith("**50.0**")
+    assert _rows(text, "The columns of VLoRA's paper")["*VLoRA-v1-7B (published)*"][:2] == ["0", "63.4"]
+    assert text.count("(published)* |") == 6 + 6 + 20 + 4  # main tables, VLoRA's, ablation, data scaling
+    assert "max_new_tokens 128 (GQA), 16 (POPE)" in text and "connector acformer; num_visual_tokens 17" in text
+    assert "- c: not told by the answers to Mine" in text
+    assert "- a, POPE: subset: new" in text and "n: 3" not in text
+    gaps = text.split("## Missing\n")[1].split("\n## ")[0]
+    assert "- a: POPE has answers to 2 of 3 questions" in gaps
+    assert "- b: no score file of POPE; `bash scripts/v1_5/eval/pope.sh`" in gaps
+    assert "no score file of GQA" in gaps and "a: no score file of GQA" not in gaps
+    assert "missing - a: POPE has answers to 2 of 3" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "report.png") as plot:
+        assert min(plot.size) > 300
+    assert "](report.png)" in text
+
+
+def test_nothing_is_missing(tmp_path: Path) -> None:
+    for name in ACFORMER_BENCHMARKS:
+        _score(tmp_path, "a", name, [1, 0], RUN)
+    text = _make(tmp_path, "--no-published", "--no-plot")
+    assert "Nothing: every score rests on all questions" in text
+    assert "(published)" not in text and "report.png" not in text
+    assert not (tmp_path / "out" / "report.png").exists()
+
+
+def test_perception_stands_apart(tmp_path: Path) -> None:
+    items = [item("p", 1, "existence"), item("p", 1, "existence"), item("q", 1, "code_reasoning")]
+    path = tmp_path / "scores" / "a.json"
+    write_score(str(path), "MME", "a", "mme", items, details={}, expected=3, answered=3)
+    text = _make(tmp_path)
+    assert _rows(text, "Results")["a"][2].startswith("**400.0**")
+    assert _rows(text, "The columns of VLoRA's paper")["a"][2].startswith("**200.0**")
+
+
+def test_unclear_facts_are_not_guessed(tmp_path: Path) -> None:
+    """Two budgets under one name: no tokens, no point in the plot."""
+    _score(tmp_path, "a", "GQA", [1], RUN)
+    _score(tmp_path, "a", "POPE", [1], RUN | {"num_visual_tokens": 65})
+    text = _make(tmp_path)
+    assert _rows(text, "Results")["a"][0] == "?"
+    assert "num_visual_tokens 17 (GQA), 65 (POPE)" in text
+    assert not (tmp_path / "out" / "report.png").exists()
+
+
+def test_bad_results_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="nowhere does not exist"):
+        report.find_score_files([str(tmp_path / "nowhere")])
+    with pytest.raises(RequestError, match="holds no score files"):
+        report.find_score_files([str(tmp_path)])
+    _score(tmp_path, "a", "GQA", [1])
+    files = report.find_score_files([str(tmp_path), str(tmp_path / "GQA" / "scores" / "a.json")])
+    assert len(files) == 1
+    with pytest.raises(RequestError, match="--baseline z: no such experiment"):
+        _make(tmp_path, "--baseline", "z")
+    (tmp_path / "GQA" / "scores" / "b.json").write_text((tmp_path / "GQA" / "scores" / "a.json").read_text())
+    with pytest.raises(RequestError, match=r"a\.json and .*b\.json both hold GQA of a"):
+        _make(tmp_path)
+    (tmp_path / "GQA" / "scores" / "b.json").write_text(json.dumps({"score": 1}))
+    with pytest.raises(RequestError, match=r"b\.json: there is no 'benchmark'"):
+        _make(tmp_path)
+
+
+def test_published_rows_agree_with_each_other() -> None:
+    """What stands in two tables of the paper is the same in both."""
+    ablation = {(row.name, row.num_visual_tokens): row.scores for row in ACFORMER_ABLATION}
+    for row in ACFORMER_MAIN:
+        for name, score in row.scores.items():
+            same = ablation.get((f"acformer, {row.name[-2:]}", row.num_visual_tokens), {}) if "Ac" in row.name else {}
+            assert same.get(name, score) == pytest.approx(score, abs=1)
