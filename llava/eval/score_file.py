@@ -77,11 +77,18 @@ def mme(items: Items) -> float:
     return total
 
 
+def relative(items: Items) -> float:
+    """100 times the sum of our scores by the sum of the reference's; value = `[reference, ours]`."""
+    reference = sum(float(item["value"][0]) for item in items)
+    return 100 * sum(float(item["value"][1]) for item in items) / reference if reference else 0.0
+
+
 METRICS: Mapping[str, Callable[[Items], float]] = {
     "mean": mean,
     "mean_raw": mean_raw,
     "pope_f1": pope_f1,
     "mme": mme,
+    "relative": relative,
 }
 
 
