@@ -1,6 +1,9 @@
 """Reviews of two answers: rules, prompts, scores, resumption, summaries (contract: eval.md 4.6, 4.7)."""
 
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,6 +194,28 @@ def test_a_run_goes_on_where_it_was_killed(files: dict[str, str], judge: JudgeDo
     assert run(eval_gpt_review_bench, files, judge) == whole, "nothing is left to do"
 
 
+def test_killed_program_leaves_every_review(files: dict[str, str], judge: JudgeDouble) -> None:
+    """The program by its path; it is killed while the judge thinks about the third question."""
+    third, killed, reply = threading.Event(), threading.Event(), judge.reply
+
+    def hold(message: str) -> str:
+        if "What 2?" in message:
+            third.set()
+            killed.wait(30)
+        return reply(message)
+
+    judge.reply = hold
+    program = [sys.executable, eval_gpt_review_bench.__file__, "-q", files["question"], "-c", files["context"]]
+    program += ["-a", files["reference"], files["ours"], "-o", files["output"], "--judge-base-url", judge.base_url]
+    process = subprocess.Popen(program, cwd=Path(files["question"]).parent)
+    assert third.wait(60)
+    process.kill()
+    process.wait()
+    killed.set()
+    assert [record["id"] for record in read(Path(files["output"]))] == [1, 2]
+    assert [record["id"] for record in run(eval_gpt_review_bench, files, judge)] == [1, 2, 3, 4]
+
+
 def test_what_was_judged_is_kept(files: dict[str, str], judge: JudgeDouble) -> None:
     judge.failures = [(), (), (401, "key")]
     with pytest.raises(RequestError, match="refused"):
@@ -250,6 +275,12 @@ def test_failures_enter_no_average(tmp_path: Path, capsys: pytest.CaptureFixture
     assert score.score == pytest.approx(100 * 16 / 18)
     assert (score.expected, score.answered) == (4, 2)
     assert score.details["b"] == 75.0
+
+
+def test_means_are_rounded_before_they_are_divided() -> None:
+    means = summarize_gpt_review.summarize({"tuple": pair} for pair in ([0, 2], [0, 3], [1, 3]))
+    assert means["all"].line("all") == "all 800.9 3.3 26.7"
+    assert summarize_gpt_review.summarize([{"tuple": [0, 3]}])["all"].relative == 0
 
 
 def test_which_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
