@@ -14,6 +14,7 @@ from llava.eval import (
     eval_gpt_review,
     eval_gpt_review_bench,
     eval_gpt_review_visual,
+    generate_webpage_data_from_table,
     qa_baseline_gpt35,
     review,
     score_file,
@@ -327,3 +328,34 @@ def test_baseline(tmp_path: Path) -> None:
     assert answers == [
         {"question_id": number, "model_id": "gpt-3.5-turbo:20230327", "text": text} for number, text in texts.items()
     ]
+
+
+# --- the web page's data ---
+
+
+def test_webpage_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parser = generate_webpage_data_from_table.build_parser()
+    with pytest.raises(RequestError, match=r"answer_<model>.jsonl"):
+        generate_webpage_data_from_table.main(parser.parse_args([]))
+    for folder in ("table/answer", "table/review"):
+        Path(folder).mkdir(parents=True)
+    write(
+        Path("table/question.jsonl"),
+        [{"question_id": 1, "text": "Q", "category": "conv"}, {"question_id": 2, "text": "R"}],
+    )
+    write(Path("table/answer/answer_a.jsonl"), [{"question_id": 2, "text": "a2"}, {"question_id": 1, "text": "a1"}])
+    write(Path("table/answer/answer_b.jsonl"), [{"question_id": 1, "text": "b1"}])
+    write(Path("table/review/review_a.jsonl"), [{"question_id": 1, "content": "8 9", "tuple": [8, 9]}])
+    generate_webpage_data_from_table.main(parser.parse_args([]))
+    data = json.loads(Path("webpage/data.json").read_text())
+    assert data["models"] == ["a", "b"]
+    assert data["questions"][0] == {
+        "id": 1,
+        "category": "conv",
+        "question": "Q",
+        "answers": {"a": "a1", "b": "b1"},
+        "evaluations": {"a": "8 9"},
+        "scores": {"a": [8, 9]},
+    }
+    assert data["questions"][1]["answers"] == {"a": "a2"}
