@@ -39,7 +39,7 @@ EXTRAS["build"] = ["build>=1.2", "twine>=5"]
 
 setup(
     packages=find_namespace_packages(include=["llava", "llava.*"]),
-    package_data={"llava.serve": ["examples/*.jpg"]},
+    package_data={"llava.eval": ["table/*.json"], "llava.serve": ["examples/*.jpg"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -66,9 +66,11 @@ def _both_scores(items: Items) -> Sequence[float]:
     return tuple(sum(float(item["value"][place]) for item in items) for place in (0, 1))
 
 
-def _ratio(totals: Totals) -> np.ndarray:
+def _relative(totals: Totals) -> np.ndarray:
+    """100 times our scores by the reference's; 0 where the reference has none."""
     everything = sum(totals.values())
-    return 100 * everything[..., 1] / everything[..., 0]
+    reference = everything[..., 0]
+    return 100 * np.where(reference == 0, 0, everything[..., 1] / np.where(reference == 0, 1, reference))
 
 
 METRICS: Mapping[str, Metric] = {
@@ -76,7 +78,7 @@ METRICS: Mapping[str, Metric] = {
     "mean_raw": Metric(_sum_and_count, _mean),
     "pope_f1": Metric(_agreement, _mean_f1),
     "mme": Metric(_answers_and_wholes, _accuracy_and_plus),
-    "ratio": Metric(_both_scores, _ratio),
+    "relative": Metric(_both_scores, _relative),
 }
 
 

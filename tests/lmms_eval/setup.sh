@@ -21,7 +21,7 @@ added=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("pur
 echo "$repository" >>"$added/base.pth"
 
 log=$folder/install.log
-install() { "$folder/bin/python" -m pip install --no-input "$@" >>"$log" 2>&1; }
+install() { "$folder/bin/python" -m pip install --no-input --retries 1 --timeout 30 "$@" >>"$log" 2>&1; }
 if ! { install --no-deps lmms-eval==0.7.3 && install -c "$repository/requirements.lock" -r "$here/requirements.txt"; }; then
     tail -n 5 "$log" >&2
     echo "error: the installation failed (whole log: $log)" >&2

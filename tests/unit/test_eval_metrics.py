@@ -24,7 +24,8 @@ from llava.program import RequestError
             [item("p", 1, "t"), item("p", 1, "t"), item("q", 0, "t"), item("q", 1, "t"), item("p", 1, "u")],
             75 + 50 + 200,
         ),
-        ("ratio", [item(1, [8, 4]), item(2, [2, 6])], 100),
+        ("relative", [item(1, [8, 4]), item(2, [2, 6])], 100),
+        ("relative", [item(1, [0, 4])], 0),
     ],
 )
 def test_metrics(metric: str, items: list[dict], score: float) -> None:

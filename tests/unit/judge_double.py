@@ -1,0 +1,58 @@
+"""An OpenAI-compatible server on loopback whose replies a test gives, for tests of judges."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from types import MappingProxyType
+from typing import Any
+
+from tests.serve_doubles import Server, send_json
+
+PATH = "/v1/chat/completions"
+
+
+class JudgeDouble(Server):
+    """Answers every request with `reply(user message)`.
+
+    Attributes:
+        failures: statuses (and error codes) of the next requests, before it answers; None breaks the connection.
+        newer: it knows the limit of a reply only as `max_completion_tokens`.
+    """
+
+    routes = MappingProxyType({PATH: "complete"})
+
+    def __init__(self, reply: Callable[[str], str]) -> None:
+        super().__init__()
+        self.reply = reply
+        self.failures: list[tuple[int, str] | None] = []
+        self.newer = False
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+    def complete(self, handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
+        failure: Any = self.failures.pop(0) if self.failures else ()
+        if self.newer and "max_tokens" in request:
+            failure = (400, "use max_completion_tokens")
+        if failure is None:
+            handler.close_connection = True
+        elif failure:
+            status, code = failure
+            send_json(handler, {"error": {"message": f"failed: {code}", "code": code}}, status)
+        else:
+            text = self.reply(request["messages"][1]["content"])
+            message = {"role": "assistant", "content": text}
+            choice = {"index": 0, "finish_reason": "stop", "message": message}
+            send_json(
+                handler, {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+            )
+
+
+@contextmanager
+def judge_double(reply: Callable[[str], str]) -> Iterator[JudgeDouble]:
+    server = JudgeDouble(reply)
+    try:
+        yield server
+    finally:
+        server.close()
