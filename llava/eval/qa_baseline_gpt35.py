@@ -11,9 +11,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llava.eval.answers_file import short_uuid
 from llava.eval.json_files import read_json_lines, write_json_lines
 from llava.eval.judge import Judge, JudgeUnreachableError, add_judge_arguments, judge_from, map_in_order
-from llava.eval.answers_file import short_uuid
 from llava.program import run_program
 
 logger = logging.getLogger(__name__)

@@ -198,7 +198,7 @@ def protocol_lines(results: Results) -> list[str]:
             elif values:
                 facts.append(f"{field} " + ", ".join(f"{value} ({', '.join(on)})" for value, on in values.items()))
         if silent:
-            facts.append(f"not told by the answers to {', '.join(silent)} (--record-run of the generators)")
+            facts.append(f"not told for {', '.join(silent)} (--record-run of the generators)")
         lines.append(f"- {experiment}: {'; '.join(facts)}")
     return lines
 

@@ -60,7 +60,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _rows(text, "The columns of VLoRA's paper")["*VLoRA-v1-7B (published)*"][:2] == ["0", "63.4"]
     assert text.count("(published)* |") == 6 + 6 + 20 + 4  # main tables, VLoRA's, ablation, data scaling
     assert "max_new_tokens 128 (GQA), 16 (POPE)" in text and "connector acformer; num_visual_tokens 17" in text
-    assert "- c: not told by the answers to Mine" in text
+    assert "- c: not told for Mine" in text
     assert "- a, POPE: subset: new" in text and "n: 3" not in text
     gaps = text.split("## Missing\n")[1].split("\n## ")[0]
     assert "- a: POPE has answers to 2 of 3 questions" in gaps

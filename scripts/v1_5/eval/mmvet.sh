@@ -1,5 +1,5 @@
 #!/bin/bash
-# MM-Vet: answers, and the file that the evaluation server takes.
+# MM-Vet: answers, and the file that the evaluation server takes; with JUDGE_BASE_URL also their grades.
 . "$(dirname "$0")/../../lib/eval.sh"
 
 python -m llava.eval.model_vqa "${COMMON[@]}" \
@@ -12,3 +12,13 @@ python -m llava.eval.model_vqa "${COMMON[@]}" \
 python "$SCRIPTS/convert_mmvet_for_eval.py" \
     --src "$EVAL/mm-vet/answers/$CKPT.jsonl" \
     --dst "$EVAL/mm-vet/results/$CKPT.json"
+
+# Graded by the evaluation server, or here by any OpenAI-compatible judge (not comparable with the server's figures).
+if [ -n "${JUDGE_BASE_URL:-}" ]; then
+    python -m llava.eval.eval_mmvet \
+        --annotation-file "$EVAL/mm-vet/mm-vet.json" \
+        --result-file "$EVAL/mm-vet/results/$CKPT.json" \
+        --output "$EVAL/mm-vet/grades/$CKPT.jsonl" \
+        --score-file "$EVAL/mm-vet/scores/$CKPT.json" \
+        --judge-base-url "$JUDGE_BASE_URL" ${JUDGE_MODEL:+--judge-model "$JUDGE_MODEL"}
+fi
