@@ -110,7 +110,12 @@ class Judge:
                 raise
             self._limit = "max_completion_tokens"  # newer models know the limit by this name only
             reply = self._client.chat.completions.create(**request, **{self._limit: self.options.max_tokens})
-        return reply.choices[0].message.content or "" if reply.choices else ""
+        choices = getattr(reply, "choices", None)  # a page of some other server comes back as text
+        if choices is None:
+            raise RequestError(
+                f"{self._client.base_url} is no OpenAI-compatible server; --judge-base-url goes up to and with /v1"
+            )
+        return choices[0].message.content or "" if choices else ""
 
     def _refusal(self, error: Any) -> str:
         remedies = {

@@ -79,6 +79,12 @@ def test_refusals_end_at_once(server: JudgeDouble, failure: tuple[int, str], rem
     assert len(server.asked(PATH)) == 1
 
 
+def test_some_other_server(server: JudgeDouble) -> None:
+    server.is_web_page = True
+    with pytest.raises(RequestError, match=r"no OpenAI-compatible server.*/v1"):
+        judge(server).ask("s", "u")
+
+
 def test_newer_models_name_the_limit_otherwise(server: JudgeDouble) -> None:
     server.newer = True
     client = judge(server, max_tokens=9)
