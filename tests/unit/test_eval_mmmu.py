@@ -138,7 +138,7 @@ def test_answers_of_the_generator(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         ([], "holds no questions"),
         ([{"id": "validation_Math_1"}], "no 'question_type' and no 'answer'"),
-        ([_choice("validation_Math_1", "A") | {"index2ans": None}], "without 'index2ans'"),
+        ([_choice("validation_Math_1", "A") | {"index2ans": None}], "'index2ans' is not an object of texts"),
         ([_choice("17", "A")], "the id '17' is not <split>_<subject>_<number>"),
         ([QUESTIONS[0]] * 2, "validation_Electronics_1 occurs twice"),
         (QUESTIONS[:1], "answers none of the 1 questions"),
