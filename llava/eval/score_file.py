@@ -117,9 +117,12 @@ def run_facts(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for field in dict.fromkeys(field for record in records for field in record):
         values = [record[field] for record in records if field in record]
         if field == "seconds":
-            facts[field] = sum(values) / len(values)
+            facts[field] = sum(map(float, values)) / len(values)
         else:
-            different = [value for place, value in enumerate(values) if value not in values[:place]]
+            different: list[Any] = []
+            for value in values:
+                if value not in different:
+                    different.append(value)
             facts[field] = different[0] if len(different) == 1 else different
     return facts | {"answers": len(records)}
 

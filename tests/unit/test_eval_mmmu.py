@@ -52,6 +52,7 @@ def test_normal_form(text: str, values: list) -> None:
         ("-1.5e3 or .25", {"-1.5e3 or .25", -1500.0, -1.0, 3.0, 0.25}),  # and those inside a scientific one
         ("First = 3\nso it is 4", {4.0}),  # an equation counts in the last line only
         ("Paris", {"paris"}),
+        (" ANSWER 30. ", {30.0}),
     ],
 )
 def test_open_reply(reply: str, values: set) -> None:
