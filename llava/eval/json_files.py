@@ -88,7 +88,7 @@ def read_rows(path: str, required: Fields = ()) -> list[dict[str, Any]]:
 
     Raises:
         OSError: the file cannot be read.
-        RequestError: it holds neither, or an object its fields are not those `required`; names the place.
+        RequestError: it holds neither, or the fields of an object are not those `required`; names the place.
     """
     if not read_text(path).lstrip().startswith("["):
         return read_json_lines(path, required)
