@@ -7,6 +7,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
+from llava.eval.answers import ANSWER_FIELDS
 from llava.eval.eval_gqa import as_predictions
 from llava.eval.json_files import read_json_lines, write_json
 from llava.program import run_program
@@ -20,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    write_json(args.dst, as_predictions(read_json_lines(args.src, ["question_id", "text"])))
+    write_json(args.dst, as_predictions(read_json_lines(args.src, ANSWER_FIELDS)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import argparse
 from typing import TYPE_CHECKING
 
-from llava.eval.answers import Answer, match_answers, note
+from llava.eval.answers import ANSWER_FIELDS, Answer, match_answers, note
 from llava.eval.json_files import read_json_lines
 from llava.extras import require_extra
 from llava.files import write_atomically
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     require_extra("openpyxl", "eval")
     source = os.path.join(args.result_dir, f"{args.experiment}.jsonl")
     table = read_table(args.annotation_file)
-    answers = answers_to_show(read_json_lines(source, ["question_id", "text"]))
+    answers = answers_to_show(read_json_lines(source, ANSWER_FIELDS))
     by_id, coverage = match_answers(table["index"], answers, source)
     for line in coverage.warnings("are submitted empty"):
         note(line)

@@ -7,6 +7,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
+from llava.eval.answers import ANSWER_FIELDS
 from llava.eval.json_files import read_json_lines, write_json
 from llava.program import run_program
 
@@ -19,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    answers = read_json_lines(args.src, ["question_id", "text"])
+    answers = read_json_lines(args.src, ANSWER_FIELDS)
     write_json(args.dst, {f"v1_{answer['question_id']}": answer["text"] for answer in answers}, indent=2)
 
 

@@ -7,7 +7,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
-from llava.eval.answers import match_answers, note
+from llava.eval.answers import ANSWER_FIELDS, match_answers, note
 from llava.eval.json_files import read_json_lines, write_json_lines
 from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.eval.seed import question_key, read_annotation, score_answers
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
         RequestError: input that cannot be used.
     """
     annotation = read_annotation(args.annotation_file)
-    answers = read_json_lines(args.result_file, ["question_id", "text"])
+    answers = read_json_lines(args.result_file, ANSWER_FIELDS)
     ids = [question["question_id"] for question in annotation["questions"]]
     by_id, coverage = match_answers(ids, answers, args.result_file, key=question_key)
     result = score_answers(annotation, by_id)

@@ -15,7 +15,7 @@ from typing import Any
 
 from convert_sqa_to_llava_base_prompt import build_prompt_chatbot
 
-from llava.eval.json_files import read_json, write_json, write_json_lines
+from llava.eval.json_files import read_json_object, require_fields, write_json, write_json_lines
 from llava.program import RequestError, run_program
 
 
@@ -50,10 +50,11 @@ def convert_to_jsonl(base_dir: str, split: str, prompt_format: str = "QCM-LEPA")
 def _problems(base_dir: str, split: str, prompt_format: str) -> Iterator[tuple[str, str | None, str, str]]:
     """`(id, name of the picture, what the human says, what the model says)`"""
     splits_path = os.path.join(base_dir, "pid_splits.json")
-    splits = read_json(splits_path)
-    problems = read_json(os.path.join(base_dir, "problems.json"))
+    splits = read_json_object(splits_path)
+    problems = read_json_object(os.path.join(base_dir, "problems.json"))
     if split not in splits:
         raise RequestError(f"{splits_path} has no split {split!r}; it has {', '.join(splits)}")
+    require_fields(splits, splits_path, {split: list[str]})
     for problem_id, (question, answer) in build_prompt_chatbot(problems, splits[split], prompt_format).items():
         image = problems[problem_id].get("image")
         yield problem_id, image, question if image is None else f"{question}\n<image>", answer

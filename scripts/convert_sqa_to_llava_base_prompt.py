@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llava.eval.json_files import require_fields
 from llava.program import RequestError
 
 LETTERS = ("A", "B", "C", "D", "E")
@@ -52,6 +53,8 @@ class _Parts:
 def _because(*texts: str) -> str:
     return f"BECAUSE: {' '.join(texts)}"
 
+
+_OPTIONAL = ("hint", "caption", "lecture", "solution", "image")
 
 _INPUTS: Mapping[str, Callable[[_Parts], str]] = {
     "CQM": lambda p: f"{p.setting}{p.ask}{p.options}",
@@ -161,9 +164,9 @@ def _writers(prompt_format: str) -> tuple[Callable[[_Parts], str], Callable[[_Pa
 
 
 def _parts(problem: Problem, problem_id: str, use_caption: bool, options: Sequence[str]) -> _Parts:
-    missing = [name for name in ("question", "choices", "answer") if name not in problem]
-    if missing:
-        raise RequestError(f"problem {problem_id} has no {' and no '.join(map(repr, missing))}")
+    place = f"problem {problem_id}"
+    require_fields(problem, place, {"question": str, "choices": list[str], "answer": int})
+    require_fields({name: problem.get(name) or "" for name in _OPTIONAL}, place, dict.fromkeys(_OPTIONAL, str))
     choices, answer = problem["choices"], problem["answer"]
     if len(choices) > len(options) or not 0 <= answer < len(choices):
         raise RequestError(f"problem {problem_id}: {len(choices)} choices, answer {answer}, {len(options)} letters")

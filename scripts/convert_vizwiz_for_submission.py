@@ -8,7 +8,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import argparse
 
 from llava.eval.answer_normalisation import normalise_answer
-from llava.eval.answers import IncompleteError, match_answers, note
+from llava.eval.answers import ANSWER_FIELDS, IncompleteError, match_answers, note
 from llava.eval.json_files import read_json_lines, read_readable_lines, write_json
 from llava.program import run_program
 
@@ -27,8 +27,8 @@ def main(args: argparse.Namespace) -> None:
         IncompleteError: a question has no answer; the server takes complete submissions only.
         RequestError: input that cannot be used.
     """
-    questions = read_json_lines(args.annotation_file, ["question_id", "image"])
-    answers, unreadable = read_readable_lines(args.result_file, ["question_id", "text"])
+    questions = read_json_lines(args.annotation_file, {"question_id": str | int, "image": str})
+    answers, unreadable = read_readable_lines(args.result_file, ANSWER_FIELDS)
     ids = [question["question_id"] for question in questions]
     by_id, coverage = match_answers(ids, answers, args.result_file)
     total = len({str(answer["question_id"]) for answer in answers})

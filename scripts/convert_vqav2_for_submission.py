@@ -11,7 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import argparse
 
 from llava.eval.answer_normalisation import normalise_answer
-from llava.eval.answers import match_answers, note
+from llava.eval.answers import ANSWER_FIELDS, match_answers, note
 from llava.eval.json_files import read_json_lines, read_readable_lines, write_json
 from llava.program import run_program
 
@@ -32,8 +32,8 @@ def main(args: argparse.Namespace) -> None:
         RequestError: input that cannot be used.
     """
     source = os.path.join(args.dir, "answers", args.split, args.ckpt, "merge.jsonl")
-    questions = read_json_lines(os.path.join(args.dir, TEST_QUESTIONS), ["question_id"])
-    answers, unreadable = read_readable_lines(source, ["question_id", "text"])
+    questions = read_json_lines(os.path.join(args.dir, TEST_QUESTIONS), {"question_id": str | int})
+    answers, unreadable = read_readable_lines(source, ANSWER_FIELDS)
     by_id, coverage = match_answers([question["question_id"] for question in questions], answers, source)
     total = len({str(answer["question_id"]) for answer in answers})
     print(f"total results: {total}, total split: {len(questions)}, error_line: {unreadable}")

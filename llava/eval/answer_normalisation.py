@@ -55,7 +55,7 @@ def normalise_answer(text: str) -> str:
 def clean(text: str) -> str:
     """Lower case, without `,` and `?`, with `'s` set apart and no newline or tab."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return text.replace("\n", " ").replace("\t", " ").strip()
+    return text.replace("\n", " ").replace("\t", " ")
 
 
 def remove_punctuation(text: str) -> str:

@@ -9,6 +9,10 @@ from llava.program import RequestError
 
 Answer = Mapping[str, Any]
 
+# What the scorers need of an answer; the generators write more.
+ANSWER_FIELDS = {"question_id": str | int, "text": str}
+PROMPTED_FIELDS = ANSWER_FIELDS | {"prompt": str}
+
 
 class IncompleteError(RequestError, AssertionError):
     """Input that upstream refuses by an assertion; also an AssertionError, for callers that expect one (*compat*)."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.eval.accuracy_table import by_group, percent, table
-from llava.eval.answers import Answer, match_answers, note
-from llava.eval.json_files import read_json, read_rows, require_fields
+from llava.eval.answers import ANSWER_FIELDS, Answer, match_answers, note
+from llava.eval.json_files import read_json_object, read_rows, require_fields, require_rows
 from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.program import RequestError, run_program
 
@@ -70,13 +70,13 @@ def score_predictions(questions: Mapping[str, Question], predictions: Mapping[st
         predictions: id -> prediction.
     """
     right = {name: predictions.get(name) == question["answer"] for name, question in questions.items()}
-    types = {name: question["types"] for name, question in questions.items() if "types" in question}
+    types = {name: question["types"] for name, question in questions.items() if question.get("types")}
     kinds = {name: "open" if kind["structural"] == "query" else "binary" for name, kind in types.items()}
     return GqaResult(
         right,
         kinds=by_group((kinds[name], right[name]) for name in kinds),
         structural=by_group((kind["structural"], right[name]) for name, kind in types.items()),
-        semantic=by_group((kind["semantic"], right[name]) for name, kind in types.items() if "semantic" in kind),
+        semantic=by_group((kind["semantic"], right[name]) for name, kind in types.items()),
     )
 
 
@@ -86,13 +86,12 @@ def read_questions(path: str) -> dict[str, Question]:
     Raises:
         RequestError: not a question file of GQA.
     """
-    questions = read_json(path)
-    if not isinstance(questions, dict) or not questions:
-        raise RequestError(f"{path}: not an object of questions; it should be testdev_balanced_questions.json")
+    questions = read_json_object(path)
     for name, question in questions.items():
-        if not isinstance(question, dict):
-            raise RequestError(f"{path}, question {name}: not an object; it should be testdev_balanced_questions.json")
-        require_fields(question, f"{path}, question {name}", ["answer"])
+        place = f"{path}, question {name}"
+        require_fields(question, place, {"answer": str})
+        if question.get("types"):
+            require_fields(question["types"], place, {"structural": str, "semantic": str})
     balanced = {name: question for name, question in questions.items() if question.get("isBalanced", True)}
     if not balanced:
         raise RequestError(f"{path} holds no balanced questions, and only these are scored")
@@ -119,10 +118,11 @@ def main(args: argparse.Namespace) -> None:
     """
     questions = read_questions(args.question_file)
     rows = read_rows(args.result_file)
-    predictions = rows
-    if rows and "questionId" not in rows[0]:
-        for number, row in enumerate(rows, start=1):
-            require_fields(row, f"{args.result_file}, answer {number}", ["question_id", "text"])
+    if rows and "questionId" in rows[0]:
+        require_rows(rows, args.result_file, {"questionId": str | int, "prediction": str})
+        predictions = rows
+    else:
+        require_rows(rows, args.result_file, ANSWER_FIELDS)
         predictions = as_predictions(rows)
     by_id, coverage = match_answers(questions, predictions, args.result_file, id_field="questionId")
     result = score_predictions(questions, {name: entry["prediction"] for name, entry in by_id.items()})

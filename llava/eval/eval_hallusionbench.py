@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.eval.accuracy_table import by_group, percent, table
-from llava.eval.answers import match_answers, note, some
-from llava.eval.json_files import read_rows, require_fields
+from llava.eval.answers import ANSWER_FIELDS, match_answers, note, some
+from llava.eval.json_files import read_rows, require_rows
 from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.program import RequestError, run_program
 
@@ -98,7 +98,7 @@ def read_questions(path: str, pictures_only: bool) -> list[Question]:
     Raises:
         RequestError: not HallusionBench's annotations.
     """
-    questions = read_rows(path, _FIELDS)
+    questions = read_rows(path, dict.fromkeys(_FIELDS, str | int))
     if pictures_only:
         questions = [question for question in questions if str(question.get("visual_input")) != "0"]
     names = [question_name(question) for question in questions]
@@ -121,11 +121,9 @@ def read_replies(path: str) -> list[dict[str, Any]]:
     """
     rows = read_rows(path)
     if rows and "model_prediction" in rows[0]:
-        for number, row in enumerate(rows):
-            require_fields(row, f"{path}, entry {number}", [*_FIELDS, "model_prediction"])
+        require_rows(rows, path, dict.fromkeys(_FIELDS, str | int) | {"model_prediction": str})
         return [{"question_id": question_name(row), "text": row["model_prediction"]} for row in rows]
-    for number, row in enumerate(rows, start=1):
-        require_fields(row, f"{path}, answer {number}", ["question_id", "text"])
+    require_rows(rows, path, ANSWER_FIELDS)
     return rows
 
 
@@ -152,7 +150,7 @@ def main(args: argparse.Namespace) -> None:
     for name, accuracy in accuracies.items():
         print(f"{name}: {accuracy:.2f}%")
     divisions = {
-        field: by_group((question[field], result.right[name]) for name, question in zip(names, questions))
+        field: by_group((str(question[field]), result.right[name]) for name, question in zip(names, questions))
         for field in ("category", "subcategory")
     }
     for field, division in divisions.items():
@@ -167,7 +165,7 @@ def main(args: argparse.Namespace) -> None:
         "HallusionBench",
         experiment_name(args.result_file, args.experiment),
         "mean",
-        [item(name, int(result.right[name]), question["category"]) for name, question in zip(names, questions)],
+        [item(name, int(result.right[name]), str(question["category"])) for name, question in zip(names, questions)],
         details={**accuracies, **divisions, "unparsable": len(result.unparsable), "pictures_only": args.pictures_only},
         expected=coverage.expected,
         answered=coverage.answered,

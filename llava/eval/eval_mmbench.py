@@ -16,11 +16,10 @@ if not __package__:  # run by path
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from llava.eval.accuracy_table import by_group, percent, table
-from llava.eval.answers import match_answers, note, some
-from llava.eval.json_files import read_json_lines
+from llava.eval.answers import ANSWER_FIELDS, match_answers, note, some
+from llava.eval.json_files import read_json_lines, require_rows
 from llava.eval.option_letters import extract_letter
 from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.extras import require_extra
@@ -104,7 +103,7 @@ class MmbenchResult:
         return by_group((self.groups[n][name], right[n]) for n in right if name in self.groups[n])
 
 
-def pass_key(index: int, turn: int) -> str:
+def pass_key(index: str | int, turn: int) -> str:
     """How answers are matched: index of the row, round."""
     return f"{index} round {turn}"
 
@@ -188,11 +187,10 @@ def main(args: argparse.Namespace) -> None:
         RequestError: input that cannot be used.
     """
     rows = read_rows(args.annotation_file)
-    answers: list[dict[str, Any]] = [
-        row | {"key": pass_key(row["question_id"], row.get("round_id", 0))}
-        for row in read_json_lines(args.result_file, ["question_id", "text"])
-    ]
-    passes = passes_of(rows, all_rounds=any(answer.get("round_id", 0) > 0 for answer in answers))
+    answers = [{"round_id": 0} | row for row in read_json_lines(args.result_file, ANSWER_FIELDS)]
+    require_rows(answers, args.result_file, {"round_id": int})
+    answers = [row | {"key": pass_key(row["question_id"], row["round_id"])} for row in answers]
+    passes = passes_of(rows, all_rounds=any(answer["round_id"] > 0 for answer in answers))
     by_key, coverage = match_answers([entry.key for entry in passes], answers, args.result_file, id_field="key")
     result = score_replies(passes, {key: answer["text"] for key, answer in by_key.items()})
     protocols = [name for name in ("vanilla", "circular") if getattr(result, name)]

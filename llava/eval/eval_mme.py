@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava.eval.answers import match_answers, note
+from llava.eval.answers import PROMPTED_FIELDS, match_answers, note
 from llava.eval.json_files import read_json_lines
 from llava.eval.mme_files import COGNITION, PERCEPTION, MmeQuestion, question_key, read_folder, write_results
 from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     questions = read_folder(args.data_dir)
     answers = [
         row | {"key": "\t".join(question_key(str(row["question_id"]), row["prompt"]))}
-        for row in read_json_lines(args.result_file, ["question_id", "prompt", "text"])
+        for row in read_json_lines(args.result_file, PROMPTED_FIELDS)
     ]
     keys = ["\t".join(question.key) for question in questions]
     by_key, coverage = match_answers(keys, answers, args.result_file, id_field="key")

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.accuracy_table import by_group, percent, table
-from llava.eval.answers import match_answers, note, some
-from llava.eval.json_files import read_json_lines, read_rows
+from llava.eval.answers import ANSWER_FIELDS, match_answers, note, some
+from llava.eval.json_files import read_json_lines, read_rows, require_fields
 from llava.eval.mmmu_rules import open_is_right, parse_choice, parse_open
 from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.program import RequestError, run_program
@@ -115,13 +115,15 @@ def read_questions(path: str) -> list[Question]:
     files = sorted(str(file) for file in Path(path).rglob("output.json")) if os.path.isdir(path) else [path]
     questions: list[Question] = []
     for file in files:
-        questions += read_rows(file, ["id", "question_type", "answer"])
+        questions += read_rows(file, {"id": str, "question_type": str, "answer": str | list})
     if not questions:
         raise RequestError(f"{path} holds no questions; it should be an output.json of MMMU or a folder of them")
     for question in questions:
-        if question["question_type"] == "multiple-choice" and not isinstance(question.get("index2ans"), dict):
-            raise RequestError(f"{path}, {question['id']}: a multiple-choice question without 'index2ans'")
-        if not subject_of(str(question["id"])):
+        if question["question_type"] == "multiple-choice":
+            require_fields(question, f"{path}, {question['id']}", {"index2ans": dict[str, str]})
+        if "response" in question:
+            require_fields(question, f"{path}, {question['id']}", {"response": str})
+        if not subject_of(question["id"]):
             raise RequestError(f"{path}: the id {question['id']!r} is not <split>_<subject>_<number>")
     names = [question["id"] for question in questions]
     if len(set(names)) < len(names):
@@ -145,7 +147,7 @@ def main(args: argparse.Namespace) -> None:
     questions = read_questions(args.annotation_file)
     source = args.result_file or args.annotation_file
     if args.result_file is not None:
-        answers = read_json_lines(args.result_file, ["question_id", "text"])
+        answers = read_json_lines(args.result_file, ANSWER_FIELDS)
     else:
         answers = [
             {"question_id": question["id"], "text": question["response"]}

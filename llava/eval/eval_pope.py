@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.answers import IncompleteError, match_answers, note
+from llava.eval.answers import ANSWER_FIELDS, IncompleteError, match_answers, note
 from llava.eval.json_files import read_json_lines
 from llava.eval.metrics import compute
 from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
@@ -161,8 +161,8 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         RequestError: input that cannot be used.
     """
-    questions = read_json_lines(args.question_file, ["question_id", "category"])
-    answers = read_json_lines(args.result_file, ["question_id", "text"])
+    questions = read_json_lines(args.question_file, {"question_id": str | int, "category": str})
+    answers = read_json_lines(args.result_file, ANSWER_FIELDS)
     ids = [question["question_id"] for question in questions]
     by_id, everything = match_answers(ids, answers, args.result_file)
     for line in everything.warnings("are left out"):

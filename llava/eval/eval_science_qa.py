@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from llava.eval.answers import Answer, match_answers, note
+from llava.eval.answers import PROMPTED_FIELDS, Answer, match_answers, note
 from llava.eval.json_files import read_json_lines, write_json
 from llava.eval.science_qa import (
     FAILED,
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     """
     options = option_letters(args.options)
     problems = read_problems(args.base_dir, args.split, options)
-    answers = read_json_lines(args.result_file, ["question_id", "prompt", "text"])
+    answers = read_json_lines(args.result_file, PROMPTED_FIELDS)
     by_id, coverage = match_answers(problems, answers, args.result_file)
     entries = judge(problems, by_id, options)
     chosen = {

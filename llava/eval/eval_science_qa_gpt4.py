@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.answers import match_answers, note
+from llava.eval.answers import ANSWER_FIELDS, match_answers, note
 from llava.eval.json_files import read_json_lines
 from llava.eval.science_qa import (
     FAILED,
@@ -90,7 +90,7 @@ def read_both(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], dict
     """
     options = option_letters(args.options)
     problems = read_problems(args.base_dir, args.split, options)
-    answers = read_json_lines(args.our_result, ["question_id", "text"])
+    answers = read_json_lines(args.our_result, ANSWER_FIELDS)
     by_id, coverage = match_answers(problems, answers, args.our_result)
     for line in coverage.warnings("are left out"):
         note(line)

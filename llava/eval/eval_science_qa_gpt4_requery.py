@@ -11,7 +11,7 @@ if not __package__:  # run by path
 
 import argparse
 
-from llava.eval.answers import match_answers, note
+from llava.eval.answers import ANSWER_FIELDS, match_answers, note
 from llava.eval.eval_science_qa_gpt4 import build_parser as build_gpt4_parser
 from llava.eval.eval_science_qa_gpt4 import read_both, share_line
 from llava.eval.json_files import read_json_lines, write_json
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     """
     problems, ours, verdicts = read_both(args)
     options = option_letters(args.options)
-    answers = read_json_lines(args.requery_result, ["question_id", "text"])
+    answers = read_json_lines(args.requery_result, ANSWER_FIELDS)
     requeried, coverage = match_answers([verdict.problem_id for verdict in verdicts], answers, args.requery_result)
     for line in coverage.warnings("count as ours"):
         note(line)

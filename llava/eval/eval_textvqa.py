@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.answers import IncompleteError, note, some
-from llava.eval.json_files import read_json, read_json_lines, require_fields
+from llava.eval.answers import PROMPTED_FIELDS, IncompleteError, note, some
+from llava.eval.json_files import read_json, read_json_lines, require_rows
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.program import RequestError, run_program
@@ -95,9 +95,9 @@ def read_annotations(annotation_file: str) -> dict[Key, list[str]]:
     content = read_json(annotation_file)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise RequestError(f"{annotation_file}: no list 'data'; it should be TextVQA_0.5.1_val.json")
-    for number, entry in enumerate(content["data"]):
-        require_fields(entry, f"{annotation_file}, entry {number}", ["image_id", "question", "answers"])
-    return {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in content["data"]}
+    fields = {"image_id": str | int, "question": str, "answers": list[str]}
+    require_rows(content["data"], annotation_file, fields)
+    return {(str(entry["image_id"]), entry["question"].lower()): entry["answers"] for entry in content["data"]}
 
 
 def score_answers(
@@ -117,14 +117,16 @@ def score_answers(
     evaluator = TextVQAAccuracyEvaluator()
     keys, scores = [], []
     for number, answer in enumerate(answers, start=1):
-        key = (answer["question_id"], prompt_processor(answer["prompt"]))
-        if key not in annotations:
-            raise RequestError(
-                f"{place}, answer {number}: the annotations have no question {key[1]!r} about picture {key[0]!r}; "
-                "is it the same split?"
-            )
+        try:
+            key = (str(answer["question_id"]), prompt_processor(answer["prompt"]))
+            if key not in annotations:
+                raise RequestError(
+                    f"the annotations have no question {key[1]!r} about picture {key[0]!r}; is it the same split?"
+                )
+            scores.append(evaluator.score(answer["text"], annotations[key]))
+        except RequestError as error:
+            raise type(error)(f"{place}, answer {number}: {error}") from error
         keys.append(key)
-        scores.append(evaluator.score(answer["text"], annotations[key]))
     answered = set(keys)
     missing = [key for key in annotations if key not in answered]
     with_ocr = sum(shows_ocr(answer["prompt"]) for answer in answers)
@@ -141,7 +143,7 @@ def eval_single(
     """
     print(os.path.splitext(os.path.basename(result_file))[0])
     annotations = read_annotations(annotation_file)
-    answers = read_json_lines(result_file, ["question_id", "prompt", "text"])
+    answers = read_json_lines(result_file, PROMPTED_FIELDS)
     result = score_answers(annotations, answers, result_file)
     print(f"Samples: {len(result.scores)}\nAccuracy: {result.accuracy:.2f}%\n")
     note(result.ocr_note)

@@ -22,8 +22,8 @@ from typing import Any
 
 from llava.eval.accuracy_table import by_group, percent, table
 from llava.eval.answer_normalisation import normalise_answer
-from llava.eval.answers import match_answers, note
-from llava.eval.json_files import read_json, read_json_lines, read_rows, require_fields
+from llava.eval.answers import ANSWER_FIELDS, match_answers, note
+from llava.eval.json_files import read_json, read_json_lines, read_rows, require_fields, require_rows
 from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.eval.vqa_accuracy import accuracies
 from llava.program import RequestError, run_program
@@ -61,15 +61,14 @@ def read_annotations(path: str) -> Annotations:
         raise RequestError(
             f"{path}: neither VQAv2's annotations (an object with the list 'annotations') nor VizWiz's (a list)"
         )
-    for number, entry in enumerate(entries):
-        place = f"{path}, entry {number}"
-        if not isinstance(entry, dict):
-            raise RequestError(f"{place}: not an object; is it the right file?")
-        if "answers" not in entry:
-            raise RequestError(f"{place}: no 'answers'; only a split with public answers can be scored here")
-        require_fields(entry, place, [id_field])
     if not entries:
         raise RequestError(f"{path} holds no annotations")
+    require_rows(entries, path, {id_field: str | int})
+    for number, entry in enumerate(entries, start=1):
+        if not entry.get("answers"):
+            raise RequestError(f"{path}, entry {number}: no 'answers'; only a split with public ones can be scored")
+        require_fields(entry, f"{path}, entry {number}", {"answers": list})
+        require_rows(entry["answers"], f"{path}, entry {number}, answers", {"answer": str})
     return Annotations(
         benchmark,
         id_field,
@@ -123,13 +122,12 @@ def main(args: argparse.Namespace) -> None:
     id_field = annotations.id_field
     submission: Sequence[Mapping[str, Any]] = rows
     if rows and "answer" not in rows[0]:
-        for number, row in enumerate(rows, start=1):
-            require_fields(row, f"{args.result_file}, answer {number}", ["question_id", "text"])
-        questions = read_json_lines(args.question_file, ["question_id", "image"]) if args.question_file else []
+        require_rows(rows, args.result_file, ANSWER_FIELDS)
+        fields = {"question_id": str | int, "image": str}
+        questions = read_json_lines(args.question_file, fields) if args.question_file else []
         pictures = {str(question["question_id"]): question["image"] for question in questions}
         submission = as_submission(rows, id_field, pictures, args.result_file)
-    for number, row in enumerate(submission, start=1):
-        require_fields(dict(row), f"{args.result_file}, entry {number}", [id_field, "answer"])
+    require_rows(submission, args.result_file, {id_field: str | int, "answer": str})
     by_id, coverage = match_answers(annotations.people, submission, args.result_file, id_field=id_field)
     scores = accuracies({name: row["answer"] for name, row in by_id.items()}, annotations.people)
     overall = percent(scores.values())

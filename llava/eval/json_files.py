@@ -2,11 +2,25 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llava.files import write_text_atomically
 from llava.program import RequestError
+
+# What an object must hold: names, or names with the kind of their values (a key of _KINDS).
+Fields = Sequence[str] | Mapping[str, Any]
+
+_KINDS: Mapping[Any, str] = {
+    str: "a text",
+    int: "a whole number",
+    str | int: "a text or a whole number",
+    str | list: "a text or a list",
+    list: "a list",
+    list[str]: "a list of texts",
+    dict: "an object",
+    dict[str, str]: "an object of texts",
+}
 
 
 def read_text(path: str) -> str:
@@ -36,17 +50,29 @@ def read_json(path: str) -> Any:
         raise RequestError(f"{path}, line {error.lineno}: not JSON ({error.msg}); is it the right file?") from error
 
 
-def read_json_lines(path: str, required: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_json_object(path: str, required: Fields = ()) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        RequestError: it holds something else, or its fields are not those `required`; names the file.
+    """
+    value = read_json(path)
+    require_fields(value, path, required)
+    return value
+
+
+def read_json_lines(path: str, required: Fields = ()) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; empty lines are skipped, `~` is expanded.
 
     Raises:
         OSError: the file cannot be read.
-        RequestError: a line is not a JSON object, or lacks one of the `required` fields; names file and line.
+        RequestError: a line is not a JSON object, or its fields are not those `required`; names file and line.
     """
     return [parse_object(line, f"{path}, line {number}", required) for number, line in _lines(path)]
 
 
-def read_readable_lines(path: str, required: Sequence[str] = ()) -> tuple[list[dict[str, Any]], int]:
+def read_readable_lines(path: str, required: Fields = ()) -> tuple[list[dict[str, Any]], int]:
     """As `read_json_lines`, but a line that is not such an object is left out: `(objects, lines left out)`."""
     rows, failures = [], 0
     for number, line in _lines(path):
@@ -57,24 +83,21 @@ def read_readable_lines(path: str, required: Sequence[str] = ()) -> tuple[list[d
     return rows, failures
 
 
-def read_rows(path: str, required: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_rows(path: str, required: Fields = ()) -> list[dict[str, Any]]:
     """The objects of a JSON list or of a JSON-lines file, whichever the file holds.
 
     Raises:
         OSError: the file cannot be read.
-        RequestError: it holds neither, or an object lacks one of the `required` fields; names the place.
+        RequestError: it holds neither, or the fields of an object are not those `required`; names the place.
     """
     if not read_text(path).lstrip().startswith("["):
         return read_json_lines(path, required)
     rows = read_json(path)
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise RequestError(f"{path}, entry {number}: not a JSON object")
-        require_fields(row, f"{path}, entry {number}", required)
+    require_rows(rows, path, required)
     return rows
 
 
-def parse_object(line: str, place: str, required: Sequence[str] = ()) -> dict[str, Any]:
+def parse_object(line: str, place: str, required: Fields = ()) -> dict[str, Any]:
     """One line of a JSON-lines file; `place` names it in errors.
 
     Raises:
@@ -90,14 +113,38 @@ def parse_object(line: str, place: str, required: Sequence[str] = ()) -> dict[st
     return value
 
 
-def require_fields(value: dict[str, Any], place: str, required: Sequence[str]) -> None:
+def require_fields(value: Any, place: str, required: Fields) -> None:
     """
     Raises:
-        RequestError: a field is missing; names place and fields.
+        RequestError: not an object, or a field is missing or of another kind; names place and field.
     """
+    if not isinstance(value, dict):
+        raise RequestError(f"{place}: not a JSON object; is it the right file?")
     missing = [field for field in required if field not in value]
     if missing:
         raise RequestError(f"{place}: there is no {' and no '.join(map(repr, missing))}; is it the right file?")
+    if isinstance(required, Mapping):
+        for field, kind in required.items():
+            if not _is(value[field], kind):
+                raise RequestError(f"{place}: {field!r} is not {_KINDS[kind]} but {str(value[field])[:40]!r}")
+
+
+def require_rows(rows: Iterable[Any], place: str, required: Fields) -> None:
+    """`require_fields` of each of many objects.
+
+    Raises:
+        RequestError: names the entry, the first one being 1.
+    """
+    for number, row in enumerate(rows, start=1):
+        require_fields(row, f"{place}, entry {number}", required)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind == dict[str, str]:
+        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def write_json(path: str, value: Any, indent: int | None = None) -> None:

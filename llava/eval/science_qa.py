@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.eval.json_files import read_json, require_fields
+from llava.eval.json_files import read_json_object, require_fields
 from llava.program import RequestError
 
 FAILED = "FAILED"
@@ -80,28 +80,26 @@ def read_problems(base_dir: str, split: str, options: Sequence[str]) -> dict[str
         RequestError: no such split, an empty one, or a problem that is missing or unusable; names the file.
     """
     splits_path, path = (os.path.join(base_dir, name) for name in ("pid_splits.json", "problems.json"))
-    splits, problems = read_json(splits_path), read_json(path)
+    splits, problems = read_json_object(splits_path), read_json_object(path)
     if split not in splits:
         raise RequestError(f"{splits_path} has no split {split!r}; it has {', '.join(splits)}")
+    require_fields(splits, splits_path, {split: list[str]})
     if not splits[split]:
         raise RequestError(f"{splits_path}: the split {split!r} is empty")
     for problem_id in splits[split]:
         if problem_id not in problems:
             raise RequestError(f"{path} lacks problem {problem_id} of the split {split!r}")
         place = f"{path}, problem {problem_id}"
-        require_fields(problems[problem_id], place, ["choices", "answer"])
+        require_fields(problems[problem_id], place, {"choices": list, "answer": int})
         if not 0 <= problems[problem_id]["answer"] < len(options):
             raise RequestError(f"{place}: answer {problems[problem_id]['answer']} has no letter; give more --options")
     return {problem_id: problems[problem_id] for problem_id in splits[split]}
 
 
 def read_outputs(path: str) -> dict[str, str]:
-    """Problem id -> reply, from a result file.
+    """Problem id -> reply, from a result file (`eval_science_qa --output-result`).
 
     Raises:
         RequestError: it is not a result file.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("outputs"), dict):
-        raise RequestError(f"{path}: no 'outputs'; it should be a file that eval_science_qa writes (--output-result)")
-    return content["outputs"]
+    return read_json_object(path, {"outputs": dict[str, str]})["outputs"]

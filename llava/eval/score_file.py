@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from llava.eval.json_files import read_json, require_fields, write_json
+from llava.eval.json_files import read_json_object, require_fields, require_rows, write_json
 from llava.eval.metrics import compute
-from llava.program import RequestError
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,20 @@ def run_facts(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     A field holds the answers' common value, or the list of different ones. `seconds` is the mean per answer,
     `answers` the number of answers with metadata.
     """
-    records = [answer["metadata"] for answer in answers if answer.get("metadata")]
+    records = [answer["metadata"] for answer in answers if isinstance(answer.get("metadata"), dict)]
+    records = [record for record in records if record]
     if not records:
         return {}
     facts: dict[str, Any] = {}
     for field in dict.fromkeys(field for record in records for field in record):
         values = [record[field] for record in records if field in record]
         if field == "seconds":
-            facts[field] = sum(values) / len(values)
+            facts[field] = sum(map(float, values)) / len(values)
         else:
-            different = [value for place, value in enumerate(values) if value not in values[:place]]
+            different: list[Any] = []
+            for value in values:
+                if value not in different:
+                    different.append(value)
             facts[field] = different[0] if len(different) == 1 else different
     return facts | {"answers": len(records)}
 
@@ -113,9 +116,8 @@ def read_score_file(path: str) -> ScoreFile:
         OSError: the file cannot be read.
         RequestError: it is not a score file.
     """
-    record = read_json(path)
     names = [field.name for field in fields(ScoreFile)]
-    if not isinstance(record, dict):
-        raise RequestError(f"{path}: not a score file; a scorer writes one with --score-file")
-    require_fields(record, path, names)
+    record = read_json_object(path, names)
+    require_fields(record, path, {"benchmark": str, "experiment": str, "metric": str, "items": list})
+    require_rows(record["items"], path, ["unit", "group", "value"])
     return ScoreFile(**{name: record[name] for name in names})

@@ -1,11 +1,12 @@
 """SEED-Bench: accuracy by question type and by kind of data, and the file to submit (contract: eval.md 4.5)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.answers import Answer
-from llava.eval.json_files import read_json, require_fields
+from llava.eval.answers import Answer, some
+from llava.eval.json_files import read_json_object, require_rows
 from llava.program import RequestError
 
 
@@ -38,10 +39,7 @@ class SeedResult:
 
 def question_key(question_id: Any) -> int | str:
     """How ids are compared: as integers where they are ones."""
-    try:
-        return int(question_id)
-    except ValueError:
-        return question_id
+    return int(question_id) if re.fullmatch("[0-9]+", str(question_id)) else question_id
 
 
 def read_annotation(path: str) -> dict[str, Any]:
@@ -49,17 +47,15 @@ def read_annotation(path: str) -> dict[str, Any]:
     Raises:
         RequestError: not an annotation file of SEED-Bench.
     """
-    annotation = read_json(path)
-    if not isinstance(annotation, dict):
-        raise RequestError(f"{path}: not an object; it should be SEED-Bench.json")
-    require_fields(annotation, path, ["questions", "question_type"])
+    annotation = read_json_object(path, {"questions": list, "question_type": dict})
     if not annotation["questions"]:
         raise RequestError(f"{path} holds no questions")
-    for number, question in enumerate(annotation["questions"]):
-        fields = ["question_id", "question_type_id", "data_type", "answer"]
-        require_fields(question, f"{path}, question {number}", fields)
-        if question["question_type_id"] not in annotation["question_type"].values():
-            raise RequestError(f"{path}, question {number}: unknown question_type_id {question['question_type_id']}")
+    fields = {"question_id": str | int, "question_type_id": int, "data_type": str, "answer": str}
+    require_rows(annotation["questions"], path, fields)
+    types = [number for number in annotation["question_type"].values() if isinstance(number, int)]
+    unknown = {question["question_type_id"] for question in annotation["questions"]}.difference(types)
+    if unknown:
+        raise RequestError(f"{path}: 'question_type' has no name for question_type_id {some(sorted(unknown))}")
     return annotation
 
 

@@ -98,10 +98,10 @@ def test_questions_without_types(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("questions", "results", "message"),
     [
-        ([], "{}", "q.json: not an object of questions"),
+        ([], "{}", "q.json: not a JSON object"),
         ({"1": {"question": "?"}}, "{}", "question 1: there is no 'answer'"),
         (QUESTIONS, _lines({"5": "yes"}), "answers none of the 4 questions"),
-        (QUESTIONS, '{"question_id": "05"}', "answer 1: there is no 'text'"),
+        (QUESTIONS, '{"question_id": "05"}', "entry 1: there is no 'text'"),
     ],
 )
 def test_unusable_input(questions: object, results: str, message: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from llava.program import RequestError
     [
         ("mean", [item(1, 1), item(2, 0), item(3, 0.5), item(4, True)], 62.5),
         ("mean_raw", [item(1, 3), item(2, 4)], 3.5),
+        ("pope_f1", [item(n, [1, 1]) for n in range(3)] + [item(3, [1, 0]), item(4, [0, 1])], 75),
         # a: 1 of 2 yes found, no false yes: F1 = 2/3; b: yes neither said nor asked for.
         ("pope_f1", [item(1, [1, 1], "a"), item(2, [0, 1], "a"), item(3, [0, 0], "b")], 100 / 3),
         # t: 3 of 4 questions, 1 of 2 pictures; u: all.

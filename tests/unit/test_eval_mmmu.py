@@ -52,6 +52,7 @@ def test_normal_form(text: str, values: list) -> None:
         ("-1.5e3 or .25", {"-1.5e3 or .25", -1500.0, -1.0, 3.0, 0.25}),  # and those inside a scientific one
         ("First = 3\nso it is 4", {4.0}),  # an equation counts in the last line only
         ("Paris", {"paris"}),
+        (" ANSWER 30. ", {30.0}),
     ],
 )
 def test_open_reply(reply: str, values: set) -> None:
@@ -138,7 +139,7 @@ def test_answers_of_the_generator(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         ([], "holds no questions"),
         ([{"id": "validation_Math_1"}], "no 'question_type' and no 'answer'"),
-        ([_choice("validation_Math_1", "A") | {"index2ans": None}], "without 'index2ans'"),
+        ([_choice("validation_Math_1", "A") | {"index2ans": None}], "'index2ans' is not an object of texts"),
         ([_choice("17", "A")], "the id '17' is not <split>_<subject>_<number>"),
         ([QUESTIONS[0]] * 2, "validation_Electronics_1 occurs twice"),
         (QUESTIONS[:1], "answers none of the 1 questions"),

@@ -171,5 +171,5 @@ def test_requery(write: Callable[..., str], tmp_path: Path, capsys: pytest.Captu
 
 def test_a_result_file_of_another_kind(write: Callable[..., str], tmp_path: Path) -> None:
     argv = ["--base-dir", str(tmp_path), "--gpt4-result", write("g.json", []), "--our-result", write("o.jsonl", OURS)]
-    with pytest.raises(RequestError, match=r"g\.json: no 'outputs'"):
+    with pytest.raises(RequestError, match=r"g\.json: not a JSON object"):
         eval_science_qa_gpt4.main(eval_science_qa_gpt4.build_parser().parse_args(argv))

@@ -117,7 +117,7 @@ def test_vizwiz_answers_need_their_question_file(tmp_path: Path, capsys: pytest.
     ("annotations", "results", "message"),
     [
         ({"questions": []}, {1: "x"}, "neither VQAv2's annotations"),
-        ([{"image": "0.jpg"}], {1: "x"}, "only a split with public answers"),
+        ([{"image": "0.jpg"}], {1: "x"}, "only a split with public ones"),
         ([], {1: "x"}, "holds no annotations"),
         (VQAV2, {9: "x"}, "answers none of the 3 questions"),
         (VQAV2, [{"image": "0.jpg", "answer": "x"}], "no 'question_id'"),
