@@ -164,6 +164,8 @@ def main(args: argparse.Namespace) -> None:
     questions = read_json_lines(args.question_file, {"question_id": str | int, "category": str})
     answers = read_json_lines(args.result_file, ANSWER_FIELDS)
     ids = [question["question_id"] for question in questions]
+    if len(set(map(str, ids))) < len(ids):
+        raise RequestError(f"{args.question_file}: a question_id occurs twice; answers could not be told apart")
     by_id, everything = match_answers(ids, answers, args.result_file)
     for line in everything.warnings("are left out"):
         note(line)

@@ -114,6 +114,7 @@ def _edit_distance(a: str, b: str) -> int:
     ("prediction", "answers", "score"),
     [
         ("Stop ", ["go", "stop"], 1.0),
+        ("stop", ["go", " STOP"], 1.0),
         ("stap", ["stop"], 0.75),
         ("ab", ["ax"], 0.5),
         ("abc", ["axy"], 0.0),  # 1/3 is below one half

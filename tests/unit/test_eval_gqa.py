@@ -85,6 +85,11 @@ def test_predictions_of_the_converter_and_a_missing_one(tmp_path: Path, capsys: 
     assert (score.benchmark, score.experiment, score.score, score.answered) == ("GQA", "p", 50, 2)
 
 
+def test_questions_that_ask_for_a_thing_are_open() -> None:
+    result = score_predictions(QUESTIONS, {"05": "yes", "06": "left"})
+    assert result.kinds == {"binary": 100, "open": 0}
+
+
 def test_only_balanced_questions_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _run(tmp_path, QUESTIONS | {"08": QUESTIONS["08"] | {"isBalanced": False}}, _lines({"05": "yes", "08": "cat"}))
     assert "Accuracy: 33.33%\n" in capsys.readouterr().out

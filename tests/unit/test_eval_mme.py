@@ -136,9 +136,10 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_unusable_folders(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="should be MME_Benchmark_release_version"):
         _run(tmp_path, "{}")
-    (folder / "count/0001.txt").write_text("Is it?\tYes\n")
-    with pytest.raises(RequestError, match=r"0001\.txt: not two lines"):
-        _run(folder, _answers(REPLIES))
+    for text in ("Is it?\tYes\n", "Is it?\tYes\nIs it not? No\n", "Is it?\tYes\nIs it not?\tMaybe\n"):
+        (folder / "count/0001.txt").write_text(text)
+        with pytest.raises(RequestError, match=r"0001\.txt: not two lines"):
+            _run(folder, _answers(REPLIES))
 
 
 def test_answers_to_other_questions(folder: Path) -> None:

@@ -157,6 +157,12 @@ def test_answers_that_do_not_fit_are_refused(
         benchmark_.score(answers)
 
 
+def test_questions_must_have_ids_of_their_own(benchmark_: Benchmark) -> None:
+    benchmark_.write("questions.jsonl", [{"question_id": n % 4, "category": "popular"} for n in range(8)])
+    with pytest.raises(RequestError, match="occurs twice"):
+        benchmark_.score(RIGHT)
+
+
 def test_eval_pope_from_another_program(benchmark_: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     label_file = str(benchmark_.folder / "coco/coco_pope_popular.json")
     by_order = [{"question_id": 7, "text": "Yes"}, {"question_id": 9, "text": "No"}, {"text": "Yes"}, {"text": "No"}]
