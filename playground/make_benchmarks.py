@@ -52,18 +52,22 @@ def make_benchmarks(out: Path, count: int, seed: int) -> bool:
         count: questions of each (of each category for POPE, pictures of each task for MME).
 
     Raises:
-        ValueError: `count` is not positive, or the folder holds something that this program has not written.
+        ValueError: `count` is not positive, or the folder holds something else than what these arguments give.
     """
     if count < 1:
         raise ValueError("count must be at least 1")
     stamp = {"format": FORMAT, "count": count, "seed": seed}
     path = out / STAMP
-    if path.exists() and json.loads(path.read_text()) == stamp:
-        return False
-    if not path.exists() and out.exists() and any(out.iterdir()):
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found == stamp:
+            return False
+        if found != {"unfinished": stamp}:  # answers to those questions may lie among them
+            raise ValueError(f"{out} holds benchmarks of other arguments ({found}); remove it, or choose another --out")
+    elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} holds other files, perhaps the real benchmarks; choose a folder of its own with --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"format": 0})  # ours, and unfinished
+    write_json(path, {"unfinished": stamp})
     for name, write in WRITERS.items():
         folder = out / name
         (folder.parent if folder.suffix else folder).mkdir(parents=True, exist_ok=True)
