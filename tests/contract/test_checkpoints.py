@@ -1,6 +1,7 @@
 """Opening and converting checkpoints against upstream's recordings (vectors/llava/ckpt)."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -312,3 +313,18 @@ def test_other_families_are_refused(tmp_path: Path) -> None:
         load(str(tmp_path), name="llava-qwen")
     with pytest.raises(NotImplementedError, match=r"'qwen2'.*Llama or Mistral"):
         consolidate_ckpt(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_the_old_name_of_dtype_is_written_and_read_in_silence(llava_vectors: Path, tmp_path: Path) -> None:
+    """Old readers look for it; transformers would say at every start that it is deprecated."""
+    script = (
+        "import sys, torch; from llava.model.builder import load_pretrained_model\n"
+        "model = load_pretrained_model(sys.argv[1], None, 'llava', device='cpu', dtype=torch.float32)[1]\n"
+        "assert model.config.torch_dtype == model.config.dtype == torch.float32\n"
+        "model.config.save_pretrained(sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", script, "checkpoints/llava-v1-tiny-mlp2x", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    assert result.returncode == 0, result.stderr
+    assert "deprecated" not in result.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float32"

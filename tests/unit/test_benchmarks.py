@@ -141,3 +141,24 @@ def test_serving(tmp_path: Path) -> None:
     fitting = {row["connector"]: row["fitting"] for row in figures["pictures"]}
     assert fitting["mlp2x_gelu"] == 16 < fitting["acformer, 65"]
     assert all(row["first"] > 0 for row in figures["pictures"])
+
+
+def test_eval(tmp_path: Path) -> None:
+    """Real programs on a recorded model; every answer is that of batch 1."""
+    vectors = REPOSITORY / "tests/vectors/llava"
+    flags = ["--model-path", "checkpoints/llava-v1-tiny-mlp2x", "--question-file", "eval/vqa/questions.jsonl"]
+    flags += ["--image-folder", "assets/images", "--max_new_tokens", "4", "--limit", "3"]
+    flags += ["--batch-sizes", "1", "3", "--rounds", "1", "--json", str(tmp_path / "figures.json")]
+    result = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts/bench/eval.py"), *flags],
+        cwd=vectors,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert_head(result.stdout)
+    rows = table_rows(result.stdout)
+    assert rows["1"][1:3] == ["1.00x", "0"] and re.fullmatch(r"[\d.]+x", rows["3"][1]) and rows["3"][2] == "0"
+    figures = json.loads((tmp_path / "figures.json").read_text())["batches"]
+    assert [row["answers"] for row in figures] == [3, 3]

@@ -9,6 +9,15 @@ class LegacyConfigMixin:
     Without `rope_theta` an old reader silently falls back to 10000, without `torch_dtype` to float32.
     """
 
+    @property
+    def torch_dtype(self) -> Any:
+        """`dtype` by its old name; transformers warns of the name, which we write on purpose."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: Any) -> None:
+        self.dtype = value
+
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
         rope = output.get("rope_parameters") or {}
