@@ -1,7 +1,6 @@
 """Opening and converting checkpoints against upstream's recordings (vectors/llava/ckpt)."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import configuration_utils
 
 from llava.mm_utils import tokenizer_image_token
 from llava.model import LlavaLlamaForCausalLM
@@ -315,16 +315,18 @@ def test_other_families_are_refused(tmp_path: Path) -> None:
         consolidate_ckpt(str(tmp_path), str(tmp_path / "out"))
 
 
-def test_the_old_name_of_dtype_is_written_and_read_in_silence(llava_vectors: Path, tmp_path: Path) -> None:
+def test_the_old_name_of_dtype_is_written_and_read_in_silence(
+    llava_vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Old readers look for it; transformers would say at every start that it is deprecated."""
-    script = (
-        "import sys, torch; from llava.model.builder import load_pretrained_model\n"
-        "model = load_pretrained_model(sys.argv[1], None, 'llava', device='cpu', dtype=torch.float32)[1]\n"
-        "assert model.config.torch_dtype == model.config.dtype == torch.float32\n"
-        "model.config.save_pretrained(sys.argv[2])\n"
+    said: list[str] = []
+    monkeypatch.setattr(configuration_utils.logger, "warning_once", said.append)
+    _, model, _, _ = load_pretrained_model(
+        "checkpoints/llava-v1-tiny-mlp2x", None, "llava", device="cpu", dtype=torch.float32
     )
-    command = [sys.executable, "-c", script, "checkpoints/llava-v1-tiny-mlp2x", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
-    assert result.returncode == 0, result.stderr
-    assert "deprecated" not in result.stderr
-    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float32"
+    assert model.config.torch_dtype == model.config.dtype == torch.float32
+    model.config.torch_dtype = torch.bfloat16
+    assert model.config.dtype == torch.bfloat16
+    model.config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert not [line for line in said if "torch_dtype" in line]
