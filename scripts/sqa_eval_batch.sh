@@ -8,6 +8,8 @@ DATA=${DATA:-./playground/data/eval/scienceqa}
 QUESTIONS=${QUESTIONS:-$DATA/llava_test_QCM-LEA.json}
 
 pids=()
+# Processes in the background do not hear Ctrl-C: without this they would go on after the script.
+trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM HUP
 for ((index = 0; index < CHUNKS; index++)); do
     CUDA_VISIBLE_DEVICES=$index python -m llava.eval.model_vqa_science \
         --model-path "$MODEL" \

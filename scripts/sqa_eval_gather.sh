@@ -4,7 +4,7 @@ set -eu
 CHUNKS=8
 DATA=${DATA:-./playground/data/eval/scienceqa}
 
-merged=$(mktemp .test_llava-13b.XXXXXX)
+merged=.test_llava-13b.$$
 for ((index = 0; index < CHUNKS; index++)); do
     cat "./test_llava-13b-chunk$index.jsonl"
 done >"$merged"
