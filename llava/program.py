@@ -15,8 +15,11 @@ USER_ERRORS = (RequestError, ImageError, OSError, ImportError)
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program; an error of its user ends it with status 1 and one message on stderr."""
+    """Run a program; an error of its user ends it with status 1 and one message on stderr, Ctrl-C with status 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        sys.exit(130)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")

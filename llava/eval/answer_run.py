@@ -2,18 +2,22 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tqdm import tqdm
 
 from llava.chat import check_template
 from llava.eval.answers_file import KEY_FIELDS, AnswersFile, answer_record
-from llava.eval.generation import Answerer, AnswerOptions, Timer, run_facts
+from llava.eval.generation import Answerer, AnswerOptions, Timer, model_name, run_facts
 from llava.eval.queries import Failure, Query, QueryDataset, chat_prompt, query_loader
 from llava.inference import connector_overrides
 from llava.program import RequestError
 
 NUM_WORKERS = 4
+
+# Flag that opens a checkpoint otherwise than it was saved -> what the answers record of it.
+OVERRIDE_FACTS = {"mm_num_visual_tokens": "num_visual_tokens", "mm_projector_type": "connector"}
 
 # (query, reply, name of the model, metadata) -> line of the answers file
 ToLine = Callable[[Query, str, str, dict[str, Any]], dict[str, Any]]
@@ -58,12 +62,16 @@ def answer_queries(
     file = AnswersFile(
         args.answers_file, [query.fields for query in queries], getattr(args, "resume", False), key_fields
     )
+    overrides = connector_overrides(args)
+    stated = {"conv_mode": conv_mode} | asdict(options) | {OVERRIDE_FACTS[name]: overrides[name] for name in overrides}
+    file.check_run(model_name(args.model_path), stated)  # before a model is loaded
     if not file.missing:
         with file.open():
             return
-    answerer = Answerer.open(args.model_path, getattr(args, "model_base", None), **connector_overrides(args))
-    file.check_model(answerer.name)
-    recorded = run_facts(answerer, options, conv_mode, batch_size) if getattr(args, "record_run", False) else None
+    answerer = Answerer.open(args.model_path, getattr(args, "model_base", None), **overrides)
+    facts = run_facts(answerer, options, conv_mode, batch_size)
+    file.check_run(answerer.name, facts)
+    recorded = facts if getattr(args, "record_run", False) else None
     asked = [queries[index] for index in file.missing]
     dataset = QueryDataset(
         asked, answerer.tokenizer, answerer.image_processor, answerer.model.config, conv_mode, make_prompt

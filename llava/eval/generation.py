@@ -1,7 +1,9 @@
 """The core of all answer generators: open a checkpoint, ask it questions, get the replies (contract: eval.md 1)."""
 
 import logging
+import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +19,11 @@ from llava.eval.queries import Example
 from llava.inference import generate_replies, inference_options, prepare_images
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.program import RequestError
 
 logger = logging.getLogger(__name__)
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,19 @@ class AnswerOptions:
     top_p: float | None = None
     num_beams: int = 1
     max_new_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            RequestError: a value that means nothing.
+        """
+        for flag, value in (("num_beams", self.num_beams), ("max_new_tokens", self.max_new_tokens)):
+            if value < 1:
+                raise RequestError(f"--{flag} is {value}; it must be 1 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise RequestError(f"--top_p is {self.top_p}; it must be above 0, and 1 or less")
+        if math.isnan(self.temperature):
+            raise RequestError("--temperature is nan; it must be a number, 0 for greedy decoding")
 
     def for_generate(self) -> dict[str, Any]:
         """As keyword arguments of `generate_replies`."""
@@ -67,13 +85,23 @@ class Answerer:
 
         Args:
             connector: another budget or connector than the checkpoint's, see `load_pretrained_model`.
+
+        Raises:
+            RequestError: the checkpoint cannot be opened.
+            OSError, ImportError: a file of it or a package is missing, see `load_pretrained_model`.
         """
         path = os.path.expanduser(model_path)
         base = None if model_base is None else os.path.expanduser(model_base)
-        name = get_model_name_from_path(path)
-        tokenizer, model, image_processor, _ = load_pretrained_model(
-            path, base, name, **inference_options(), **connector
-        )
+        name = model_name(model_path)
+        for place in (path, base):
+            if place is not None and not os.path.isdir(place) and not HUB_NAME.fullmatch(place):
+                raise RequestError(f"there is no folder {place!r}; give a checkpoint's folder, or its name on the Hub")
+        try:
+            tokenizer, model, image_processor, _ = load_pretrained_model(
+                path, base, name, **inference_options(), **connector
+            )
+        except (ValueError, NotImplementedError) as error:  # its files do not fit together, or are none of ours
+            raise RequestError(f"{path} cannot be opened as a model: {error}") from error
         return cls(name, tokenizer, model, image_processor)
 
     def answer(self, prompt: str, pictures: list[Image.Image], options: AnswerOptions) -> str:
@@ -134,6 +162,18 @@ class Timer:
         now = time.monotonic()
         seconds, self.start = (now - self.start) / num_answers, now
         return seconds
+
+
+def model_name(model_path: str) -> str:
+    """The model's name, as answers files record it; `~` is expanded.
+
+    Raises:
+        RequestError: the path is that of a `checkpoint-*` alone.
+    """
+    try:
+        return get_model_name_from_path(os.path.expanduser(model_path))
+    except IndexError as error:
+        raise RequestError(str(error)) from error
 
 
 def run_facts(answerer: Answerer, options: AnswerOptions, conv_mode: str, batch_size: int) -> dict[str, Any]:

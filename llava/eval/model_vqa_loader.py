@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader
 
 from llava.eval.answer_run import NUM_WORKERS, answer_queries
 from llava.eval.arguments import add_decoding_arguments, add_generator_arguments
-from llava.eval.generation import AnswerOptions, template_for
+from llava.eval.generation import AnswerOptions, model_name, template_for
 from llava.eval.queries import Example, Failure, Query, QueryDataset
 from llava.eval.question_files import get_chunk, picture_path, read_picture_questions, split_list
-from llava.mm_utils import get_model_name_from_path
 from llava.program import run_program
 
 __all__ = ["create_data_loader", "eval_model", "get_chunk", "split_list"]
@@ -66,7 +65,7 @@ def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
     Raises:
         RequestError: bad flags or question file, or some question could not be answered; see `answer_queries`.
     """
-    conv_mode = template_for(get_model_name_from_path(os.path.expanduser(args.model_path)), args.conv_mode)
+    conv_mode = template_for(model_name(args.model_path), args.conv_mode)
     options = AnswerOptions(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
     answer_queries(read_picture_questions(args), args, options, conv_mode, num_workers=num_workers)
 

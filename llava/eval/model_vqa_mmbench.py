@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from llava.eval.answer_run import NUM_WORKERS, answer_queries
 from llava.eval.answers_file import answer_record
 from llava.eval.arguments import add_decoding_arguments, add_generator_arguments
-from llava.eval.generation import AnswerOptions, template_for
+from llava.eval.generation import AnswerOptions, model_name, template_for
 from llava.eval.model_vqa_science import LETTER_PROMPT
 from llava.eval.queries import Query
 from llava.eval.question_files import get_chunk, select_questions, split_list
 from llava.extras import require_extra
-from llava.mm_utils import get_model_name_from_path
 from llava.program import RequestError, run_program
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def read_table(path: str) -> "pandas.DataFrame":
     try:
         table = pandas.read_table(os.path.expanduser(path))
     except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise RequestError(f"{path}: not a tab-separated table ({error})") from error
+        raise RequestError(f"{path}: not a tab-separated table ({str(error).strip()})") from error
     missing = [column for column in ("index", "question", "image", "A") if column not in table]
     if missing:
         raise RequestError(f"{path}: the table has no column {', '.join(missing)}; is it an MMBench .tsv file?")
@@ -113,7 +112,7 @@ def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
     Raises:
         RequestError: bad flags or table, or some question could not be answered; see `answer_queries`.
     """
-    conv_mode = template_for(get_model_name_from_path(os.path.expanduser(args.model_path)), args.conv_mode)
+    conv_mode = template_for(model_name(args.model_path), args.conv_mode)
     suffix = SUFFIXES.get(args.lang) if args.single_pred_prompt else ""
     if suffix is None:
         raise RequestError(f"--lang is {args.lang!r}; --single-pred-prompt knows {', '.join(SUFFIXES)}")

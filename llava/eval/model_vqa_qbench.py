@@ -13,13 +13,13 @@ from typing import Any
 from llava.eval.answer_run import NUM_WORKERS, answer_queries
 from llava.eval.arguments import add_run_arguments
 from llava.eval.generation import AnswerOptions
-from llava.eval.json_files import read_json
+from llava.eval.json_files import read_json, require_rows
 from llava.eval.queries import Query
 from llava.eval.question_files import picture_path, select_questions
 from llava.program import RequestError, run_program
 
 INVITATIONS = {"en": "Choose between one of the options as follows:", "zh": "在下列选项中选择一个:"}
-REQUIRED = ("img_path", "question", "candidates")
+REQUIRED = {"img_path": str, "question": str, "candidates": list}
 
 
 def qbench_query(item: dict[str, Any], image_folder: str, lang: str) -> Query:
@@ -43,9 +43,7 @@ def read_items(path: str) -> list[dict[str, Any]]:
     items = read_json(path)
     if not isinstance(items, list):
         raise RequestError(f"{path}: not a JSON list of questions")
-    for number, item in enumerate(items):
-        if not isinstance(item, dict) or any(field not in item for field in REQUIRED):
-            raise RequestError(f"{path}, question {number}: it must have {', '.join(REQUIRED)}")
+    require_rows(items, path, REQUIRED)
     return items
 
 

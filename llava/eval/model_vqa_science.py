@@ -50,10 +50,14 @@ def read_problems(path: str) -> list[dict[str, Any]]:
     for number, problem in enumerate(problems):
         try:
             usable = "id" in problem and isinstance(problem["conversations"][0]["value"], str)
+            usable = usable and isinstance(problem.get("image", ""), str)
         except (TypeError, KeyError, IndexError):
             usable = False
         if not usable:
-            raise RequestError(f"{path}, record {number}: it must have an `id` and `conversations` with a first turn")
+            raise RequestError(
+                f"{path}, record {number}: it must have an `id`, `conversations` with a first turn and, if "
+                "it has an `image`, its name"
+            )
     return problems
 
 

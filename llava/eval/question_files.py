@@ -9,6 +9,8 @@ from llava.eval.json_files import read_json_lines
 from llava.eval.queries import Query
 from llava.program import RequestError
 
+PICTURE_QUESTION = {"question_id": str | int, "image": str, "text": str}
+
 
 def split_list(lst: Sequence[Any], n: int) -> list[Sequence[Any]]:
     """Contiguous chunks of ceil(len / n) items; fewer than `n` when the items run out (E-2).
@@ -55,7 +57,7 @@ def read_picture_questions(args: Any) -> list[Query]:
     Raises:
         RequestError: bad question file, or no such chunk.
     """
-    questions = read_json_lines(args.question_file, required=("question_id", "image", "text"))
+    questions = read_json_lines(args.question_file, required=PICTURE_QUESTION)
     return [
         Query(
             fields={"question_id": question["question_id"], "prompt": question["text"]},
@@ -66,12 +68,6 @@ def read_picture_questions(args: Any) -> list[Query]:
     ]
 
 
-def picture_path(folder: str, name: Any) -> str:
-    """Where a question's picture is; `~` is expanded.
-
-    Raises:
-        RequestError: the name is not a text.
-    """
-    if not isinstance(name, str):
-        raise RequestError(f"a picture's name must be a text, not {name!r}")
+def picture_path(folder: str, name: str) -> str:
+    """Where a question's picture is; `~` is expanded."""
     return os.path.join(os.path.expanduser(folder), name)

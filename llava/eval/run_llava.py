@@ -23,8 +23,8 @@ __all__ = ["eval_model", "image_parser", "load_image", "load_images"]
 
 
 def image_parser(args: Any) -> list[str]:
-    """The sources named by `args.image_file`, which is split at `args.sep`."""
-    return args.image_file.split(args.sep)
+    """The sources named by `args.image_file`, which is split at `args.sep`; an empty one does not split."""
+    return args.image_file.split(args.sep) if args.sep else [args.image_file]
 
 
 def load_images(image_files: Sequence[str]) -> list[Image.Image]:

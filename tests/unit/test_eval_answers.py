@@ -13,6 +13,7 @@ from llava.eval import answer_run, model_qa, model_vqa_loader, model_vqa_mmbench
 from llava.eval.answers_file import AnswersFile, answer_record, short_uuid
 from llava.eval.generation import Answerer, AnswerOptions
 from llava.eval.queries import Query
+from llava.eval.question_files import read_picture_questions
 from llava.program import RequestError
 
 # --- the file ---
@@ -59,7 +60,7 @@ def test_resuming_fills_the_gaps(tmp_path: Path, cut: str, caplog: pytest.LogCap
     path.write_text("".join(json.dumps(_line(index)) + "\n" for index in (1, 2)) + cut)
     file = AnswersFile(str(path), ASKED, resume=True)
     assert file.missing == [0, 3]
-    file.check_model("m")
+    file.check_run("m", {})
     with file.open() as write:
         assert _replies(path) == ["reply 1", "reply 2"]
         write(3, _line(3))
@@ -76,21 +77,60 @@ def test_resuming_fills_the_gaps(tmp_path: Path, cut: str, caplog: pytest.LogCap
         (3 * (json.dumps(_line(2)) + "\n"), "line 3: not an answer"),
         ("what\n", "line 1: not JSON"),
         ("[]\n", "line 1: not a JSON object"),
+        ("\u00fc\n".encode("latin-1"), "line 1: not text in UTF-8"),
     ],
 )
-def test_resuming_from_another_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_resuming_from_another_file_is_refused(tmp_path: Path, content: str | bytes, message: str) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(content)
+    content = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(content)
     with pytest.raises(RequestError, match=message):
         AnswersFile(str(path), ASKED, resume=True)
-    assert path.read_text() == content
+    assert path.read_bytes() == content
 
 
 def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(_line(0, "llava-7b")) + "\n")
     with pytest.raises(RequestError, match="answers of llava-7b, not of llava-13b"):
-        AnswersFile(str(path), ASKED, resume=True).check_model("llava-13b")
+        AnswersFile(str(path), ASKED, resume=True).check_run("llava-13b", {})
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
+    """Where the answers record them. Batches and device may differ, and answers that record nothing."""
+    path = tmp_path / "a.jsonl"
+    first = {"num_visual_tokens": 145, "temperature": 0.0, "batch_size": 1, "device": "cpu", "seconds": 0.1}
+    lines = [_line(0), _line(1) | {"metadata": first}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = AnswersFile(str(path), ASKED, resume=True)
+    file.check_run("m", {"num_visual_tokens": 145, "temperature": 0, "batch_size": 16, "device": "cuda"})
+    with pytest.raises(RequestError, match="made with num_visual_tokens 145 instead of 65; give the first run's flags"):
+        file.check_run("m", first | {"num_visual_tokens": 65})
+
+
+@pytest.mark.parametrize("path", ["", ".", "/dev/null"])
+def test_answers_go_to_a_file(path: str) -> None:
+    with pytest.raises(RequestError, match=r"--answers-file is .* which is no file"):
+        AnswersFile(path, ASKED)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_cannot_write_one_file(tmp_path: Path, resume: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """As when a run that was thought dead still goes on."""
+    path = tmp_path / "a.jsonl"
+    with AnswersFile(str(path), ASKED).open() as write:
+        write(0, _line(0))
+        with (
+            pytest.raises(RequestError, match=r"a\.jsonl is being written by another process"),
+            AnswersFile(str(path), ASKED, resume).open(),
+        ):
+            pass
+        write(1, _line(1))
+    assert _replies(path) == ["reply 0", "reply 1"]
+    assert not caplog.records
+    with AnswersFile(str(path), ASKED, resume=True).open() as write:
+        write(2, _line(2))
+    assert _replies(path) == ["reply 0", "reply 1", "reply 2"]
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +225,15 @@ def test_an_interrupted_run_is_continued(questions: Path, tmp_path: Path, monkey
     assert [line["question_id"] for line in _ask(questions, answers, "--limit", "3", "--resume")] == [0, 1, 2]
 
 
+def test_a_finished_run_with_other_flags_is_refused(questions: Path, tmp_path: Path) -> None:
+    """Its answers would be scored as if the new flags had made them."""
+    flags = ["--limit", "1", "--record-run"]
+    _ask(questions, tmp_path / "a.jsonl", *flags)
+    for other in (["--num_beams", "2"], ["--mm_projector_type", "pooling"]):
+        with pytest.raises(RequestError, match=f"made with .* instead of {other[1]}; give the first"):
+            _ask(questions, tmp_path / "a.jsonl", *flags, *other, "--resume")
+
+
 def test_what_a_run_records(questions: Path, tmp_path: Path) -> None:
     plain, recorded = (
         _ask(questions, tmp_path / "a.jsonl", "--limit", "2", *flags) for flags in ((), ("--record-run",))
@@ -243,7 +292,11 @@ def test_science_messages(tmp_path: Path) -> None:
     letter = f"{text}\nAnswer with the option's letter from the given choices directly."
     query = model_vqa_science.science_query({"id": "7", "conversations": turns}, "pictures", True)
     assert query == Query({"question_id": "7", "prompt": letter}, letter)
-    for content, message in (("{}", "not a JSON list"), ('[{"id": 1}]', "record 0"), ("[3]", "record 0")):
+    nameless = json.dumps([{"id": 1, "image": None, "conversations": turns}])
+    for content, message in (
+        *(("{}", "not a JSON list"), ('[{"id": 1}]', "record 0"), ("[3]", "record 0")),
+        (nameless, "record 0.* if it has an `image`, its name"),
+    ):
         (tmp_path / "q.json").write_text(content)
         with pytest.raises(RequestError, match=message):
             model_vqa_science.read_problems(str(tmp_path / "q.json"))
@@ -262,6 +315,45 @@ def test_science_messages(tmp_path: Path) -> None:
 )
 def test_mmbench_options(cells: dict[str, Any], expected: list[Any]) -> None:
     assert model_vqa_mmbench.options_of(cells) == expected
+
+
+@pytest.mark.parametrize("cell", ["", "17", "@@@"])
+def test_a_table_s_row_without_a_picture_is_named(
+    cell: str, llava_vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where pandas makes a number of the cell, or nothing."""
+    (tmp_path / "t.tsv").write_text(f"index\tquestion\tA\tB\timage\n7\tq\tx\ty\t{cell}\n")
+    argv = ["--model-path", MODEL, "--question-file", str(tmp_path / "t.tsv"), "--temperature", "0"]
+    args = model_vqa_mmbench.build_parser().parse_args([*argv, "--answers-file", str(tmp_path / "a.jsonl")])
+    with pytest.raises(RequestError, match="1 of 1 questions were not answered"):
+        model_vqa_mmbench.eval_model(args, num_workers=0)
+    assert "question 7: image data is not " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": None}, r"line 2: 'text' is not a text but 'None'"),
+        ({"image": 5}, r"line 2: 'image' is not a text but '5'"),
+        ({"question_id": [1]}, r"line 2: 'question_id' is not a text or a whole number"),
+    ],
+)
+def test_questions_are_checked_before_a_model_is_loaded(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """The scorers would refuse such ids after hours."""
+    row = {"question_id": 1, "image": "a.png", "text": "?"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | change) + "\n")
+    args = SimpleNamespace(question_file=str(tmp_path / "q.jsonl"), image_folder="")
+    with pytest.raises(RequestError, match=message):
+        read_picture_questions(args)
+
+
+def test_half_a_character_is_named(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON can hold what UTF-8, and so the tokenizer, cannot."""
+    row = {"question_id": 3, "image": "img0.png", "text": "\ud83d?"}
+    questions.write_text(json.dumps(row) + "\n")
+    with pytest.raises(RequestError, match="1 of 1 questions were not answered"):
+        _ask(questions, tmp_path / "a.jsonl")
+    assert "question 3: its text holds half of a surrogate pair" in capsys.readouterr().err
 
 
 def test_mmbench_messages(tmp_path: Path) -> None:
@@ -283,6 +375,13 @@ def test_qbench(llava_vectors: Path, tmp_path: Path) -> None:
     assert model_vqa_qbench.qbench_query(item, "p", "en") == Query(item, message, "p/img0.png")
     chinese = model_vqa_qbench.qbench_query(item, "p", "zh").message
     assert chinese == "Is it sharp?\n在下列选项中选择一个:\nA. Yes\nB. No\n"
+    for change, message in (
+        ({"candidates": None}, "entry 1: 'candidates' is not a list"),
+        ({"img_path": 1}, "img_path"),
+    ):
+        (tmp_path / "q.json").write_text(json.dumps([item | change]))
+        with pytest.raises(RequestError, match=message):
+            model_vqa_qbench.read_items(str(tmp_path / "q.json"))
     (tmp_path / "q.json").write_text(json.dumps([item, item | {"question": "Is it dark?"}]))
     argv = ["--model-path", MODEL, "--image-folder", "assets/images", "--questions-file", str(tmp_path / "q.json")]
     argv += ["--answers-file", str(tmp_path / "a.jsonl")]

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,13 +92,63 @@ def test_inference_options(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     assert len(caplog.records) == 1
 
 
-def test_user_errors_are_one_line() -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_beams": 0}, "--num_beams is 0"),
+        ({"max_new_tokens": 0}, "--max_new_tokens is 0"),
+        ({"top_p": 2.0}, r"--top_p is 2\.0"),
+        ({"top_p": 0.0}, r"--top_p is 0\.0"),
+        ({"temperature": float("nan")}, "--temperature is nan"),
+    ],
+)
+def test_decoding_options_that_mean_nothing(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        AnswerOptions(**values)
+    AnswerOptions(temperature=0, top_p=1.0, num_beams=1, max_new_tokens=1)
+
+
+def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise RequestError("do it otherwise")
+
+    def stop() -> None:
+        raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as exit_:
         run_program(fail)
     assert exit_.value.code == "error: do it otherwise"
+    with pytest.raises(SystemExit) as exit_:
+        run_program(stop)
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/nowhere/llava", "there is no folder '/nowhere/llava'"),
+        ("checkpoints/my/llava", "there is no folder"),
+        ("", "there is no folder ''"),
+        ("checkpoint-500", "no parent folder"),
+        ("no-model", "no-model cannot be opened as a model"),
+    ],
+)
+def test_what_is_no_checkpoint(path: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One error with its cause, whatever transformers raises."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no-model").mkdir()
+    (tmp_path / "no-model" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(RequestError, match=message):
+        Answerer.open(path, None)
+
+
+def test_a_checkpoint_without_its_vision_tower(llava_vectors: Path, tmp_path: Path) -> None:
+    shutil.copytree("checkpoints/llava-v1-tiny-mlp2x", tmp_path / "llava")
+    config = json.loads((tmp_path / "llava/config.json").read_text())
+    (tmp_path / "llava/config.json").write_text(json.dumps(config | {"mm_vision_tower": "bases/gone"}))
+    with pytest.raises(RequestError, match="llava cannot be opened as a model: Unknown vision tower: bases/gone"):
+        Answerer.open(str(tmp_path / "llava"), None)
 
 
 # --- model_vqa_loader ---
