@@ -15,7 +15,7 @@ from llava.program import RequestError
 Items = Sequence[Mapping[str, Any]]
 Totals = Mapping[str, np.ndarray]  # group -> [..., sums]
 
-# Draws of one group that are held at a time, as [samples, units].
+# Draws of one group that are held at a time, as [samples, kinds of units].
 _MAX_DRAWS = 20_000_000
 
 
@@ -86,7 +86,7 @@ def compute(metric: str, items: Items) -> float:
     """The score of these items.
 
     Raises:
-        RequestError: unknown metric, or no items.
+        RequestError: unknown metric, no items, or items of another metric.
     """
     totals = {group: table.sum(axis=0) for group, table in _tables(metric, items).items()}
     return float(METRICS[metric].score(totals))
@@ -96,8 +96,10 @@ def bootstrap(metric: str, items: Items, samples: int = 1000, seed: int = 0) -> 
     """Scores `[samples]` of items drawn anew, whole units with replacement, as many in each group as there are.
 
     Raises:
-        RequestError: unknown metric, or no items.
+        RequestError: unknown metric, no items, items of another metric, or no samples.
     """
+    if samples < 1:
+        raise RequestError(f"--samples is {samples}; it must be 1 or more")
     rng = np.random.default_rng(seed)
     totals = {group: _resampled(table, samples, rng) for group, table in _tables(metric, items).items()}
     return METRICS[metric].score(totals)
@@ -119,17 +121,28 @@ def _tables(metric: str, items: Items) -> dict[str, np.ndarray]:
     for item in items:
         groups.setdefault(item["group"], {}).setdefault(item["unit"], []).append(item)
     tally = METRICS[metric].tally
-    return {
-        group: np.array([tally(unit) for unit in units.values()], dtype=np.float64) for group, units in groups.items()
-    }
+    try:
+        tables = {
+            group: np.array([tally(unit) for unit in units.values()], dtype=np.float64)
+            for group, units in groups.items()
+        }
+    except (TypeError, ValueError, IndexError) as error:
+        raise RequestError(f"the items' values are not those of the metric {metric!r} ({error})") from error
+    if not all(np.isfinite(table).all() for table in tables.values()):
+        raise RequestError(f"the items' values are not those of the metric {metric!r} (one is no finite number)")
+    return tables
 
 
 def _resampled(table: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Totals `[samples, k]` of `samples` drawings from the units of a group `[units, k]`."""
+    """Totals `[samples, k]` of `samples` drawings from the units of a group `[units, k]`.
+
+    Units with the same sums are drawn as one kind, as often as there are of them: 100 000 questions have a few kinds.
+    """
     units = len(table)
-    step = max(1, _MAX_DRAWS // units)
+    kinds, counts = np.unique(table, axis=0, return_counts=True)
+    step = max(1, _MAX_DRAWS // len(kinds))
     totals = [
-        rng.multinomial(units, np.full(units, 1 / units), size=min(step, samples - start)) @ table
+        rng.multinomial(units, counts / units, size=min(step, samples - start)) @ kinds
         for start in range(0, samples, step)
     ]
     return np.concatenate(totals)

@@ -100,13 +100,15 @@ def gather(paths: Sequence[Path], samples: int) -> dict[str, dict[str, Result]]:
             raise RequestError(f"{origin[key]} and {path} both hold {key[1]} of {key[0]}; leave one of them out")
         origin[key] = path
         parts = {source.benchmark: source.items}
-        if source.benchmark == "MME":
-            parts["MME-P"] = [item for item in source.items if item["group"] in PERCEPTION]
+        perception = [item for item in source.items if item["group"] in PERCEPTION]
+        if source.benchmark == "MME" and perception:
+            parts["MME-P"] = perception
         for name, items in parts.items():
-            if items:
-                bounds = interval(source.metric, items, samples)
-                result = Result(compute(source.metric, items), bounds, source)
-                results.setdefault(source.experiment, {})[name] = result
+            try:
+                result = Result(compute(source.metric, items), interval(source.metric, items, samples), source)
+            except RequestError as error:
+                raise RequestError(f"{path}: {error}") from error
+            results.setdefault(source.experiment, {})[name] = result
     return results
 
 
@@ -117,14 +119,29 @@ def tokens_of(by_benchmark: Mapping[str, Result]) -> int | None:
 
 
 def speed_of(by_benchmark: Mapping[str, Result], baseline: Mapping[str, Result]) -> float | None:
-    """Answers per second relative to the baseline: the geometric mean over what both have timed; None without any."""
+    """Answers per second relative to the baseline; None without anything to compare.
+
+    The geometric mean over the benchmarks that both have timed on the same kind of device, in equal precision and
+    batches.
+    """
     ratios = [
-        baseline[name].source.run["seconds"] / result.source.run["seconds"]
+        theirs / ours
         for name, result in by_benchmark.items()
-        if name != "MME-P" and "seconds" in result.source.run and name in baseline
-        if "seconds" in baseline[name].source.run
+        if name != "MME-P" and name in baseline
+        if _same_conditions(result, baseline[name])
+        if (ours := _seconds(result)) and (theirs := _seconds(baseline[name]))
     ]
     return statistics.geometric_mean(ratios) if ratios else None
+
+
+def _same_conditions(one: Result, other: Result) -> bool:
+    return all(one.source.run.get(field) == other.source.run.get(field) for field in ("device", "dtype", "batch_size"))
+
+
+def _seconds(result: Result) -> float | None:
+    """Seconds per answer; None where they are not told, or too short for the clock."""
+    seconds = result.source.run.get("seconds")
+    return seconds if isinstance(seconds, int | float) and seconds > 0 else None
 
 
 def choose_baseline(results: Results, wanted: str | None) -> str:
@@ -144,7 +161,12 @@ def choose_baseline(results: Results, wanted: str | None) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_one_cell, line))} |" for line in lines)
+
+
+def _one_cell(text: str) -> str:
+    """What Markdown would take for the end of a cell or row is made harmless."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _cell(result: Result | None) -> str:
@@ -158,11 +180,16 @@ def _cell(result: Result | None) -> str:
 def _published_rows(rows: Sequence[PublishedRow], benchmarks: Sequence[str], with_speed: bool) -> list[list[str]]:
     lines = []
     for row in rows:
-        scores = [f"{row.scores[name]:.1f}" if name in row.scores else "–" for name in benchmarks]
+        scores = [_as_published(row.scores[name]) if name in row.scores else "–" for name in benchmarks]
         tokens = "–" if row.num_visual_tokens is None else str(row.num_visual_tokens)
         speed = [f"{row.speed:.2f}" if row.speed else "–"] if with_speed else []
         lines.append([f"*{row.name} (published)*", tokens, *scores, *speed])
     return lines
+
+
+def _as_published(score: float) -> str:
+    """With the paper's digits: one behind the point, or two."""
+    return f"{score:.1f}" if score == round(score, 1) else f"{score:.2f}"
 
 
 def results_table(
@@ -198,7 +225,7 @@ def protocol_lines(results: Results) -> list[str]:
             elif values:
                 facts.append(f"{field} " + ", ".join(f"{value} ({', '.join(on)})" for value, on in values.items()))
         if silent:
-            facts.append(f"not told for {', '.join(silent)} (--record-run of the generators)")
+            facts.append(f"not told for {', '.join(silent)} (--record-run of the generators; judged ones never tell)")
         lines.append(f"- {experiment}: {'; '.join(facts)}")
     return lines
 
@@ -242,12 +269,20 @@ def plot_points(results: Results, with_published: bool) -> list[Point]:
     shown = {point.benchmark for point in points}
     if with_published:
         points += [
-            Point(row.name, benchmark, row.num_visual_tokens, score, None)
+            Point(_family(row.name), benchmark, row.num_visual_tokens, score, None)
             for row in (*ACFORMER_MAIN, *ACFORMER_ABLATION)
             for benchmark, score in row.scores.items()
             if benchmark in shown and row.num_visual_tokens is not None
         ]
     return points
+
+
+def _family(name: str) -> str:
+    """A published row's mark in the plot: there are too many rows for one mark each."""
+    lower = name.lower()
+    if lower.startswith("llava"):
+        return "LLaVA-1.5 (published)"
+    return "AcFormer (published)" if lower.startswith("acformer") else "other connectors (published)"
 
 
 def write_report(results: Results, baseline: str, samples: int, with_published: bool, plot: str | None) -> str:
@@ -258,13 +293,14 @@ def write_report(results: Results, baseline: str, samples: int, with_published: 
         "# Evaluation",
         f"{datetime.now(timezone.utc):%Y-%m-%d}. In brackets 95 % confidence intervals: {samples} bootstrap samples of "
         "the questions (of pictures or circular groups where these are scored as a whole), within each category. They "
-        "tell how far the choice of questions matters, not what another training would give. *Published* rows are "
-        "quoted from the papers, not measured. \\*: a part of the questions.",
+        "tell how far the choice of questions matters, not what another training would give, and nothing where all are "
+        "right, or all wrong. *Published* rows are quoted from the papers, not measured. \\*: a part of the questions.",
         "## Protocol",
         "\n".join(protocol_lines(results)),
         "## Results",
         "POPE: mean F1 of the categories. MME: perception and cognition. SQA: problems with a picture. Speed: answers/s"
-        f" relative to {baseline} on the same machine; published: throughput of stage 1 relative to LLaVA-1.5.",
+        f" relative to {baseline}, from benchmarks with the same device, precision and batch size; published: the "
+        "throughput of stage 1 relative to LLaVA-1.5.",
         results_table(results, ACFORMER_BENCHMARKS, ACFORMER_MAIN if with_published else (), baseline),
     ]
     if with_published or any(name in by for by in results.values() for name in set(VLORA_BENCHMARKS) - {"MMB", "SQA"}):

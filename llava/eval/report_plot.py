@@ -8,6 +8,7 @@ from typing import Any
 from llava.extras import require_extra
 
 PANELS_PER_ROW = 3
+PUBLISHED_MARKS = "o^xvD"
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Point:
     """One result in one panel.
 
     Attributes:
-        name: of the experiment or the published model.
+        name: of the experiment or the published models; stands in the legend.
         interval: 95 % confidence interval; None for a published result.
     """
 
@@ -27,7 +28,9 @@ class Point:
 
 
 def draw(points: Sequence[Point]) -> bytes:
-    """One panel per benchmark; filled marks with error bars are measured, hollow grey ones published.
+    """One panel per benchmark; filled marks with error bars are measured, grey ones published.
+
+    Measured points with the same number of tokens stand side by side.
 
     Raises:
         ImportError: matplotlib is missing; names the extra.
@@ -41,30 +44,40 @@ def draw(points: Sequence[Point]) -> bytes:
     figure = Figure(figsize=(4.3 * columns, 3.3 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     names = list(dict.fromkeys(point.name for point in points if point.interval))
-    colors = {name: f"C{index % 10}" for index, name in enumerate(names)}
+    styles = {name: f"C{index % 10}" for index, name in enumerate(names)}
+    published = dict.fromkeys(point.name for point in points if not point.interval)
+    styles |= {name: PUBLISHED_MARKS[index % len(PUBLISHED_MARKS)] for index, name in enumerate(published)}
     for axes, benchmark in zip(panels, benchmarks):
-        _draw_panel(axes, benchmark, [point for point in points if point.benchmark == benchmark], colors)
+        _draw_panel(axes, benchmark, [point for point in points if point.benchmark == benchmark], styles)
     for axes in panels[len(benchmarks) :]:
         axes.set_axis_off()
     handles = {label: mark for axes in panels for mark, label in zip(*axes.get_legend_handles_labels())}
+    handles = {name: handles[name] for name in styles}  # measured ones first
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
 
 
-def _draw_panel(axes: Any, benchmark: str, points: Sequence[Point], colors: dict[str, str]) -> None:
-    for point in points:
-        place = (point.num_visual_tokens, point.score)
-        if point.interval is None:
-            axes.plot(*place, "o", markerfacecolor="none", color="grey", markersize=5, label="published")
-        else:
-            error = [[max(0.0, point.score - point.interval[0])], [max(0.0, point.interval[1] - point.score)]]
-            axes.errorbar(*place, yerr=error, fmt="s", color=colors[point.name], capsize=3, label=point.name)
-    axes.set_title(benchmark)
-    axes.set_xscale("symlog", linthresh=16)  # 0 tokens is a place, too
+def _draw_panel(axes: Any, benchmark: str, points: Sequence[Point], styles: dict[str, str]) -> None:
+    """`styles`: name -> colour of a measured point, mark of published ones."""
     ticks = sorted({point.num_visual_tokens for point in points})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
+    smallest = min((tick for tick in ticks if tick > 0), default=1)
+    for point in points:
+        if point.interval is None:
+            mark = styles[point.name]
+            place = (point.num_visual_tokens, point.score)
+            axes.plot(*place, mark, markerfacecolor="none", color="grey", markersize=5, label=point.name)
+            continue
+        same = [p.name for p in points if p.interval and p.num_visual_tokens == point.num_visual_tokens]
+        aside = 0.06 * (same.index(point.name) - (len(same) - 1) / 2)
+        tokens = point.num_visual_tokens + aside * max(point.num_visual_tokens, smallest)
+        error = [[max(0.0, point.score - point.interval[0])], [max(0.0, point.interval[1] - point.score)]]
+        axes.errorbar(tokens, point.score, yerr=error, fmt="s", color=styles[point.name], capsize=3, label=point.name)
+    axes.set_title(benchmark)
+    axes.set_xscale("symlog", linthresh=smallest, linscale=0.3)  # 0 tokens is a place, too
+    readable = [tick for place, tick in enumerate(ticks) if place == 0 or tick > 1.1 * ticks[place - 1]]  # 145, not 146
+    axes.set_xticks(readable, [str(tick) for tick in readable], fontsize=8)
     axes.minorticks_off()
     axes.margins(x=0.1, y=0.15)
     axes.grid(alpha=0.3)

@@ -12,6 +12,12 @@ from typing import Any
 
 from llava.eval.json_files import read_json_object, require_fields, require_rows, write_json
 from llava.eval.metrics import compute
+from llava.program import RequestError
+
+_FIELDS = {
+    **{"benchmark": str, "experiment": str, "metric": str, "items": list, "details": dict},
+    **{"expected": int, "answered": int, "run": dict},
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,10 @@ def read_score_file(path: str) -> ScoreFile:
     """
     names = [field.name for field in fields(ScoreFile)]
     record = read_json_object(path, names)
-    require_fields(record, path, {"benchmark": str, "experiment": str, "metric": str, "items": list})
+    require_fields(record, path, _FIELDS)
+    for name in ("benchmark", "experiment"):
+        if not record[name].strip():
+            raise RequestError(f"{path}: {name!r} is empty; is it the right file?")
     require_rows(record["items"], path, ["unit", "group", "value"])
+    require_rows(record["items"], path, {"unit": str, "group": str})
     return ScoreFile(**{name: record[name] for name in names})

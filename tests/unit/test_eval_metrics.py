@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from llava.eval.metrics import bootstrap, compute, interval
+from llava.eval.metrics import _resampled, _tables, bootstrap, compute, interval
 from llava.eval.score_file import item
 from llava.program import RequestError
 
@@ -69,7 +69,30 @@ def test_bootstrap_is_what_plain_resampling_gives(metric: str) -> None:
 
 
 def test_many_units_are_drawn_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = [item(unit, unit % 2) for unit in range(50)]
+    items = [item(unit, unit / 50) for unit in range(50)]
     monkeypatch.setattr("llava.eval.metrics._MAX_DRAWS", 120)
     scores = bootstrap("mean", items, samples=33)
     assert scores.shape == (33,) and 30 < scores.mean() < 70 and scores.std() > 0
+
+
+def test_units_of_one_kind_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As VQAv2's 100 000 questions must be; the spread is that of the binomial distribution."""
+    monkeypatch.setattr("llava.eval.metrics._MAX_DRAWS", 2 * 4000)  # one portion, if there are two kinds
+    items = [item(unit, int(unit % 4 == 0)) for unit in range(10_000)]
+    scores = bootstrap("mean", items, samples=4000)
+    assert scores.mean() == pytest.approx(25, abs=0.05)
+    assert scores.std() == pytest.approx(100 * (0.25 * 0.75 / 10_000) ** 0.5, rel=0.06)
+    (table,) = _tables("mean", items).values()
+    monkeypatch.setattr("llava.eval.metrics._MAX_DRAWS", 2)
+    assert _resampled(table, 3, _OnlyKinds(kinds=2)).shape == (3, 2)
+
+
+class _OnlyKinds:
+    """A generator that refuses to draw from more than so many kinds."""
+
+    def __init__(self, kinds: int) -> None:
+        self.kinds = kinds
+
+    def multinomial(self, n: int, shares: np.ndarray, size: int) -> np.ndarray:
+        assert len(shares) == self.kinds and size == 1
+        return np.random.default_rng(0).multinomial(n, shares, size=size)

@@ -10,6 +10,7 @@ from PIL import Image
 from llava.eval import report
 from llava.eval.metrics import interval
 from llava.eval.published_results import ACFORMER_ABLATION, ACFORMER_BENCHMARKS, ACFORMER_MAIN
+from llava.eval.report_plot import draw
 from llava.eval.score_file import item, write_score
 from llava.program import RequestError
 
@@ -100,6 +101,72 @@ def test_unclear_facts_are_not_guessed(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "report.png").exists()
 
 
+def test_speeds_are_compared_under_the_same_conditions(tmp_path: Path) -> None:
+    """A larger batch or another device is not the connector's merit; a clock that shows 0 tells nothing."""
+    for name, run in {
+        "a": {"connector": "mlp2x_gelu", "seconds": 1.0, "batch_size": 8},
+        "b": {"seconds": 0.1, "batch_size": 16},
+        "c": {"seconds": 0.5, "batch_size": 8},
+        "d": {"seconds": 0.0, "batch_size": 8},
+        "e": {"seconds": 0.5, "batch_size": 8, "device": "cuda"},
+    }.items():
+        _score(tmp_path, name, "GQA", [1, 0], run)
+    rows = _rows(_make(tmp_path), "Results")
+    assert [rows[name][-1] for name in "abcde"] == ["1.00", "?", "2.00", "?", "?"]
+
+
+def test_published_figures_keep_their_digits(tmp_path: Path) -> None:
+    _score(tmp_path, "a", "GQA", [1, 0])
+    text = _make(tmp_path)
+    scaling = _rows(text, "AcFormer's data scaling (published)")
+    assert scaling["*AcFormer, 3B, LLaVA-665k (published)*"] == [
+        *("145", "35.89", "55.45", "55.15", "72.76", "33.88", "1622.3"),
+    ]
+    ablation = _rows(text, "AcFormer's ablation (published)")
+    assert ablation["*evit, 7B (published)*"] == ["146", "57.1", "61.0", "68.3", "1808.4"]
+
+
+def test_plot_of_points_that_coincide(tmp_path: Path) -> None:
+    """Published rows are marked by family; no tokens at all, and equal ones, are places, too."""
+    for name, tokens in (("a", 0), ("b", 145), ("c", 145)):
+        _score(tmp_path, name, "GQA", [1, 0], RUN | {"num_visual_tokens": tokens})
+    results = report.gather(report.find_score_files([str(tmp_path)]), samples=10)
+    points = report.plot_points(results, with_published=True)
+    published = ("LLaVA-1.5 (published)", "AcFormer (published)", "other connectors (published)")
+    assert {point.name for point in points} == {"a", "b", "c", *published}
+    assert {point.num_visual_tokens for point in points if point.name == published[0]} == {576}
+    assert draw(points).startswith(b"\x89PNG") and draw(points[:1]).startswith(b"\x89PNG")
+
+
+def test_names_cannot_break_the_tables(tmp_path: Path) -> None:
+    _score(tmp_path, "my | model\nnew", "GQA", [1, 0])
+    lines = [line for line in _make(tmp_path).splitlines() if line.startswith("| my")]
+    assert lines and all(line.startswith(r"| my \| model new | ? |") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"items": []}, "no items"),
+        ({"run": None}, "'run' is not an object"),
+        ({"details": []}, "'details' is not an object"),
+        ({"expected": "2"}, "'expected' is not a whole number"),
+        ({"experiment": " "}, "'experiment' is empty"),
+        ({"metric": "best"}, "unknown metric 'best'"),
+        ({"items": [{"unit": "1", "group": "all", "value": "x"}]}, "not those of the metric 'mean'"),
+        ({"items": [{"unit": "1", "group": "all", "value": float("nan")}]}, "not those of the metric 'mean'"),
+        ({"items": [{"unit": "1", "group": [1], "value": 1}]}, "entry 1: 'group' is not a text"),
+        ({"metric": "pope_f1"}, "not those of the metric 'pope_f1'"),
+    ],
+)
+def test_a_damaged_score_file_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    _score(tmp_path, "a", "GQA", [1, 0])
+    path = tmp_path / "GQA" / "scores" / "a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RequestError, match=rf"a\.json.*{message}"):
+        _make(tmp_path)
+
+
 def test_bad_results_are_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="nowhere does not exist"):
         report.find_score_files([str(tmp_path / "nowhere")])
@@ -110,6 +177,8 @@ def test_bad_results_are_named(tmp_path: Path) -> None:
     assert len(files) == 1
     with pytest.raises(RequestError, match="--baseline z: no such experiment"):
         _make(tmp_path, "--baseline", "z")
+    with pytest.raises(RequestError, match="--samples is 0"):
+        _make(tmp_path, "--samples", "0")
     (tmp_path / "GQA" / "scores" / "b.json").write_text((tmp_path / "GQA" / "scores" / "a.json").read_text())
     with pytest.raises(RequestError, match=r"a\.json and .*b\.json both hold GQA of a"):
         _make(tmp_path)
