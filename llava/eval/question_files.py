@@ -9,8 +9,6 @@ from llava.eval.json_files import read_json_lines
 from llava.eval.queries import Query
 from llava.program import RequestError
 
-PICTURE_QUESTION = {"question_id": str | int, "image": str, "text": str}
-
 
 def split_list(lst: Sequence[Any], n: int) -> list[Sequence[Any]]:
     """Contiguous chunks of ceil(len / n) items; fewer than `n` when the items run out (E-2).
@@ -57,7 +55,7 @@ def read_picture_questions(args: Any) -> list[Query]:
     Raises:
         RequestError: bad question file, or no such chunk.
     """
-    questions = read_json_lines(args.question_file, required=PICTURE_QUESTION)
+    questions = read_json_lines(args.question_file, {"question_id": str | int, "image": str, "text": str})
     return [
         Query(
             fields={"question_id": question["question_id"], "prompt": question["text"]},

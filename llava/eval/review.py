@@ -156,9 +156,11 @@ def review_all(
         append: go on after the lines that are there, one for each leading question; else begin anew.
 
     Raises:
-        RequestError: see `Judge.ask`; the lines written so far are kept.
+        RequestError: see `Judge.ask`; the lines written so far are kept. Or those that are there review others.
     """
     with reviews_writer(output, append) as (done, write):
+        if done:
+            _check_reviews(output, comparisons)
         left = comparisons[done:]
         if done:
             logger.warning("%s has %d reviews; %d questions are left.", output, done, len(left))
@@ -169,6 +171,24 @@ def review_all(
             write(record)
     if unparsed:
         logger.warning("%d of %d reviews have no two scores in their first line.", unparsed, len(left))
+
+
+def _check_reviews(path: str, comparisons: Sequence[Comparison]) -> None:
+    """Reviews of earlier answers must not be taken for reviews of these.
+
+    Raises:
+        RequestError: names the first line that does not fit.
+    """
+    for number, record in enumerate(read_json_lines(path), start=1):
+        comparison = comparisons[number - 1] if number <= len(comparisons) else None
+        if comparison is None or any(
+            record.get(name, value) != value
+            for name, value in (("question_id", comparison.question_id), ("answer2_id", comparison.answer2_id))
+        ):
+            raise RequestError(
+                f"{path}, line {number}: a review of another answer than the one that is there now; remove the file to "
+                "ask the judge anew, or name another --output"
+            )
 
 
 @contextmanager

@@ -195,6 +195,24 @@ def test_a_run_goes_on_where_it_was_killed(files: dict[str, str], judge: JudgeDo
     assert run(eval_gpt_review_bench, files, judge) == whole, "nothing is left to do"
 
 
+def test_reviews_of_other_answers_are_not_kept_silently(files: dict[str, str], judge: JudgeDouble) -> None:
+    """A model that answered anew would get the scores of its earlier answers."""
+    run(eval_gpt_review_bench, files, judge)
+    before = Path(files["output"]).read_bytes()
+    ours = read(Path(files["ours"]))
+    asked = len(judge.asked(PATH))
+    for changed in ([row | {"answer_id": f"new {row['answer_id']}"} for row in ours], None):
+        if changed:
+            Path(files["ours"]).write_text("".join(json.dumps(row) + "\n" for row in changed))
+        else:  # fewer questions than reviews
+            for name in ("question", "reference", "ours"):
+                Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in read(Path(files[name]))[:2]))
+        with pytest.raises(RequestError, match=r"line [13]: a review of another answer.* remove the file"):
+            run(eval_gpt_review_bench, files, judge)
+        Path(files["ours"]).write_text("".join(json.dumps(row) + "\n" for row in ours))
+    assert Path(files["output"]).read_bytes() == before and len(judge.asked(PATH)) == asked
+
+
 def test_killed_program_leaves_every_review(files: dict[str, str], judge: JudgeDouble) -> None:
     """The program by its path; it is killed while the judge thinks about the third question."""
     third, killed, reply = threading.Event(), threading.Event(), judge.reply
