@@ -13,7 +13,7 @@ from llava.eval import answer_run, model_qa, model_vqa_loader, model_vqa_mmbench
 from llava.eval.answers_file import AnswersFile, answer_record, short_uuid
 from llava.eval.generation import Answerer, AnswerOptions
 from llava.eval.queries import Query
-from llava.eval.question_files import read_picture_questions
+from llava.eval.question_files import picture_path, read_picture_questions
 from llava.program import RequestError
 
 # --- the file ---
@@ -366,6 +366,38 @@ def test_mmbench_messages(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text("index\tquestion\n1\tq\n")
     with pytest.raises(RequestError, match="no column image, A"):
         model_vqa_mmbench.read_table(str(tmp_path / "t.tsv"))
+
+
+@pytest.mark.parametrize(
+    ("module", "temperature"), [(model_vqa_qbench, 0), (model_qa, 0.7)], ids=["qbench is greedy", "qa samples"]
+)
+def test_fixed_decoding(module: Any, temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contract 1.5 and 1.7; and what tells the questions apart when a run is resumed."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(module, "answer_queries", lambda q, a, options, *r, **k: seen.update(k, options=options))
+    item = {"img_path": "a.png", "question": "?", "candidates": ["x"], "question_id": 1, "text": "?"}
+    content = json.dumps([item]) if module is model_vqa_qbench else json.dumps(item)
+    (tmp_path / "q").write_text(content)
+    if module is model_qa:
+        module.eval_model("m", str(tmp_path / "q"), "a.jsonl")
+    else:
+        module.eval_model(SimpleNamespace(questions_file=str(tmp_path / "q"), image_folder="", lang="en", conv_mode=""))
+    assert seen["options"] == AnswerOptions(temperature=temperature, max_new_tokens=1024)
+    assert seen["key_fields"] == (("question_id",) if module is model_qa else ("img_path", "question"))
+
+
+def test_paths_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert picture_path("~/my pictures", "a.png") == f"{tmp_path}/my pictures/a.png"
+    assert AnswersFile("~/a.jsonl", ASKED).path == f"{tmp_path}/a.jsonl"
+    with pytest.raises(RequestError, match=f"there is no folder '{tmp_path}/my models/llava'"):
+        Answerer.open("~/my models/llava", None)
+
+
+def test_an_unknown_template_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    args = SimpleNamespace(model_path="/nowhere/m", answers_file=str(tmp_path / "a"))
+    with pytest.raises(RequestError, match="no conversation template 'nope'"):
+        answer_run.answer_queries([Query({"question_id": 1, "prompt": ""}, "")], args, AnswerOptions(), "nope")
 
 
 def test_qbench(llava_vectors: Path, tmp_path: Path) -> None:

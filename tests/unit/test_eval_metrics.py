@@ -64,6 +64,7 @@ def test_bootstrap_is_what_plain_resampling_gives(metric: str) -> None:
     assert np.mean(fast) == pytest.approx(np.mean(plain), abs=0.2 * np.std(plain))
     assert np.std(fast) == pytest.approx(np.std(plain), rel=0.12)
     low, high = interval(metric, items)
+    assert [low, high] == pytest.approx(np.percentile(bootstrap(metric, items), [2.5, 97.5]))
     assert low < compute(metric, items) < high
     assert interval(metric, items) == (low, high)
 

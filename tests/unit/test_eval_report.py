@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava.eval import report
 from llava.eval.metrics import interval
-from llava.eval.published_results import ACFORMER_ABLATION, ACFORMER_BENCHMARKS, ACFORMER_MAIN
+from llava.eval.published_results import ACFORMER_ABLATION, ACFORMER_BENCHMARKS, ACFORMER_MAIN, VLORA_MAIN
 from llava.eval.report_plot import draw
 from llava.eval.score_file import item, write_score
 from llava.program import RequestError
@@ -185,6 +185,53 @@ def test_bad_results_are_named(tmp_path: Path) -> None:
     (tmp_path / "GQA" / "scores" / "b.json").write_text(json.dumps({"score": 1}))
     with pytest.raises(RequestError, match=r"b\.json: there is no 'benchmark'"):
         _make(tmp_path)
+
+
+# As the contract has them (acformer.md 8; vlora.md 9), copied apart from the code: columns are 65, 145 and 257 tokens.
+ABLATION = """
+pooling, 7B | 53.4 / 59.8 / 66.8 / 1734.0 | 55.1 / 60.9 / 68.0 / 1791.4 | -
+pooling_pr, 7B | 53.9 / 60.0 / 66.8 / 1728.9 | 54.7 / 60.9 / 68.0 / 1759.1 | -
+random_pr, 7B | 53.9 / 59.1 / 66.9 / 1728.7 | 54.6 / 59.7 / 67.0 / 1772.7 | -
+perceiver, 7B | 51.0 / 56.1 / 63.2 / 1702.8 | 52.1 / 56.4 / 65.4 / 1720.8 | 52.3 / 56.8 / 65.7 / 1735.9
+c_abstractor, 7B | 52.8 / 59.0 / 67.0 / 1743.3 | 53.4 / 60.2 / 67.8 / 1775.4 | 53.7 / 60.8 / 68.3 / 1790.0
+acformer, 7B | 56.1 / 59.2 / 67.3 / 1744.2 | 58.0 / 61.3 / 68.4 / 1846.1 | 58.2 / 61.2 / 68.3 / 1848.8
+top_p, 7B | - | 56.3 / 60.8 / 68.2 / 1798.8 | -
+evit, 7B | - | 57.1 / 61.0 / 68.3 / 1808.4 | -
+perceiver, 13B | - | 53.4 / 56.9 / 64.7 / 1749.3 | -
+c_abstractor, 13B | - | 58.5 / 62.1 / 68.8 / 1823.6 | -
+acformer, 13B | - | 60.7 / 62.8 / 69.2 / 1869.3 | -
+"""
+VLORA = """
+MiniGPT-4-v2 | 24.3 | 708.4 | 54.1 | 30.0 | 25.0 | 1.4
+Idefics-instruct | 48.2 | 942 | 51.6 | 27.3 | 18.4 | 7.8
+OpenFlamingo v2 | 6.6 | 535 | 45.7 | 29.4 | 28.2 | 6.3
+Qwen-VL-Chat | 60.6 | 1467.8 | 65.5 | 36.8 | 37.0 | 41.2
+LLaVA-v1.5-7B | 64.3 | 1510.7 | 66.8 | 27.6 | 35.7 | 27.5
+VLoRA-v1-7B | 63.4 | 1311.3 | 66.4 | 26.4 | 33.7 | 28.6
+"""
+
+
+def test_published_figures_are_the_contract_s() -> None:
+    expected = {}
+    for line in ABLATION.strip().splitlines():
+        name, *cells = line.split(" | ")
+        for tokens, cell in zip((65, 145, 257), cells, strict=True):
+            if cell != "-":
+                expected[name, tokens + ("evit" in name)] = [float(score) for score in cell.split(" / ")]
+    assert {(row.name, row.num_visual_tokens): list(row.scores.values()) for row in ACFORMER_ABLATION} == expected
+    rows = [line.split(" | ") for line in VLORA.strip().splitlines()]
+    columns = ("MMB", "MME-P", "SQA", "HallusionBench", "MMMU", "CCBench")
+    vlora = {name: dict(zip(columns, map(float, scores), strict=True)) for name, *scores in rows}
+    assert {row.name: row.scores for row in VLORA_MAIN} == vlora
+    main = {(row.name, row.num_visual_tokens): (*row.scores.values(), row.speed) for row in ACFORMER_MAIN}
+    assert main == {
+        ("LLaVA-1.5-7B", 576): (85.9, 1794.6, 64.3, 30.5, 58.2, 62.0, 78.5, 50.0, 66.8, 1.0),
+        ("AcFormer-7B", 145): (86.4, 1846.1, 68.4, 30.3, 2.23),
+        ("AcFormer-7B", 257): (58.2, 61.2, 78.4, 52.8, 69.4, 1.65),
+        ("LLaVA-1.5-13B", 576): (85.9, 1826.7, 67.7, 35.4, 61.2, 63.3, 80.0, 53.6, 71.6, 1.0),
+        ("AcFormer-13B", 145): (86.1, 1870.0, 69.2, 34.1, 2.30),
+        ("AcFormer-13B", 257): (61.3, 63.0, 79.8, 53.7, 71.8, 1.69),
+    }
 
 
 def test_published_rows_agree_with_each_other() -> None:
