@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llava.eval.seed import question_key
 from tests.conftest import REPOSITORY
 
 
@@ -76,6 +77,12 @@ def test_seed_submits_every_question(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (score["expected"], score["answered"]) == (3, 2)
 
 
+def test_seed_ids() -> None:
+    """Compared as integers where they are ones; a number beyond what Python reads stays a text."""
+    assert [question_key(name) for name in (7, "7", "07", "-7", "v7", "7.0")] == [7, 7, 7, -7, "v7", "7.0"]
+    assert question_key("9" * 5000) == "9" * 5000
+
+
 @pytest.mark.parametrize("broken", ["question_type", "questions"])
 def test_seed_refuses_other_files(broken: str, tmp_path: Path) -> None:
     (tmp_path / "seed.json").write_text(json.dumps({key: value for key, value in SEED.items() if key != broken}))
@@ -117,6 +124,8 @@ def test_vizwiz_keeps_the_order_of_the_questions(tmp_path: Path) -> None:
 def test_vizwiz_refuses_an_incomplete_submission(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="lacks 1 of the 2 answers"):
         _vizwiz(tmp_path, {1: "No"})
+    with pytest.raises(AssertionError, match="answers none of the 2 questions"):
+        _vizwiz(tmp_path, {7: "No"})
     assert not (tmp_path / "new").exists()
 
 
