@@ -13,7 +13,7 @@ from typing import Any
 from llava.eval import eval_gpt_review_bench
 from llava.eval.json_files import read_json_lines
 from llava.eval.judge import judge_from
-from llava.eval.review import compare_answers, read_contexts, read_rules, review_all
+from llava.eval.review import QUESTION_FIELDS, compare_answers, read_contexts, read_rules, review_all
 from llava.program import run_program
 
 
@@ -27,16 +27,16 @@ def main(args: argparse.Namespace) -> None:
     """
     Raises:
         RequestError: the files do not belong together, or the judge refuses.
-        AssertionError: a category has no rule.
+        IncompleteError (an AssertionError): a category has no rule.
     """
-    reference, candidate = (read_json_lines(path, ("text",)) for path in args.answer_list)
+    reference, candidate = (read_json_lines(path, {"text": str}) for path in args.answer_list)
     comparisons = compare_answers(
-        read_json_lines(args.question, ("question_id", "text", "category", "image")),
+        read_json_lines(args.question, QUESTION_FIELDS),
         reference,
         candidate,
         read_rules(args.rule),
         lambda question: question["category"],
-        read_contexts(args.context, describe, ("captions", "instances")),
+        read_contexts(args.context, describe, {"captions": list[str], "instances": list}),
     )
     review_all(comparisons, judge_from(args), args.output, args.judge_parallel, append=True)
 

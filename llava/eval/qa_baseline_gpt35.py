@@ -43,9 +43,9 @@ def answer(question: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
 
 
 def answer_all(questions: Sequence[Mapping[str, Any]], judge: Judge, parallel: int) -> list[dict[str, Any]]:
-    """The answers, sorted by `question_id`."""
+    """The answers, sorted by `question_id`, numbers before texts."""
     answers = list(map_in_order(lambda question: answer(question, judge), questions, parallel))
-    return sorted(answers, key=lambda record: record["question_id"])
+    return sorted(answers, key=lambda record: (isinstance(record["question_id"], str), record["question_id"]))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         RequestError: bad question file, or the server refuses.
     """
-    questions = read_json_lines(args.question, ("question_id", "text"))
+    questions = read_json_lines(args.question, {"question_id": str | int, "text": str})
     write_json_lines(args.output, answer_all(questions, judge_from(args), args.judge_parallel))
 
 
