@@ -65,8 +65,20 @@ def read_rules(path: str | None) -> dict[str, dict[str, str]]:
 
 
 def read_contexts(path: str, describe: Callable[[Record], str], required: Mapping[str, Any]) -> dict[str, str]:
-    """What stands for each picture, by the picture's name."""
-    return {row["image"]: describe(row) for row in read_json_lines(path, {"image": str, **required})}
+    """What stands for each picture, by the picture's name.
+
+    Raises:
+        RequestError: a line is not of this form; names it.
+    """
+    contexts = {}
+    for row in read_json_lines(path, {"image": str, **required}):
+        try:
+            contexts[row["image"]] = describe(row)
+        except (KeyError, TypeError) as error:
+            raise RequestError(
+                f"{path}, picture {row['image']!r}: a caption that is no text, or an object without category and bbox"
+            ) from error
+    return contexts
 
 
 def comparison_prompt(rule: Record, question: str, answers: tuple[str, str], context: str | None = None) -> str:
@@ -103,7 +115,7 @@ def compare_answers(
         for name, answer in (("reference answer", reference), ("answer", candidate)):
             if str(answer.get("question_id", question_id)) != str(question_id):
                 raise RequestError(
-                    f"line {number}: the question is {question_id}, but the {name} is to {answer['question_id']}; "
+                    f"line {number}: the question is {question_id!r}, but the {name} is to {answer['question_id']!r}; "
                     "the files must hold the same questions in the same order"
                 )
         category = category_of(question)

@@ -259,6 +259,13 @@ def test_files_that_do_not_belong_together(files: dict[str, str], judge: JudgeDo
     files = good | {"context": write(tmp_path / "c.jsonl", [{"image": "0.png", "caption": "x"}])}
     with pytest.raises(RequestError, match=r"question 11: the context file has no picture '1.png'"):
         run(eval_gpt_review_bench, files, judge)
+    for module, context in (
+        (eval_gpt_review_bench, {"caption": ["x", None]}),
+        (eval_gpt_review_visual, {"captions": [], "instances": [{"category": "dog"}]}),
+    ):
+        files = good | {"context": write(tmp_path / "c.jsonl", [{"image": "0.png"} | context])}
+        with pytest.raises(RequestError, match=r"c.jsonl, picture '0.png': a caption that is no text"):
+            run(module, files, judge)
     rule = tmp_path / "rule.json"
     rule.write_text('{"llava_bench_conv": {"role": "A", "prompt": "p"}}')
     with pytest.raises(IncompleteError, match="no rule 'llava_bench_detail'"):  # an AssertionError, told in one line
