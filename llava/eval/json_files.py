@@ -147,6 +147,17 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def path_below(folder: str, name: str) -> str:
+    """`name`, which may have folders of its own, below `folder`; `~` is expanded.
+
+    Raises:
+        RequestError: the name leads out of the folder.
+    """
+    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+        raise RequestError(f"{name!r} leads out of {folder}; give a plain name")
+    return os.path.join(os.path.expanduser(folder), name)
+
+
 def write_json(path: str, value: Any, indent: int | None = None) -> None:
     """A JSON file, whole or not at all, in a folder that is made where it is missing."""
     write_text_atomically(os.path.expanduser(path), json.dumps(value, indent=indent))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llava.eval.seed import question_key
+from llava.program import RequestError
 from tests.conftest import REPOSITORY
 
 
@@ -167,6 +168,35 @@ def test_mmbench_takes_the_first_of_several_rounds(tmp_path: Path) -> None:
     ]
     rows = _mmbench(tmp_path, [], lambda path: lines(path, rounds))
     assert [row[-1] for row in rows[1:]] == ["A", "B"]
+
+
+def test_mmbench_table_with_control_characters(tmp_path: Path) -> None:
+    """A sheet may not hold them, wherever they stand."""
+    pytest.importorskip("openpyxl")
+    answers(tmp_path / "model.jsonl", {7: "A\x07"})
+    (tmp_path / "t.tsv").write_text("index\tquestion\n7\tWhat\x0b?\n")
+    files = ["--annotation-file", tmp_path / "t.tsv", "--result-dir", tmp_path, "--upload-dir", tmp_path]
+    run("convert_mmbench_for_submission", *files, "--experiment", "model")
+    (tmp_path / "t.tsv").write_text("index\tprediction\n7\tB\n")
+    with pytest.raises(RequestError, match="a column 'prediction' already"):
+        run("convert_mmbench_for_submission", *files, "--experiment", "model")
+
+
+@pytest.mark.parametrize("name", ["../model", "/tmp/model", "a/../../model"])
+def test_nothing_is_written_outside_the_folder(name: str, tmp_path: Path) -> None:
+    """A name with folders of its own is taken."""
+    pytest.importorskip("openpyxl")
+    (tmp_path / "t.tsv").write_text("index\tquestion\n7\tWhat?\n")
+    files = ["--annotation-file", tmp_path / "t.tsv", "--result-dir", tmp_path / "a", "--upload-dir", tmp_path / "b"]
+    for path in ("model", "a/model", "a/x/model"):
+        answers(tmp_path / f"{path}.jsonl", {7: "A"})
+    with pytest.raises(RequestError, match="leads out of"):
+        run("convert_mmbench_for_submission", *files, "--experiment", name)
+    with pytest.raises(RequestError, match="leads out of"):
+        run("convert_vqav2_for_submission", "--dir", tmp_path, "--split", "x", "--ckpt", "../../../model")
+    run("convert_mmbench_for_submission", *files, "--experiment", "x/model")
+    assert [path.name for path in tmp_path.glob("**/*.xlsx")] == ["model.xlsx"]
+    assert (tmp_path / "b/x/model.xlsx").exists()
 
 
 def test_mmbench_refuses_another_table(tmp_path: Path) -> None:
