@@ -82,7 +82,7 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
     """
     try:
         data = base64.b64decode(image)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: no text at all, such as an empty cell of a table
         raise ImageError(f"image data is not valid base64 ({error}).") from error
     return open_image(data, mode=None)
 

@@ -53,7 +53,7 @@ def eval_model(model_name: str, questions_file: str, answers_file: str, **run: A
         RequestError: bad flags or question file; see `answer_queries`.
     """
     args = SimpleNamespace(**run, model_path=model_name, model_base=None, answers_file=answers_file)
-    questions = select_questions(read_json_lines(questions_file, required=("question_id", "text")), args)
+    questions = select_questions(read_json_lines(questions_file, {"question_id": str | int, "text": str}), args)
     queries = [Query({"question_id": question["question_id"]}, question["text"]) for question in questions]
     answer_queries(
         queries,

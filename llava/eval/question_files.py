@@ -55,7 +55,7 @@ def read_picture_questions(args: Any) -> list[Query]:
     Raises:
         RequestError: bad question file, or no such chunk.
     """
-    questions = read_json_lines(args.question_file, required=("question_id", "image", "text"))
+    questions = read_json_lines(args.question_file, {"question_id": str | int, "image": str, "text": str})
     return [
         Query(
             fields={"question_id": question["question_id"], "prompt": question["text"]},

@@ -131,6 +131,17 @@ def _ask(questions: Path, answers: Path, *flags: str, num_workers: int = 0) -> l
     return [json.loads(line) for line in answers.read_text().splitlines()]
 
 
+@pytest.mark.parametrize("change", [{"text": 5}, {"image": None}])
+def test_a_question_that_is_none_is_named_before_the_model_is_loaded(
+    change: dict[str, Any], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    questions.write_text("".join(json.dumps(row | change) + "\n" for row in rows))
+    monkeypatch.setattr(Answerer, "open", lambda *a: pytest.fail("loaded"))
+    with pytest.raises(RequestError, match=r"q.jsonl, line 1: '(text|image)' is not a text"):
+        _ask(questions, tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_what_cannot_be_asked_is_named_and_left_out(
     questions: Path, tmp_path: Path, num_workers: int, capsys: pytest.CaptureFixture[str]
