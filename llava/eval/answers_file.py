@@ -67,7 +67,7 @@ class AnswersFile:
                 if not line.endswith(b"\n"):
                     break  # the last line of a run that was stopped in the middle of it
                 self._num_bytes += len(line)
-                record = parse_object(line.decode(), f"{self.path}, line {number}")
+                record = parse_object(line.decode("utf-8", "replace"), f"{self.path}, line {number}")
                 indices = unanswered[self._key(record)]
                 if not indices:
                     raise RequestError(
@@ -76,7 +76,7 @@ class AnswersFile:
                     )
                 self._order.append(indices.popleft())
                 if "model_id" in record:
-                    self._models.add(record["model_id"])
+                    self._models.add(str(record["model_id"]))
         self.missing = sorted(set(self.missing) - set(self._order))
 
     def check_model(self, name: str) -> None:

@@ -75,15 +75,16 @@ def test_resuming_fills_the_gaps(tmp_path: Path, cut: str, caplog: pytest.LogCap
         (json.dumps({"question_id": "c", "prompt": "1"}) + "\n", "line 1: not an answer to one of these questions"),
         (3 * (json.dumps(_line(2)) + "\n"), "line 3: not an answer"),
         ("what\n", "line 1: not JSON"),
+        ("\udcff\n", "line 1: not JSON"),  # a byte that is no UTF-8
         ("[]\n", "line 1: not a JSON object"),
     ],
 )
 def test_resuming_from_another_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(content)
+    path.write_text(content, errors="surrogateescape")
     with pytest.raises(RequestError, match=message):
         AnswersFile(str(path), ASKED, resume=True)
-    assert path.read_text() == content
+    assert path.read_text(errors="surrogateescape") == content
 
 
 def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
