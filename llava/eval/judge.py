@@ -18,10 +18,16 @@ _LONGEST_PAUSE = 30.0
 _LONGEST_CAUSE = 300
 # A server that is busy or broken may recover; whatever else it refuses, it will refuse again (E-11).
 _PASSING = (408, 409, 425, 429)
+# What a server may say to one question and not to the next: too long, or against its rules.
+_OF_ONE_QUESTION = (400, 413, 422)
 
 
 class JudgeUnreachableError(RequestError):
     """No reply after all tries."""
+
+
+class QuestionRefusedError(RequestError):
+    """The server refuses this question; others it may answer."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ class Judge:
         """The reply to a user's message.
 
         Raises:
-            RequestError: the server refuses the request; trying again would not help.
+            RequestError: the server refuses the request; trying again would not help. A QuestionRefusedError where
+                another question may fare better.
             JudgeUnreachableError: it gave no reply after all tries.
         """
         import openai
@@ -93,7 +100,8 @@ class Judge:
                 reply = self._ask_once(system, user)
             except openai.APIStatusError as error:
                 if not _may_pass(error):
-                    raise RequestError(self._refusal(error)) from error
+                    refusal = QuestionRefusedError if error.status_code in _OF_ONE_QUESTION else RequestError
+                    raise refusal(self._refusal(error)) from error
                 last: Exception = error
             except (openai.APIError, ValueError, RecursionError) as error:  # no connection, time out, or half a reply
                 last = error

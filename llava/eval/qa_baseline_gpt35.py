@@ -13,7 +13,14 @@ from typing import Any
 
 from llava.eval.answers_file import short_uuid
 from llava.eval.json_files import read_json_lines, write_json_lines
-from llava.eval.judge import Judge, JudgeUnreachableError, add_judge_arguments, judge_from, map_in_order
+from llava.eval.judge import (
+    Judge,
+    JudgeUnreachableError,
+    QuestionRefusedError,
+    add_judge_arguments,
+    judge_from,
+    map_in_order,
+)
 from llava.program import run_program
 
 logger = logging.getLogger(__name__)
@@ -24,14 +31,14 @@ FAILED = "#ERROR#"
 
 
 def answer(question: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
-    """One line of the answers; its text is FAILED where no reply came.
+    """One line of the answers; its text is FAILED where no reply came, or the server refuses this question.
 
     Raises:
-        RequestError: the server refuses; all other questions would fail too.
+        RequestError: the server refuses, as it would all other questions.
     """
     try:
         text = judge.ask(SYSTEM, question["text"])
-    except JudgeUnreachableError as error:
+    except (JudgeUnreachableError, QuestionRefusedError) as error:
         logger.warning("question %s: %s", question["question_id"], error)
         text = FAILED
     return {

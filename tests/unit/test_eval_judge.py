@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llava.eval.judge import Judge, JudgeOptions, JudgeUnreachableError, map_in_order
+from llava.eval.judge import Judge, JudgeOptions, JudgeUnreachableError, QuestionRefusedError, map_in_order
 from llava.program import RequestError
 from tests.unit.judge_double import PATH, JudgeDouble, judge_double
 
@@ -76,6 +76,7 @@ def test_refusals_end_at_once(server: JudgeDouble, failure: tuple[int, str], rem
     with pytest.raises(RequestError, match=remedy) as refusal:
         judge(server).ask("s", "u")
     assert not isinstance(refusal.value, JudgeUnreachableError)
+    assert isinstance(refusal.value, QuestionRefusedError) == (failure[0] == 400)
     assert len(server.asked(PATH)) == 1
 
 

@@ -348,14 +348,14 @@ def test_baseline(tmp_path: Path) -> None:
     questions = write(tmp_path / "q.jsonl", [{"question_id": i, "text": f"t{i}"} for i in (3, 1, "x", 2)])
     arguments = ["-q", questions, "-o", str(tmp_path / "a.jsonl"), "--judge-parallel", "1"]
     with judge_double(lambda text: f"re {text}") as server:
-        server.failures = [(500, "x")] * 3
+        server.failures = [(500, "x")] * 3 + [(400, "too long")]
         args = qa_baseline_gpt35.build_parser().parse_args([*arguments, "--judge-base-url", server.base_url])
         assert (args.judge_model, args.judge_retries, args.max_tokens) == ("gpt-3.5-turbo", 2, 1024)
         qa_baseline_gpt35.main(args)
         assert server.asked(PATH)[0]["messages"][0] == {"role": "system", "content": "You are a helpful assistant."}
     answers = read(tmp_path / "a.jsonl")
     assert [len(answer.pop("answer_id")) for answer in answers] == [22] * 4
-    texts = {1: "re t1", 2: "re t2", 3: "#ERROR#", "x": "re tx"}
+    texts = {1: "#ERROR#", 2: "re t2", 3: "#ERROR#", "x": "re tx"}
     assert answers == [
         {"question_id": number, "model_id": "gpt-3.5-turbo:20230327", "text": text} for number, text in texts.items()
     ]
