@@ -173,11 +173,13 @@ def review_all(
         append: go on after the lines that are there, one for each leading question; else begin anew.
 
     Raises:
-        RequestError: see `Judge.ask`; the lines written so far are kept.
+        RequestError: see `Judge.ask`; the lines written so far are kept. Or, with `append`, these are not reviews of
+            the same answers.
     """
     with reviews_writer(output, append) as (done, write):
         left = comparisons[done:]
         if done:
+            _check_earlier(read_json_lines(output), comparisons, output)
             logger.warning("%s has %d reviews; %d questions are left.", output, done, len(left))
         unparsed = 0
         for comparison, review in zip(left, map_in_order(lambda c: judge.ask(SYSTEM, c.prompt), left, parallel)):
@@ -186,6 +188,17 @@ def review_all(
             write(record)
     if unparsed:
         logger.warning("%d of %d reviews have no two scores in their first line.", unparsed, len(left))
+
+
+def _check_earlier(reviews: Sequence[Record], comparisons: Sequence[Comparison], path: str) -> None:
+    """Reviews of other answers, under the same name, must not pass for those of these."""
+    for review, comparison in zip(reviews, comparisons):
+        for field, value in (("question_id", comparison.question_id), ("answer2_id", comparison.answer2_id)):
+            if review.get(field, value) != value:
+                raise RequestError(
+                    f"{path}, line {comparison.number}: a review of another answer ({field} {review[field]!r}, not "
+                    f"{value!r}); delete the file or name another --output"
+                )
 
 
 @contextmanager

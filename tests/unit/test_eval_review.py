@@ -197,6 +197,22 @@ def test_a_run_goes_on_where_it_was_killed(files: dict[str, str], judge: JudgeDo
     assert run(eval_gpt_review_bench, files, judge) == whole, "nothing is left to do"
 
 
+@pytest.mark.parametrize("change", [{"question_id": 99}, {"answer_id": "of a new run"}])
+def test_reviews_of_other_answers_are_not_taken_for_those_of_these(
+    change: dict[str, Any], files: dict[str, str], judge: JudgeDouble
+) -> None:
+    """Else a new run of a model under an old name would be given the old scores."""
+    run(eval_gpt_review_bench, files, judge)
+    before = Path(files["output"]).read_text()
+    for name in ("question", "reference", "ours"):
+        rows = read(Path(files[name]))
+        rows[1] |= {key: value for key, value in change.items() if name == "ours" or key == "question_id"}
+        write(Path(files[name]), rows)
+    with pytest.raises(RequestError, match=r"line 2: a review of another answer.*--output"):
+        run(eval_gpt_review_bench, files, judge)
+    assert Path(files["output"]).read_text() == before
+
+
 def test_a_last_line_without_its_end_counts_if_it_is_whole(files: dict[str, str], judge: JudgeDouble) -> None:
     """As other programs leave it; no review is paid for twice."""
     whole = run(eval_gpt_review_bench, files, judge)
