@@ -6,10 +6,10 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava.eval.answers import ANSWER_FIELDS, Answer, match_answers, note
-from llava.eval.json_files import read_json_lines
+from llava.eval.json_files import path_below, read_json_lines
 from llava.extras import require_extra
 from llava.files import write_atomically
 from llava.program import RequestError, run_program
@@ -44,6 +44,8 @@ def read_table(path: str) -> "pandas.DataFrame":
         raise RequestError(f"{path}: not a tab-separated table ({error}); is it the right file?") from error
     if "index" not in table.columns:
         raise RequestError(f"{path}: no column 'index', only {', '.join(table.columns[:8])}; is it the right file?")
+    if "prediction" in table.columns:
+        raise RequestError(f"{path}: there is a column 'prediction' already; give MMBench's own table")
     return table.drop(columns=[name for name in LEFT_OUT if name in table.columns])
 
 
@@ -60,23 +62,23 @@ def main(args: argparse.Namespace) -> None:
     """
     require_extra("pandas", "eval")
     require_extra("openpyxl", "eval")
-    source = os.path.join(args.result_dir, f"{args.experiment}.jsonl")
+    source = path_below(args.result_dir, f"{args.experiment}.jsonl")
+    target = path_below(args.upload_dir, f"{args.experiment}.xlsx")
     table = read_table(args.annotation_file)
     answers = answers_to_show(read_json_lines(source, ANSWER_FIELDS))
     by_id, coverage = match_answers(table["index"], answers, source)
     for line in coverage.warnings("are submitted empty"):
         note(line)
-    predictions = [_cell(by_id[str(index)]["text"]) if str(index) in by_id else None for index in table["index"]]
+    predictions = [by_id[str(index)]["text"] if str(index) in by_id else None for index in table["index"]]
     table.insert(min(PREDICTION_COLUMN, len(table.columns)), "prediction", predictions)
-    target = os.path.join(args.upload_dir, f"{args.experiment}.xlsx")
-    write_atomically(target, lambda path: _write_xlsx(table, path))
+    write_atomically(target, lambda path: _write_xlsx(table.map(_cell), path))
 
 
-def _cell(text: str) -> str:
-    """Without the control characters that a table may not hold."""
+def _cell(value: Any) -> Any:
+    """A text without the control characters that a sheet may not hold; any other value as it is."""
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-    return ILLEGAL_CHARACTERS_RE.sub("", text)
+    return ILLEGAL_CHARACTERS_RE.sub("", value) if isinstance(value, str) else value
 
 
 def _write_xlsx(table: "pandas.DataFrame", path: str) -> None:

@@ -147,7 +147,7 @@ def _example(
     """Input and output of one problem, labels included."""
     write_input, write_output = _writers(prompt_format)
     if problem_id not in problems:
-        raise RequestError(f"there is no problem {problem_id}; the split and the problems must be of one release")
+        raise RequestError(f"there is no problem {problem_id!r}; the split and the problems must be of one release")
     parts = _parts(problems[problem_id], problem_id, use_caption, options)
     answer = "Answer:" if is_test else f"Answer: {write_output(parts)}"
     return _tidy(write_input(parts)), _tidy(answer)

@@ -12,7 +12,7 @@ import argparse
 
 from llava.eval.answer_normalisation import normalise_answer
 from llava.eval.answers import ANSWER_FIELDS, match_answers, note
-from llava.eval.json_files import read_json_lines, read_readable_lines, write_json
+from llava.eval.json_files import path_below, read_json_lines, read_readable_lines, write_json
 from llava.program import run_program
 
 TEST_QUESTIONS = "llava_vqav2_mscoco_test2015.jsonl"
@@ -31,7 +31,8 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         RequestError: input that cannot be used.
     """
-    source = os.path.join(args.dir, "answers", args.split, args.ckpt, "merge.jsonl")
+    source = path_below(args.dir, os.path.join("answers", args.split, args.ckpt, "merge.jsonl"))
+    target = path_below(args.dir, os.path.join("answers_upload", args.split, f"{args.ckpt}.json"))
     questions = read_json_lines(os.path.join(args.dir, TEST_QUESTIONS), {"question_id": str | int})
     answers, unreadable = read_readable_lines(source, ANSWER_FIELDS)
     by_id, coverage = match_answers([question["question_id"] for question in questions], answers, source)
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
         answer = by_id.get(str(question["question_id"]))
         text = "" if answer is None else normalise_answer(answer["text"])
         rows.append({"question_id": question["question_id"], "answer": text})
-    write_json(os.path.join(args.dir, "answers_upload", args.split, f"{args.ckpt}.json"), rows)
+    write_json(target, rows)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ Answer = Mapping[str, Any]
 ANSWER_FIELDS = {"question_id": str | int, "text": str}
 PROMPTED_FIELDS = ANSWER_FIELDS | {"prompt": str}
 
+_LONGEST_SHOWN = 80
+
 
 class IncompleteError(RequestError, AssertionError):
     """Input that upstream refuses by an assertion; also an AssertionError, for callers that expect one (*compat*)."""
@@ -72,7 +74,7 @@ def match_answers(
         key: ids are compared after this; as texts unless told otherwise.
 
     Raises:
-        RequestError: no answer belongs to any of the questions.
+        IncompleteError: no answer belongs to any of the questions.
     """
     wanted = list(dict.fromkeys(key(question_id) for question_id in question_ids))
     given: dict[Any, Answer] = {}
@@ -85,7 +87,7 @@ def match_answers(
     matched = {name: given[name] for name in wanted if name in given}
     if wanted and not matched:
         found = f"its {id_field}s are {some(given)}" if given else "it holds no answers"
-        raise RequestError(
+        raise IncompleteError(
             f"{place} answers none of the {len(wanted)} questions ({some(wanted)}): {found}; are these two files of "
             "the same benchmark and split?"
         )
@@ -100,9 +102,11 @@ def match_answers(
 
 
 def some(values: Iterable[Any], most: int = 5) -> str:
-    """The first few of many, for a message."""
-    values = [str(value) for value in values]
-    return ", ".join(values[:most]) + (", ..." if len(values) > most else "")
+    """The first few of many, for a message: on one line, long ones cut off."""
+    values = list(values)
+    shown = [" ".join(str(value).split()) for value in values[:most]]
+    shown = [text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..." for text in shown]
+    return ", ".join(shown) + (", ..." if len(values) > most else "")
 
 
 def note(text: str) -> None:

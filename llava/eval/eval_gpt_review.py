@@ -18,16 +18,16 @@ def main(args: argparse.Namespace) -> None:
     """
     Raises:
         RequestError: the files do not belong together, or the judge refuses.
-        AssertionError: the rules lack `default`, and a category is not among them.
+        IncompleteError (an AssertionError): the rules lack `default`, and a category is not among them.
     """
     rules = read_rules(args.rule)
-    reference, candidate = (read_json_lines(path, ("text",)) for path in args.answer_list)
+    reference, candidate = (read_json_lines(path, {"text": str}) for path in args.answer_list)
 
     def category_of(question: dict) -> str:
-        category = question.get("category")
+        category = str(question.get("category"))
         return category if category in rules else "default"
 
-    questions = read_json_lines(args.question, ("question_id", "text"))
+    questions = read_json_lines(args.question, {"question_id": str | int, "text": str})
     comparisons = compare_answers(questions, reference, candidate, rules, category_of)
     review_all(comparisons, judge_from(args, pause=3.0), args.output, args.judge_parallel)
 

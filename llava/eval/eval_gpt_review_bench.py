@@ -7,37 +7,56 @@ if not __package__:  # run by path
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llava.eval.json_files import read_json_lines
 from llava.eval.judge import add_judge_arguments, judge_from
-from llava.eval.review import compare_answers, read_contexts, read_rules, review_all
+from llava.eval.review import QUESTION_FIELDS, Record, compare_answers, read_contexts, read_rules, review_all
 from llava.program import run_program
 
 
-def describe(context: Mapping[str, Any]) -> str:
+def describe(context: Record) -> str:
     """The caption; several become one line each."""
     caption = context["caption"]
     return "\n".join(caption) if isinstance(caption, list) else caption
 
 
-def main(args: argparse.Namespace) -> None:
-    """
+def review_pictures(
+    args: argparse.Namespace,
+    category_of: Callable[[Record], str],
+    describe: Callable[[Record], str],
+    context_fields: Mapping[str, Any],
+) -> None:
+    """Let the judge compare the answers to questions about pictures; also for `eval_gpt_review_visual`.
+
+    Args:
+        category_of: question -> key of its rule.
+        describe: line of the context file -> what stands for the picture.
+        context_fields: what such a line must hold.
+
     Raises:
         RequestError: the files do not belong together, or the judge refuses.
-        AssertionError: a category has no rule.
+        IncompleteError (an AssertionError): a category has no rule.
     """
-    reference, candidate = (read_json_lines(path, ("text",)) for path in args.answer_list)
+    reference, candidate = (read_json_lines(path, {"text": str}) for path in args.answer_list)
     comparisons = compare_answers(
-        read_json_lines(args.question, ("question_id", "text", "category", "image")),
+        read_json_lines(args.question, QUESTION_FIELDS),
         reference,
         candidate,
         read_rules(args.rule),
-        lambda question: f"llava_bench_{question['category']}",
-        read_contexts(args.context, describe, ("caption",)),
+        category_of,
+        read_contexts(args.context, describe, context_fields),
     )
     review_all(comparisons, judge_from(args), args.output, args.judge_parallel, append=True)
+
+
+def main(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        RequestError: see `review_pictures`.
+    """
+    review_pictures(args, lambda question: f"llava_bench_{question['category']}", describe, {"caption": str | list})
 
 
 def build_parser(description: str | None = __doc__) -> argparse.ArgumentParser:

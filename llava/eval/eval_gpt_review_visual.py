@@ -7,17 +7,13 @@ if not __package__:  # run by path
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
 from llava.eval import eval_gpt_review_bench
-from llava.eval.json_files import read_json_lines
-from llava.eval.judge import judge_from
-from llava.eval.review import compare_answers, read_contexts, read_rules, review_all
+from llava.eval.review import Record
 from llava.program import run_program
 
 
-def describe(context: Mapping[str, Any]) -> str:
+def describe(context: Record) -> str:
     """The captions, an empty line, and one line for each object."""
     boxes = [f"{instance['category']}: {instance['bbox']}" for instance in context["instances"]]
     return "\n".join(context["captions"]) + "\n\n" + "\n".join(boxes)
@@ -26,19 +22,10 @@ def describe(context: Mapping[str, Any]) -> str:
 def main(args: argparse.Namespace) -> None:
     """
     Raises:
-        RequestError: the files do not belong together, or the judge refuses.
-        AssertionError: a category has no rule.
+        RequestError: see `review_pictures`.
     """
-    reference, candidate = (read_json_lines(path, ("text",)) for path in args.answer_list)
-    comparisons = compare_answers(
-        read_json_lines(args.question, ("question_id", "text", "category", "image")),
-        reference,
-        candidate,
-        read_rules(args.rule),
-        lambda question: question["category"],
-        read_contexts(args.context, describe, ("captions", "instances")),
-    )
-    review_all(comparisons, judge_from(args), args.output, args.judge_parallel, append=True)
+    fields = {"captions": list[str], "instances": list}
+    eval_gpt_review_bench.review_pictures(args, lambda question: question["category"], describe, fields)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ if not __package__:  # run by path
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -165,7 +166,9 @@ def _row(record: Mapping[str, str], path: str) -> Row:
             break
         options.append(record[letter])
     answer = record["answer"].strip()
-    if not record["index"].isdigit() or answer not in _LETTERS[: len(options)] or len(answer) != 1:
+    if not re.fullmatch("[0-9]{1,18}", record["index"]):
+        raise RequestError(f"{path}: the index {record['index'][:40]!r} is not a whole number; is it the right file?")
+    if answer not in _LETTERS[: len(options)] or len(answer) != 1:
         raise RequestError(f"{path}, index {record['index']!r}: answer {answer!r} is not one of {len(options)} options")
     groups = {name: record[name] for name in ("category", "l2-category") if record.get(name)}
     return Row(int(record["index"]), answer, tuple(options), groups)

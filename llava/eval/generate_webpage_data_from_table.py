@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.json_files import read_json_lines, write_json
+from llava.eval.json_files import Fields, read_json_lines, write_json
 from llava.program import RequestError, run_program
 
 Record = Mapping[str, Any]
@@ -52,7 +52,7 @@ def join(
     return {"questions": joined, "models": list(answers)}
 
 
-def read_by_model(folder: Path, prefix: str, required: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def read_by_model(folder: Path, prefix: str, required: Fields) -> dict[str, list[dict[str, Any]]]:
     """The files `<prefix><model>.jsonl` of a folder; none where there is no such folder."""
     paths = sorted(folder.glob(f"{prefix}*.jsonl"))
     return {path.stem.removeprefix(prefix): read_json_lines(str(path), required) for path in paths}
@@ -64,11 +64,11 @@ def main(args: argparse.Namespace) -> None:
         OSError, RequestError: a file is missing, or no model has answers.
     """
     table = Path(args.table).expanduser()
-    answers = read_by_model(table / "answer", "answer_", ("question_id", "text"))
+    answers = read_by_model(table / "answer", "answer_", {"question_id": str | int, "text": str})
     if not answers:
         raise RequestError(f"{table / 'answer'} holds no answer_<model>.jsonl; see --table")
-    reviews = read_by_model(table / "review", "review_", ("question_id", "content", "tuple"))
-    questions = read_json_lines(str(table / "question.jsonl"), ("question_id", "text"))
+    reviews = read_by_model(table / "review", "review_", {"question_id": str | int, "content": str, "tuple": list})
+    questions = read_json_lines(str(table / "question.jsonl"), {"question_id": str | int, "text": str})
     write_json(args.output, join(questions, answers, reviews), indent=2)
 
 

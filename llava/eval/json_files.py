@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from llava.program import RequestError
 
 # What an object must hold: names, or names with the kind of their values (a key of _KINDS).
 Fields = Sequence[str] | Mapping[str, Any]
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 _KINDS: Mapping[Any, str] = {
     str: "a text",
@@ -44,10 +47,7 @@ def read_json(path: str) -> Any:
         OSError: the file cannot be read.
         RequestError: it is not JSON; names file and line.
     """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{path}, line {error.lineno}: not JSON ({error.msg}); is it the right file?") from error
+    return _parse(read_text(path), path, "is it the right file?")
 
 
 def read_json_object(path: str, required: Fields = ()) -> dict[str, Any]:
@@ -73,9 +73,12 @@ def read_json_lines(path: str, required: Fields = ()) -> list[dict[str, Any]]:
 
 
 def read_readable_lines(path: str, required: Fields = ()) -> tuple[list[dict[str, Any]], int]:
-    """As `read_json_lines`, but a line that is not such an object is left out: `(objects, lines left out)`."""
+    """As `read_json_lines`, but a line that is not such an object is left out: `(objects, lines left out)`.
+
+    An empty line counts among those.
+    """
     rows, failures = [], 0
-    for number, line in _lines(path):
+    for number, line in _lines(path, skip_empty=False):
         try:
             rows.append(parse_object(line, f"{path}, line {number}", required))
         except RequestError:
@@ -103,10 +106,7 @@ def parse_object(line: str, place: str, required: Fields = ()) -> dict[str, Any]
     Raises:
         RequestError: not a JSON object, or one of the `required` fields is missing.
     """
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{place}: not JSON ({error.msg}); the file must hold one JSON object per line") from error
+    value = _parse(line, place, "the file must hold one JSON object per line")
     if not isinstance(value, dict):
         raise RequestError(f"{place}: not a JSON object; the file must hold one JSON object per line")
     require_fields(value, place, required)
@@ -147,6 +147,17 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def path_below(folder: str, name: str) -> str:
+    """`name`, which may have folders of its own, below `folder`; `~` is expanded.
+
+    Raises:
+        RequestError: the name leads out of the folder.
+    """
+    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+        raise RequestError(f"{name!r} leads out of {folder}; give a plain name")
+    return os.path.join(os.path.expanduser(folder), name)
+
+
 def write_json(path: str, value: Any, indent: int | None = None) -> None:
     """A JSON file, whole or not at all, in a folder that is made where it is missing."""
     write_text_atomically(os.path.expanduser(path), json.dumps(value, indent=indent))
@@ -157,8 +168,24 @@ def write_json_lines(path: str, rows: Iterable[dict[str, Any]]) -> None:
     write_text_atomically(os.path.expanduser(path), "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
+def _parse(text: str, place: str, remedy: str) -> Any:
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):  # half a pair is no character, and could be neither printed nor written
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        return value
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if "\n" in text else ""
+        raise RequestError(f"{place}{line}: not JSON ({error.msg}); {remedy}") from error
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets in brackets
+        raise RequestError(f"{place}: not JSON that can be read ({error}); {remedy}") from error
+
+
+def _lines(path: str, skip_empty: bool = True) -> Iterator[tuple[int, str]]:
     # Not splitlines: U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
+    lines = read_text(path).split("\n")
+    if not lines[-1]:
+        lines.pop()  # what follows the last line's end is no line
+    for number, line in enumerate(lines, start=1):
+        if line.strip() or not skip_empty:
             yield number, line

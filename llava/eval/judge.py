@@ -15,12 +15,19 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LONGEST_PAUSE = 30.0
+_LONGEST_CAUSE = 300
 # A server that is busy or broken may recover; whatever else it refuses, it will refuse again (E-11).
 _PASSING = (408, 409, 425, 429)
+# What a server may say to one question and not to the next: too long, or against its rules.
+_OF_ONE_QUESTION = (400, 413, 422)
 
 
 class JudgeUnreachableError(RequestError):
     """No reply after all tries."""
+
+
+class QuestionRefusedError(RequestError):
+    """The server refuses this question; others it may answer."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +73,20 @@ class Judge:
         if not key and not own_server:
             raise RequestError("there is no OPENAI_API_KEY; set it, or name a server of your own with --judge-base-url")
         self.options = options
+        self._key = key
         self._client = openai.OpenAI(
             base_url=options.base_url, api_key=key or "none", max_retries=0, timeout=options.timeout
         )
+        # For messages: without the user and password that it may hold.
+        self._server = str(self._client.base_url.copy_with(userinfo=b""))
         self._limit = "max_tokens"
 
     def ask(self, system: str, user: str) -> str:
         """The reply to a user's message.
 
         Raises:
-            RequestError: the server refuses the request; trying again would not help.
+            RequestError: the server refuses the request; trying again would not help. A QuestionRefusedError where
+                another question may fare better.
             JudgeUnreachableError: it gave no reply after all tries.
         """
         import openai
@@ -86,36 +97,49 @@ class Judge:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             try:
-                return self._ask_once(system, user)
+                reply = self._ask_once(system, user)
             except openai.APIStatusError as error:
                 if not _may_pass(error):
-                    raise RequestError(self._refusal(error)) from error
+                    refusal = QuestionRefusedError if error.status_code in _OF_ONE_QUESTION else RequestError
+                    raise refusal(self._refusal(error)) from error
                 last: Exception = error
-            except openai.APIError as error:  # no connection, time out, or a reply that is none
+            except (openai.APIError, ValueError, RecursionError) as error:  # no connection, time out, or half a reply
                 last = error
+            else:
+                return self._text_of(reply)
         raise JudgeUnreachableError(
-            f"the judge at {self._client.base_url} gave no reply in {self.options.retries + 1} tries ({last}); "
+            f"the judge at {self._server} gave no reply in {self.options.retries + 1} tries ({self._plain(last)}); "
             "what was judged so far is kept"
         ) from last
 
-    def _ask_once(self, system: str, user: str) -> str:
+    def _ask_once(self, system: str, user: str) -> Any:
         import openai
 
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         request = {"model": self.options.model, "messages": messages, "temperature": self.options.temperature}
+        limit = self._limit  # other threads may change it meanwhile
         try:
-            reply = self._client.chat.completions.create(**request, **{self._limit: self.options.max_tokens})
+            return self._client.chat.completions.create(**request, **{limit: self.options.max_tokens})
         except openai.BadRequestError as error:
-            if self._limit == "max_completion_tokens" or "max_completion_tokens" not in str(error):
+            if limit == "max_completion_tokens" or "max_completion_tokens" not in str(error):
                 raise
-            self._limit = "max_completion_tokens"  # newer models know the limit by this name only
-            reply = self._client.chat.completions.create(**request, **{self._limit: self.options.max_tokens})
-        choices = getattr(reply, "choices", None)  # a page of some other server comes back as text
-        if choices is None:
+            self._limit = limit = "max_completion_tokens"  # newer models know the limit by this name only
+            return self._client.chat.completions.create(**request, **{limit: self.options.max_tokens})
+
+    def _text_of(self, reply: Any) -> str:
+        """The text of a reply; empty where it holds none.
+
+        Raises:
+            RequestError: it is no chat completion, as a page of some other server.
+        """
+        choices = getattr(reply, "choices", None)
+        if not isinstance(choices, list):
             raise RequestError(
-                f"{self._client.base_url} is no OpenAI-compatible server; --judge-base-url goes up to and with /v1"
+                f"{self._server} is no OpenAI-compatible server; --judge-base-url goes up to and with /v1"
             )
-        return choices[0].message.content or "" if choices else ""
+        message = getattr(choices[0], "message", None) if choices else None
+        content = getattr(message, "content", None)
+        return content if isinstance(content, str) else ""
 
     def _refusal(self, error: Any) -> str:
         remedies = {
@@ -125,7 +149,12 @@ class Judge:
             429: "the account has no quota left",
         }
         remedy = remedies.get(error.status_code, "see --judge-model")
-        return f"the judge at {self._client.base_url} refused: {error}; {remedy}"
+        return f"the judge at {self._server} refused: {self._plain(error)}; {remedy}"
+
+    def _plain(self, error: Exception) -> str:
+        """What went wrong, on one line, without the key, which some servers send back."""
+        text = " ".join(str(error).split())
+        return (text.replace(self._key, "***") if self._key else text)[:_LONGEST_CAUSE]
 
 
 def _may_pass(error: Any) -> bool:

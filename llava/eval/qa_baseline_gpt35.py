@@ -13,7 +13,14 @@ from typing import Any
 
 from llava.eval.answers_file import short_uuid
 from llava.eval.json_files import read_json_lines, write_json_lines
-from llava.eval.judge import Judge, JudgeUnreachableError, add_judge_arguments, judge_from, map_in_order
+from llava.eval.judge import (
+    Judge,
+    JudgeUnreachableError,
+    QuestionRefusedError,
+    add_judge_arguments,
+    judge_from,
+    map_in_order,
+)
 from llava.program import run_program
 
 logger = logging.getLogger(__name__)
@@ -24,14 +31,14 @@ FAILED = "#ERROR#"
 
 
 def answer(question: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
-    """One line of the answers; its text is FAILED where no reply came.
+    """One line of the answers; its text is FAILED where no reply came, or the server refuses this question.
 
     Raises:
-        RequestError: the server refuses; all other questions would fail too.
+        RequestError: the server refuses, as it would all other questions.
     """
     try:
         text = judge.ask(SYSTEM, question["text"])
-    except JudgeUnreachableError as error:
+    except (JudgeUnreachableError, QuestionRefusedError) as error:
         logger.warning("question %s: %s", question["question_id"], error)
         text = FAILED
     return {
@@ -43,9 +50,9 @@ def answer(question: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
 
 
 def answer_all(questions: Sequence[Mapping[str, Any]], judge: Judge, parallel: int) -> list[dict[str, Any]]:
-    """The answers, sorted by `question_id`."""
+    """The answers, sorted by `question_id`, numbers before texts."""
     answers = list(map_in_order(lambda question: answer(question, judge), questions, parallel))
-    return sorted(answers, key=lambda record: record["question_id"])
+    return sorted(answers, key=lambda record: (isinstance(record["question_id"], str), record["question_id"]))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -53,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         RequestError: bad question file, or the server refuses.
     """
-    questions = read_json_lines(args.question, ("question_id", "text"))
+    questions = read_json_lines(args.question, {"question_id": str | int, "text": str})
     write_json_lines(args.output, answer_all(questions, judge_from(args), args.judge_parallel))
 
 

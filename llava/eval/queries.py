@@ -101,10 +101,6 @@ class QueryDataset(Dataset):
     def _prepare(self, index: int, query: Query) -> Example:
         prompt = self.make_prompt(query.message, query.num_images, self.model_config, self.conv_mode)
         check_markers(prompt, query.num_images)
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(f"its text holds half of a surrogate pair, which is no character ({error})") from error
         ids = tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt")
         if not query.num_images:
             return Example(index, ids, None, None)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from llava.eval.answers import IncompleteError
 from llava.eval.json_files import parse_object, read_json, read_json_lines, require_fields
 from llava.eval.judge import Judge, map_in_order
 from llava.program import RequestError
@@ -23,6 +24,9 @@ Record = Mapping[str, Any]
 RULE_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "table", "rule.json")
 SYSTEM = "You are an impartial judge of the quality of answers."
 UNPARSED = [-1, -1]
+
+# Of a question about a picture.
+QUESTION_FIELDS = {"question_id": str | int, "text": str, "category": str, "image": str}
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,25 @@ def read_rules(path: str | None) -> dict[str, dict[str, str]]:
     for key, rule in rules.items():
         if not isinstance(rule, dict):
             raise RequestError(f"{path}, {key}: not a rule; it must be an object with role and prompt")
-        require_fields(rule, f"{path}, {key}", ("role", "prompt"))
+        require_fields(rule, f"{path}, {key}", {"role": str, "prompt": str})
     return rules
 
 
-def read_contexts(path: str, describe: Callable[[Record], str], required: Sequence[str]) -> dict[str, str]:
-    """What stands for each picture, by the picture's name."""
-    return {row["image"]: describe(row) for row in read_json_lines(path, ("image", *required))}
+def read_contexts(path: str, describe: Callable[[Record], str], required: Mapping[str, Any]) -> dict[str, str]:
+    """What stands for each picture, by the picture's name.
+
+    Raises:
+        RequestError: a line is not of this form; names it.
+    """
+    contexts = {}
+    for row in read_json_lines(path, {"image": str, **required}):
+        try:
+            contexts[row["image"]] = describe(row)
+        except (KeyError, TypeError) as error:
+            raise RequestError(
+                f"{path}, picture {row['image']!r}: a caption that is no text, or an object without category and bbox"
+            ) from error
+    return contexts
 
 
 def comparison_prompt(rule: Record, question: str, answers: tuple[str, str], context: str | None = None) -> str:
@@ -88,7 +104,7 @@ def compare_answers(
 
     Raises:
         RequestError: the files do not belong together, or a picture has no context.
-        AssertionError: a category has no rule.
+        IncompleteError (an AssertionError): a category has no rule.
     """
     for name, answers in (("reference answers", references), ("answers", candidates)):
         if len(answers) != len(questions):
@@ -99,11 +115,12 @@ def compare_answers(
         for name, answer in (("reference answer", reference), ("answer", candidate)):
             if str(answer.get("question_id", question_id)) != str(question_id):
                 raise RequestError(
-                    f"line {number}: the question is {question_id}, but the {name} is to {answer['question_id']}; "
+                    f"line {number}: the question is {question_id!r}, but the {name} is to {answer['question_id']!r}; "
                     "the files must hold the same questions in the same order"
                 )
         category = category_of(question)
-        assert category in rules, f"question {question_id}: there is no rule {category!r}; known: {', '.join(rules)}"
+        if category not in rules:
+            raise IncompleteError(f"question {question_id}: there is no rule {category!r}; known: {', '.join(rules)}")
         context = None
         if contexts is not None:
             if question.get("image") not in contexts:
@@ -156,13 +173,13 @@ def review_all(
         append: go on after the lines that are there, one for each leading question; else begin anew.
 
     Raises:
-        RequestError: see `Judge.ask`; the lines written so far are kept. Or those that are there review others.
+        RequestError: see `Judge.ask`; the lines written so far are kept. Or, with `append`, these are not reviews of
+            the same answers.
     """
     with reviews_writer(output, append) as (done, write):
-        if done:
-            _check_reviews(output, comparisons)
         left = comparisons[done:]
         if done:
+            _check_earlier(read_json_lines(output), comparisons, output)
             logger.warning("%s has %d reviews; %d questions are left.", output, done, len(left))
         unparsed = 0
         for comparison, review in zip(left, map_in_order(lambda c: judge.ask(SYSTEM, c.prompt), left, parallel)):
@@ -173,22 +190,15 @@ def review_all(
         logger.warning("%d of %d reviews have no two scores in their first line.", unparsed, len(left))
 
 
-def _check_reviews(path: str, comparisons: Sequence[Comparison]) -> None:
-    """Reviews of earlier answers must not be taken for reviews of these.
-
-    Raises:
-        RequestError: names the first line that does not fit.
-    """
-    for number, record in enumerate(read_json_lines(path), start=1):
-        comparison = comparisons[number - 1] if number <= len(comparisons) else None
-        if comparison is None or any(
-            record.get(name, value) != value
-            for name, value in (("question_id", comparison.question_id), ("answer2_id", comparison.answer2_id))
-        ):
-            raise RequestError(
-                f"{path}, line {number}: a review of another answer than the one that is there now; remove the file to "
-                "ask the judge anew, or name another --output"
-            )
+def _check_earlier(reviews: Sequence[Record], comparisons: Sequence[Comparison], path: str) -> None:
+    """Reviews of other answers, under the same name, must not pass for those of these."""
+    for review, comparison in zip(reviews, comparisons):
+        for field, value in (("question_id", comparison.question_id), ("answer2_id", comparison.answer2_id)):
+            if review.get(field, value) != value:
+                raise RequestError(
+                    f"{path}, line {comparison.number}: a review of another answer ({field} {review[field]!r}, not "
+                    f"{value!r}); delete the file or name another --output"
+                )
 
 
 @contextmanager
@@ -196,7 +206,7 @@ def reviews_writer(path: str, append: bool) -> Iterator[tuple[int, Callable[[Rec
     """Opens a reviews file, folder included; gives the number of lines it keeps and a function that adds one."""
     path = os.path.abspath(os.path.expanduser(path))
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    done = _drop_unfinished_line(path) if append and os.path.exists(path) else 0
+    done = _mend_last_line(path) if append and os.path.exists(path) else 0
     with open(path, "a" if append else "w", encoding="utf-8") as file:
 
         def write(record: Record) -> None:
@@ -206,12 +216,25 @@ def reviews_writer(path: str, append: bool) -> Iterator[tuple[int, Callable[[Rec
         yield done, write
 
 
-def _drop_unfinished_line(path: str) -> int:
-    """Cut off the part of a line that a killed run has left; gives the number of whole lines."""
+def _mend_last_line(path: str) -> int:
+    """Cut off the part of a line that a killed run has left, or end a whole one; gives the number of lines."""
     with open(path, "rb+") as file:
-        whole, newline, _ = file.read().rpartition(b"\n")
-        file.truncate(len(whole) + len(newline))
-    lines = whole.decode("utf-8").split("\n") if newline else []
+        lines = file.read().split(b"\n")
+        last = lines.pop()
+        if _is_whole(last):
+            lines.append(last)
+            file.write(b"\n")
+        else:
+            file.seek(-len(last), os.SEEK_END)
+            file.truncate()
     for number, line in enumerate(lines, start=1):
-        parse_object(line, f"{path}, line {number}")
+        parse_object(line.decode("utf-8", "replace"), f"{path}, line {number}")
     return len(lines)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        parse_object(line.decode("utf-8", "replace"), "")
+    except RequestError:
+        return False
+    return True

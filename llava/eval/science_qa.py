@@ -88,7 +88,7 @@ def read_problems(base_dir: str, split: str, options: Sequence[str]) -> dict[str
         raise RequestError(f"{splits_path}: the split {split!r} is empty")
     for problem_id in splits[split]:
         if problem_id not in problems:
-            raise RequestError(f"{path} lacks problem {problem_id} of the split {split!r}")
+            raise RequestError(f"{path} lacks problem {problem_id!r} of the split {split!r}")
         place = f"{path}, problem {problem_id}"
         require_fields(problems[problem_id], place, {"choices": list, "answer": int})
         if not 0 <= problems[problem_id]["answer"] < len(options):

@@ -39,7 +39,7 @@ class SeedResult:
 
 def question_key(question_id: Any) -> int | str:
     """How ids are compared: as integers where they are ones."""
-    return int(question_id) if re.fullmatch("[0-9]+", str(question_id)) else question_id
+    return int(question_id) if re.fullmatch("-?[0-9]{1,4000}", str(question_id)) else question_id
 
 
 def read_annotation(path: str) -> dict[str, Any]:

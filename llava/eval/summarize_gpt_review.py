@@ -119,10 +119,17 @@ def main(args: argparse.Namespace) -> None:
 def _check(reviews: Sequence[Record], path: str) -> None:
     for number, review in enumerate(reviews, start=1):
         scores = review.get("tuple", review.get("score"))
-        if not (isinstance(scores, list) and len(scores) == 2 and all(isinstance(s, int | float) for s in scores)):
+        if not (isinstance(scores, list) and len(scores) == 2 and all(map(_is_score, scores))):
             raise RequestError(
                 f"{path}, review {number}: no two scores under 'tuple' or 'score'; is it the right file?"
             )
+        if not isinstance(review.get("category", ""), str):
+            raise RequestError(f"{path}, review {number}: 'category' is not a text")
+
+
+def _is_score(value: Any) -> bool:
+    """A number, and one that means can be made of: not NaN, Infinity or one of hundreds of digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ class JudgeDouble(Server):
 
     Attributes:
         failures: statuses (and error codes) of the next requests, before it answers; None breaks the connection.
-        is_web_page: it is some other server.
+        page: what it sends to every request instead, as some other server: content type and body.
         newer: it knows the limit of a reply only as `max_completion_tokens`.
     """
 
@@ -27,7 +27,7 @@ class JudgeDouble(Server):
         self.reply = reply
         self.failures: list[tuple[int, str] | None] = []
         self.newer = False
-        self.is_web_page = False
+        self.page: tuple[str, bytes] | None = None
 
     @property
     def base_url(self) -> str:
@@ -37,12 +37,13 @@ class JudgeDouble(Server):
         failure: Any = self.failures.pop(0) if self.failures else ()
         if self.newer and "max_tokens" in request:
             failure = (400, "use max_completion_tokens")
-        if self.is_web_page:
+        if self.page is not None:
+            content_type, body = self.page
             handler.send_response(200)
-            handler.send_header("Content-Type", "text/html")
-            handler.send_header("Content-Length", "6")
+            handler.send_header("Content-Type", content_type)
+            handler.send_header("Content-Length", str(len(body)))
             handler.end_headers()
-            handler.wfile.write(b"<html>")
+            handler.wfile.write(body)
         elif failure is None:
             handler.close_connection = True
         elif failure:

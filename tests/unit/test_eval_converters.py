@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from llava.eval.seed import question_key
+from llava.program import RequestError
 from tests.conftest import REPOSITORY
 
 
@@ -76,6 +78,12 @@ def test_seed_submits_every_question(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (score["expected"], score["answered"]) == (3, 2)
 
 
+def test_seed_ids() -> None:
+    """Compared as integers where they are ones; a number beyond what Python reads stays a text."""
+    assert [question_key(name) for name in (7, "7", "07", "-7", "v7", "7.0")] == [7, 7, 7, -7, "v7", "7.0"]
+    assert question_key("9" * 5000) == "9" * 5000
+
+
 @pytest.mark.parametrize("broken", ["question_type", "questions"])
 def test_seed_refuses_other_files(broken: str, tmp_path: Path) -> None:
     (tmp_path / "seed.json").write_text(json.dumps({key: value for key, value in SEED.items() if key != broken}))
@@ -117,6 +125,8 @@ def test_vizwiz_keeps_the_order_of_the_questions(tmp_path: Path) -> None:
 def test_vizwiz_refuses_an_incomplete_submission(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="lacks 1 of the 2 answers"):
         _vizwiz(tmp_path, {1: "No"})
+    with pytest.raises(AssertionError, match="answers none of the 2 questions"):
+        _vizwiz(tmp_path, {7: "No"})
     assert not (tmp_path / "new").exists()
 
 
@@ -158,6 +168,35 @@ def test_mmbench_takes_the_first_of_several_rounds(tmp_path: Path) -> None:
     ]
     rows = _mmbench(tmp_path, [], lambda path: lines(path, rounds))
     assert [row[-1] for row in rows[1:]] == ["A", "B"]
+
+
+def test_mmbench_table_with_control_characters(tmp_path: Path) -> None:
+    """A sheet may not hold them, wherever they stand."""
+    pytest.importorskip("openpyxl")
+    answers(tmp_path / "model.jsonl", {7: "A\x07"})
+    (tmp_path / "t.tsv").write_text("index\tquestion\n7\tWhat\x0b?\n")
+    files = ["--annotation-file", tmp_path / "t.tsv", "--result-dir", tmp_path, "--upload-dir", tmp_path]
+    run("convert_mmbench_for_submission", *files, "--experiment", "model")
+    (tmp_path / "t.tsv").write_text("index\tprediction\n7\tB\n")
+    with pytest.raises(RequestError, match="a column 'prediction' already"):
+        run("convert_mmbench_for_submission", *files, "--experiment", "model")
+
+
+@pytest.mark.parametrize("name", ["../model", "/tmp/model", "a/../../model"])
+def test_nothing_is_written_outside_the_folder(name: str, tmp_path: Path) -> None:
+    """A name with folders of its own is taken."""
+    pytest.importorskip("openpyxl")
+    (tmp_path / "t.tsv").write_text("index\tquestion\n7\tWhat?\n")
+    files = ["--annotation-file", tmp_path / "t.tsv", "--result-dir", tmp_path / "a", "--upload-dir", tmp_path / "b"]
+    for path in ("model", "a/model", "a/x/model"):
+        answers(tmp_path / f"{path}.jsonl", {7: "A"})
+    with pytest.raises(RequestError, match="leads out of"):
+        run("convert_mmbench_for_submission", *files, "--experiment", name)
+    with pytest.raises(RequestError, match="leads out of"):
+        run("convert_vqav2_for_submission", "--dir", tmp_path, "--split", "x", "--ckpt", "../../../model")
+    run("convert_mmbench_for_submission", *files, "--experiment", "x/model")
+    assert [path.name for path in tmp_path.glob("**/*.xlsx")] == ["model.xlsx"]
+    assert (tmp_path / "b/x/model.xlsx").exists()
 
 
 def test_mmbench_refuses_another_table(tmp_path: Path) -> None:

@@ -21,7 +21,25 @@ from tests.conftest import REPOSITORY, VECTORS
 
 VECTORS_OF = VECTORS / "llava/eval"
 RUNS = {run["name"]: run for run in json.loads((VECTORS_OF / "index.json").read_text())}
-DAMAGES = (None, 1, -1, 7.5, True, "", "x", "Yes", [], {}, ["x"], {"x": 1})
+DAMAGES = (
+    None,
+    1,
+    -1,
+    7.5,
+    True,
+    "",
+    "x",
+    "Yes",
+    [],
+    {},
+    ["x"],
+    {"x": 1},
+    "a\tb\nc",
+    "9" * 5000,
+    10**400,
+    1e400,
+    "\ud800",
+)
 
 VQA = {"annotations": [{"question_id": 1, "answer_type": "other", "answers": [{"answer": "a"}, {"answer": "b"}]}]}
 GQA = {"1": {"answer": "yes", "isBalanced": True, "types": {"structural": "verify", "semantic": "attr"}}}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llava.eval.judge import Judge, JudgeOptions, JudgeUnreachableError, map_in_order
+from llava.eval.judge import Judge, JudgeOptions, JudgeUnreachableError, QuestionRefusedError, map_in_order
 from llava.program import RequestError
 from tests.unit.judge_double import PATH, JudgeDouble, judge_double
 
@@ -76,13 +76,43 @@ def test_refusals_end_at_once(server: JudgeDouble, failure: tuple[int, str], rem
     with pytest.raises(RequestError, match=remedy) as refusal:
         judge(server).ask("s", "u")
     assert not isinstance(refusal.value, JudgeUnreachableError)
+    assert isinstance(refusal.value, QuestionRefusedError) == (failure[0] == 400)
     assert len(server.asked(PATH)) == 1
 
 
-def test_some_other_server(server: JudgeDouble) -> None:
-    server.is_web_page = True
+@pytest.mark.parametrize(
+    "page", [("text/html", b"<html>"), *(("application/json", body) for body in (b"[1]", b"null", b'{"choices": 1}'))]
+)
+def test_some_other_server(server: JudgeDouble, page: tuple[str, bytes]) -> None:
+    server.page = page
     with pytest.raises(RequestError, match=r"no OpenAI-compatible server.*/v1"):
         judge(server).ask("s", "u")
+
+
+@pytest.mark.parametrize("body", [b"", b'{"choices": [', b"[" * 100_000])
+def test_half_a_reply_is_asked_for_again(server: JudgeDouble, body: bytes) -> None:
+    server.page = ("application/json", body)
+    with pytest.raises(JudgeUnreachableError, match="no reply in 2 tries"):
+        judge(server, retries=1).ask("s", "u")
+    assert len(server.asked(PATH)) == 2
+
+
+@pytest.mark.parametrize("choice", ['{"message": null}', '{"message": {"content": null}}', '"x"', "{}"])
+def test_a_reply_without_text_is_empty(server: JudgeDouble, choice: str) -> None:
+    server.page = ("application/json", b'{"choices": [%s]}' % choice.encode())
+    assert judge(server).ask("s", "u") == ""
+
+
+@pytest.mark.parametrize("failure", [(401, "no such key: word1"), (500, "no such key: word1")])
+def test_no_message_holds_a_secret(
+    server: JudgeDouble, failure: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "word1")
+    server.failures = [failure]
+    address = server.base_url.replace("//", "//user:word2@")
+    with pytest.raises(RequestError, match="no such key") as error:
+        Judge(JudgeOptions("m", address, retries=0)).ask("s", "u")
+    assert "word" not in str(error.value)
 
 
 def test_newer_models_name_the_limit_otherwise(server: JudgeDouble) -> None:
@@ -90,6 +120,23 @@ def test_newer_models_name_the_limit_otherwise(server: JudgeDouble) -> None:
     client = judge(server, max_tokens=9)
     assert [client.ask("s", "a"), client.ask("s", "b")] == ["reply to a", "reply to b"]
     assert [request.get("max_completion_tokens") for request in server.asked(PATH)] == [None, 9, 9]
+
+
+def test_newer_models_asked_by_several_threads_at_once(server: JudgeDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are refused once, also those that another thread overtakes in learning the new name."""
+    server.newer = True
+    client, together = judge(server), threading.Barrier(4)
+    create = client._client.chat.completions.create
+
+    def create_at_once(**request: Any) -> Any:
+        try:
+            return create(**request)
+        finally:
+            if "max_tokens" in request:
+                together.wait(30)
+
+    monkeypatch.setattr(client._client.chat.completions, "create", create_at_once)
+    assert list(map_in_order(lambda text: client.ask("s", text), "abcd", 4)) == [f"reply to {c}" for c in "abcd"]
 
 
 def test_results_keep_the_order_and_an_error_drops_the_rest() -> None:

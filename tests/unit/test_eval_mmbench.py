@@ -139,6 +139,7 @@ def test_options_end_at_the_first_missing_one(tmp_path: Path) -> None:
     [
         (lambda text: text.replace("answer", "reply"), "no column 'answer'"),
         (lambda text: text.replace("index", "number"), "no column index"),
+        (lambda text: text.replace("\n1\t", "\n\u00b2\t"), "the index '\u00b2' is not a whole number"),
         (lambda text: text.replace("\tA\tcat1", "\tD\tcat1"), "index '1': answer 'D' is not one of 3 options"),
         (lambda text: text.replace("\n1\t", "\n3000001\t").replace("\n2\t", "\n3000002\t"), "no question as it stands"),
     ],

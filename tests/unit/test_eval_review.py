@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from llava.eval import (
     score_file,
     summarize_gpt_review,
 )
+from llava.eval.answers import IncompleteError
 from llava.program import RequestError
 from tests.unit.judge_double import PATH, JudgeDouble, judge_double
 
@@ -195,22 +197,30 @@ def test_a_run_goes_on_where_it_was_killed(files: dict[str, str], judge: JudgeDo
     assert run(eval_gpt_review_bench, files, judge) == whole, "nothing is left to do"
 
 
-def test_reviews_of_other_answers_are_not_kept_silently(files: dict[str, str], judge: JudgeDouble) -> None:
-    """A model that answered anew would get the scores of its earlier answers."""
+@pytest.mark.parametrize("change", [{"question_id": 99}, {"answer_id": "of a new run"}])
+def test_reviews_of_other_answers_are_not_taken_for_those_of_these(
+    change: dict[str, Any], files: dict[str, str], judge: JudgeDouble
+) -> None:
+    """Else a new run of a model under an old name would be given the old scores."""
     run(eval_gpt_review_bench, files, judge)
-    before = Path(files["output"]).read_bytes()
-    ours = read(Path(files["ours"]))
+    before = Path(files["output"]).read_text()
+    for name in ("question", "reference", "ours"):
+        rows = read(Path(files[name]))
+        rows[1] |= {key: value for key, value in change.items() if name == "ours" or key == "question_id"}
+        write(Path(files[name]), rows)
+    with pytest.raises(RequestError, match=r"line 2: a review of another answer.*--output"):
+        run(eval_gpt_review_bench, files, judge)
+    assert Path(files["output"]).read_text() == before
+
+
+def test_a_last_line_without_its_end_counts_if_it_is_whole(files: dict[str, str], judge: JudgeDouble) -> None:
+    """As other programs leave it; no review is paid for twice."""
+    whole = run(eval_gpt_review_bench, files, judge)
+    path = Path(files["output"])
+    path.write_text("\n".join(path.read_text().splitlines()[:2]))
     asked = len(judge.asked(PATH))
-    for changed in ([row | {"answer_id": f"new {row['answer_id']}"} for row in ours], None):
-        if changed:
-            Path(files["ours"]).write_text("".join(json.dumps(row) + "\n" for row in changed))
-        else:  # fewer questions than reviews
-            for name in ("question", "reference", "ours"):
-                Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in read(Path(files[name]))[:2]))
-        with pytest.raises(RequestError, match=r"line [13]: a review of another answer.* remove the file"):
-            run(eval_gpt_review_bench, files, judge)
-        Path(files["ours"]).write_text("".join(json.dumps(row) + "\n" for row in ours))
-    assert Path(files["output"]).read_bytes() == before and len(judge.asked(PATH)) == asked
+    assert run(eval_gpt_review_bench, files, judge) == whole
+    assert len(judge.asked(PATH)) == asked + 2
 
 
 def test_killed_program_leaves_every_review(files: dict[str, str], judge: JudgeDouble) -> None:
@@ -228,6 +238,9 @@ def test_killed_program_leaves_every_review(files: dict[str, str], judge: JudgeD
     program += ["-a", files["reference"], files["ours"], "-o", files["output"], "--judge-base-url", judge.base_url]
     process = subprocess.Popen(program, cwd=Path(files["question"]).parent)
     assert third.wait(60)
+    end = time.monotonic() + 30
+    while len(read(Path(files["output"]))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)  # the question is asked while the review before it is written
     process.kill()
     process.wait()
     killed.set()
@@ -262,9 +275,16 @@ def test_files_that_do_not_belong_together(files: dict[str, str], judge: JudgeDo
     files = good | {"context": write(tmp_path / "c.jsonl", [{"image": "0.png", "caption": "x"}])}
     with pytest.raises(RequestError, match=r"question 11: the context file has no picture '1.png'"):
         run(eval_gpt_review_bench, files, judge)
+    for module, context in (
+        (eval_gpt_review_bench, {"caption": ["x", None]}),
+        (eval_gpt_review_visual, {"captions": [], "instances": [{"category": "dog"}]}),
+    ):
+        files = good | {"context": write(tmp_path / "c.jsonl", [{"image": "0.png"} | context])}
+        with pytest.raises(RequestError, match=r"c.jsonl, picture '0.png': a caption that is no text"):
+            run(module, files, judge)
     rule = tmp_path / "rule.json"
     rule.write_text('{"llava_bench_conv": {"role": "A", "prompt": "p"}}')
-    with pytest.raises(AssertionError, match="no rule 'llava_bench_detail'"):
+    with pytest.raises(IncompleteError, match="no rule 'llava_bench_detail'"):  # an AssertionError, told in one line
         run(eval_gpt_review_bench, good, judge, "-r", str(rule))
     assert judge.asked(PATH) == []
 
@@ -294,6 +314,15 @@ def test_failures_enter_no_average(tmp_path: Path, capsys: pytest.CaptureFixture
     assert score.score == pytest.approx(100 * 16 / 18)
     assert (score.expected, score.answered) == (4, 2)
     assert score.details["b"] == 75.0
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"tuple": [float("nan"), 3]}, {"tuple": [10**400, 3]}, {"score": [True, 3]}, {"tuple": [1, 2], "category": []}],
+)
+def test_what_no_means_can_be_made_of(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"bad.jsonl, review 1: (no two scores|'category' is not a text)"):
+        summary("-f", write(tmp_path / "bad.jsonl", [row]))
 
 
 def test_means_are_rounded_before_they_are_divided() -> None:
@@ -332,17 +361,17 @@ def test_which_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_baseline(tmp_path: Path) -> None:
-    questions = write(tmp_path / "q.jsonl", [{"question_id": i, "text": f"t{i}"} for i in (3, 1, 2)])
+    questions = write(tmp_path / "q.jsonl", [{"question_id": i, "text": f"t{i}"} for i in (3, 1, "x", 2)])
     arguments = ["-q", questions, "-o", str(tmp_path / "a.jsonl"), "--judge-parallel", "1"]
     with judge_double(lambda text: f"re {text}") as server:
-        server.failures = [(500, "x")] * 3
+        server.failures = [(500, "x")] * 3 + [(400, "too long")]
         args = qa_baseline_gpt35.build_parser().parse_args([*arguments, "--judge-base-url", server.base_url])
         assert (args.judge_model, args.judge_retries, args.max_tokens) == ("gpt-3.5-turbo", 2, 1024)
         qa_baseline_gpt35.main(args)
         assert server.asked(PATH)[0]["messages"][0] == {"role": "system", "content": "You are a helpful assistant."}
     answers = read(tmp_path / "a.jsonl")
-    assert [len(answer.pop("answer_id")) for answer in answers] == [22] * 3
-    texts = {1: "re t1", 2: "re t2", 3: "#ERROR#"}
+    assert [len(answer.pop("answer_id")) for answer in answers] == [22] * 4
+    texts = {1: "#ERROR#", 2: "re t2", 3: "#ERROR#", "x": "re tx"}
     assert answers == [
         {"question_id": number, "model_id": "gpt-3.5-turbo:20230327", "text": text} for number, text in texts.items()
     ]

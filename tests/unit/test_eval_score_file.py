@@ -21,6 +21,31 @@ def test_lines_are_read_and_faults_name_file_and_line(tmp_path: Path) -> None:
     assert read_readable_lines(str(path)) == ([{"a": 1}], 2)
 
 
+def test_empty_lines_are_among_the_unreadable(tmp_path: Path) -> None:
+    """Contract 3: VQAv2's and VizWiz's converters count what they cannot read; the end of the last line is no line."""
+    path = tmp_path / "a.jsonl"
+    for end, failures in (("", 1), ("\n", 1), ("\n\n", 2)):
+        path.write_text('{"a": 1}\n\n{"a": 2}' + end)
+        assert read_readable_lines(str(path)) == ([{"a": 1}, {"a": 2}], failures)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "1" * 10_000 + "}"])
+def test_json_beyond_what_can_be_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(text + "\n")
+    for read in (read_json, read_json_lines):
+        with pytest.raises(RequestError, match=r"a\.jsonl.*: not JSON that can be read"):
+            read(str(path))
+    assert read_readable_lines(str(path)) == ([], 1)
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    """It could be neither printed nor written; whole pairs stay."""
+    path = tmp_path / "a.json"
+    path.write_text(r'{"a": "x\ud83d", "b": "\ud83d\ude00"}')
+    assert read_json(str(path)) == {"a": "x?", "b": "\N{GRINNING FACE}"}
+
+
 def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"a":\n 1,,}')

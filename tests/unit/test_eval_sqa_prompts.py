@@ -93,7 +93,7 @@ def test_prompts_for_text_models() -> None:
     [
         (["1"], "QCM", {}, "unknown prompt format 'QCM'"),
         (["1"], "QCM-X", {}, "unknown prompt format 'QCM-X'"),
-        (["9"], "QCM-A", {}, "no problem 9"),
+        (["9"], "QCM-A", {}, "no problem '9'"),
         (["1"], "QCM-A", {"choices": list("uvwxyz")}, "problem 1: 6 choices"),
         (["1"], "QCM-A", {"answer": 2}, "problem 1: 2 choices, answer 2"),
     ],
