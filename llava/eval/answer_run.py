@@ -16,9 +16,6 @@ from llava.program import RequestError
 
 NUM_WORKERS = 4
 
-# Flag that opens a checkpoint otherwise than it was saved -> what the answers record of it.
-OVERRIDE_FACTS = {"mm_num_visual_tokens": "num_visual_tokens", "mm_projector_type": "connector"}
-
 # (query, reply, name of the model, metadata) -> line of the answers file
 ToLine = Callable[[Query, str, str, dict[str, Any]], dict[str, Any]]
 
@@ -63,9 +60,12 @@ def answer_queries(
         args.answers_file, [query.fields for query in queries], getattr(args, "resume", False), key_fields
     )
     overrides = connector_overrides(args)
-    stated = {"conv_mode": conv_mode} | asdict(options) | {OVERRIDE_FACTS[name]: overrides[name] for name in overrides}
+    stated = {"conv_mode": conv_mode} | asdict(options)
+    if "mm_projector_type" in overrides:
+        stated["connector"] = overrides["mm_projector_type"]
     file.check_run(model_name(args.model_path), stated)  # before a model is loaded
-    if not file.missing:
+    # Only the model knows what --mm_num_visual_tokens becomes: some connectors give a number nearby.
+    if not queries or not (file.missing or "mm_num_visual_tokens" in overrides):
         with file.open():
             return
     answerer = Answerer.open(args.model_path, getattr(args, "model_base", None), **overrides)

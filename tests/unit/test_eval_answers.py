@@ -244,6 +244,18 @@ def test_a_finished_run_with_other_flags_is_refused(questions: Path, tmp_path: P
             _ask(questions, tmp_path / "a.jsonl", *flags, *other, "--resume")
 
 
+def test_a_budget_is_compared_as_the_model_has_it(questions: Path, tmp_path: Path) -> None:
+    """E-ViT gives one token more than its size is called."""
+    flags = ["--limit", "2", "--record-run", "--mm_projector_type", "evit"]
+    first = _ask(questions, tmp_path / "a.jsonl", *flags, "--mm_num_visual_tokens", "5")
+    assert first[0]["metadata"]["num_visual_tokens"] == 6
+    (tmp_path / "a.jsonl").write_text(json.dumps(first[0]) + "\n")
+    for _ in range(2):  # a part of the answers, then all of them
+        assert len(_ask(questions, tmp_path / "a.jsonl", *flags, "--mm_num_visual_tokens", "5", "--resume")) == 2
+        with pytest.raises(RequestError, match="num_visual_tokens 6 instead of 10"):
+            _ask(questions, tmp_path / "a.jsonl", *flags, "--mm_num_visual_tokens", "9", "--resume")
+
+
 def test_what_a_run_records(questions: Path, tmp_path: Path) -> None:
     plain, recorded = (
         _ask(questions, tmp_path / "a.jsonl", "--limit", "2", *flags) for flags in ((), ("--record-run",))
