@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from llava.eval.answer_run import NUM_WORKERS, answer_queries
 from llava.eval.arguments import add_decoding_arguments, add_generator_arguments
 from llava.eval.generation import AnswerOptions, model_name, template_for
-from llava.eval.queries import Example, Failure, Query, QueryDataset
+from llava.eval.queries import Example, Failure, Query, QueryDataset, query_loader
 from llava.eval.question_files import get_chunk, picture_path, read_picture_questions, split_list
 from llava.program import run_program
 
@@ -55,8 +55,7 @@ def create_data_loader(
         Query(question, question["text"], picture_path(image_folder, question["image"])) for question in questions
     ]
     dataset = QueryDataset(queries, tokenizer, image_processor, model_config, conv_mode)
-    num_workers = min(num_workers, os.cpu_count() or 1, len(dataset))
-    return DataLoader(dataset, batch_size=1, shuffle=False, num_workers=num_workers, collate_fn=_only_example)
+    return query_loader(dataset, 1, num_workers, _only_example)
 
 
 def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:

@@ -113,11 +113,17 @@ def _as_list(batch: list[Any]) -> list[Any]:
     return batch
 
 
-def query_loader(dataset: QueryDataset, batch_size: int, num_workers: int) -> DataLoader:
-    """Lists of `batch_size` prepared queries in their order, made ahead of the model.
+def query_loader(
+    dataset: QueryDataset,
+    batch_size: int,
+    num_workers: int,
+    collate: Callable[[list[Example | Failure]], Any] = _as_list,
+) -> DataLoader:
+    """Batches of `batch_size` prepared queries in their order, made ahead of the model.
 
     Args:
         num_workers: at most so many processes; 0 prepares in this one.
+        collate: makes a batch of a list of prepared queries; the list itself by default.
     """
     num_workers = min(num_workers, os.cpu_count() or 1, -(-len(dataset) // batch_size))
-    return DataLoader(dataset, batch_size, shuffle=False, num_workers=num_workers, collate_fn=_as_list)
+    return DataLoader(dataset, batch_size, shuffle=False, num_workers=num_workers, collate_fn=collate)
