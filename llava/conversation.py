@@ -120,7 +120,7 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ):
-        """Prepare a picture for the model or the chat window (contract: package.md 3.4).
+        """Prepare an image for the model or the chat window (contract: package.md 3.4).
 
         Args:
             image: PIL image of any mode; it is converted to RGB.
@@ -157,7 +157,7 @@ class Conversation:
         return base64.b64encode(buffer.getvalue()).decode()
 
     def get_images(self, return_pil: bool = False) -> list:
-        """The processed pictures of the user's messages after ``offset``, as base64 PNG text or as PIL images."""
+        """The processed images of the user's messages after ``offset``, as base64 PNG text or as PIL images."""
         return [
             self.process_image(image, content[2], return_pil=return_pil)
             for _, content in self.messages[self.offset :: 2]
@@ -165,7 +165,7 @@ class Conversation:
         ]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """``[[user, assistant], ...]`` for a chat window; pictures become inline JPEG ``<img>`` elements."""
+        """``[[user, assistant], ...]`` for a chat window; images become inline JPEG ``<img>`` elements."""
         pairs: list[list[str | None]] = []
         for i, (_, content) in enumerate(self.messages[self.offset :]):
             if i % 2:
@@ -173,8 +173,8 @@ class Conversation:
                 continue
             if isinstance(content, tuple):
                 encoded = [self.process_image(image, "Default", image_format="JPEG") for image in images_of(content)]
-                pictures = [f'<img src="data:image/jpeg;base64,{data}" alt="user upload image" />' for data in encoded]
-                content = "".join(pictures) + content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
+                images = [f'<img src="data:image/jpeg;base64,{data}" alt="user upload image" />' for data in encoded]
+                content = "".join(images) + content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
             pairs.append([content, None])
         return pairs
 
@@ -184,7 +184,7 @@ class Conversation:
         return dataclasses.replace(self, messages=messages, skip_next=False)
 
     def dict(self) -> dict[str, Any]:
-        """The fields that are logged; pictures are dropped from the messages."""
+        """The fields that are logged; images are dropped from the messages."""
         messages = [[role, content[0] if isinstance(content, tuple) else content] for role, content in self.messages]
         return {
             "system": self.system,

@@ -1,4 +1,4 @@
-"""Pictures that a user names: a path, or a web address, which is fetched within limits (S-10, E-6)."""
+"""Images that a user names: a path, or a web address, which is fetched within limits (S-10, E-6)."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from llava.image_utils import ImageError, open_image
 
 MAX_DOWNLOAD_BYTES = 64 * 2**20
 READ_TIMEOUT = 20.0  # seconds without a byte
-TOTAL_TIMEOUT = 120.0  # seconds for the whole picture
+TOTAL_TIMEOUT = 120.0  # seconds for the whole image
 CHUNK_BYTES = 64 * 2**10
 
 
@@ -19,10 +19,10 @@ def is_url(source: str) -> bool:
 
 
 def load_image(image_file: str) -> Image.Image:
-    """The RGB picture at a path (`~` is expanded) or at an `http://` or `https://` address.
+    """The RGB image at a path (`~` is expanded) or at an `http://` or `https://` address.
 
     Raises:
-        ImageError: it is missing, cannot be fetched, is no picture, damaged or too large; names the source.
+        ImageError: it is missing, cannot be fetched, is no image, damaged or too large; names the source.
     """
     if not is_url(image_file):
         return open_image(os.path.expanduser(image_file))
@@ -54,7 +54,7 @@ def download(url: str, max_bytes: int = MAX_DOWNLOAD_BYTES, timeout: float = REA
             for piece in response.iter_content(CHUNK_BYTES):
                 body += piece
                 if len(body) > max_bytes:
-                    raise ImageError(f"'{url}' is larger than the limit of {max_bytes} bytes; use a smaller picture.")
+                    raise ImageError(f"'{url}' is larger than the limit of {max_bytes} bytes; use a smaller image.")
                 if time.monotonic() > deadline:
                     raise ImageError(f"'{url}' took longer than {TOTAL_TIMEOUT:.0f} s; download it first.")
     except requests.exceptions.RequestException as error:

@@ -1,4 +1,4 @@
-"""Opening pictures safely and bringing them into the shape a vision tower wants (contract: package.md section 4).
+"""Opening images safely and bringing them into the shape a vision tower wants (contract: package.md section 4).
 
 Needs only Pillow at import; torch is imported by the functions that return tensors.
 """
@@ -16,17 +16,17 @@ from PIL import Image, UnidentifiedImageError
 if TYPE_CHECKING:
     import torch
 
-# Width x height a picture may have before its pixels are decoded; the level at which Pillow itself starts to warn.
+# Width x height an image may have before its pixels are decoded; the level at which Pillow itself starts to warn.
 MAX_IMAGE_PIXELS = 89_478_485
 
-# Background of a padded picture for CLIP: int(255 * mean) per channel.
+# Background of a padded image for CLIP: int(255 * mean) per channel.
 CLIP_BACKGROUND = (122, 116, 104)
 
 Size = tuple[int, int]
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used: missing, damaged, or too large."""
+    """An image that cannot be used: missing, damaged, or too large."""
 
 
 def open_image(
@@ -36,17 +36,17 @@ def open_image(
     formats: Sequence[str] | None = None,
     sides: tuple[int, int] = (1, MAX_IMAGE_PIXELS),
 ) -> Image.Image:
-    """Open a picture, refusing it by its header before the pixels are decoded.
+    """Open an image, refusing it by its header before the pixels are decoded.
 
     Args:
         source: path of a file, or the bytes of one.
         max_pixels: largest allowed width x height.
-        mode: Pillow mode to convert to; None keeps the picture's own.
+        mode: Pillow mode to convert to; None keeps the image's own.
         formats: file formats to accept, by Pillow's names; None is all. Others are not even parsed.
         sides: smallest and largest width and height.
 
     Raises:
-        ImageError: the file is missing, is not a picture, is damaged, or has too many pixels or a side outside `sides`.
+        ImageError: the file is missing, is not an image, is damaged, or has too many pixels or a side outside `sides`.
     """
     name = "image data" if isinstance(source, bytes) else f"image '{os.fspath(source)}'"
     try:
@@ -66,7 +66,7 @@ def open_image(
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more pixels than the limit of {max_pixels}; scale it down first.") from error
     except UnidentifiedImageError as error:
-        accepted = "a picture format that Pillow knows" if formats is None else ", ".join(formats)
+        accepted = "an image format that Pillow knows" if formats is None else ", ".join(formats)
         raise ImageError(f"{name} is not in {accepted}; convert it to PNG or JPEG.") from error
     except ImageError:
         raise
@@ -75,10 +75,10 @@ def open_image(
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """The picture whose file is base64 encoded in ``image``; its mode is kept, its size limited.
+    """The image whose file is base64 encoded in ``image``; its mode is kept, its size limited.
 
     Raises:
-        ImageError: not base64, not a picture, damaged, or too many pixels.
+        ImageError: not base64, not an image, damaged, or too many pixels.
     """
     try:
         data = base64.b64decode(image)
@@ -88,7 +88,7 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
 
 
 def expand2square(pil_img: Image.Image, background_color) -> Image.Image:
-    """Centre a picture on a square canvas of its own mode; a square picture is returned as it is."""
+    """Centre an image on a square canvas of its own mode; a square image is returned as it is."""
     width, height = pil_img.size
     if width == height:
         return pil_img
@@ -99,7 +99,7 @@ def expand2square(pil_img: Image.Image, background_color) -> Image.Image:
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
-    """The (width, height) that keeps most of the picture's pixels; ties go to the least waste, then to list order."""
+    """The (width, height) that keeps most of the image's pixels; ties go to the least waste, then to list order."""
     width, height = original_size
 
     def merit(resolution: Size) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
 
 
 def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
-    """Fit a picture into ``target_resolution`` (width, height), keeping its aspect, centred on black."""
+    """Fit an image into ``target_resolution`` (width, height), keeping its aspect, centred on black."""
     width, height = image.size
     target_width, target_height = target_resolution
     if target_width / width < target_height / height:
@@ -125,7 +125,7 @@ def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.I
 
 
 def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
-    """Cut a picture into squares of ``patch_size`` pixels, row by row."""
+    """Cut an image into squares of ``patch_size`` pixels, row by row."""
     width, height = image.size
     return [
         image.crop((left, top, left + patch_size, top + patch_size))
@@ -145,13 +145,13 @@ def _parse_pinpoints(grid_pinpoints: str | Sequence[Size]) -> Sequence[Size]:
 
 
 def get_anyres_image_grid_shape(image_size: Size, grid_pinpoints: str | Sequence[Size], patch_size: int) -> Size:
-    """Number of tiles (width, height) that a picture of ``image_size`` (width, height) is cut into."""
+    """Number of tiles (width, height) that an image of ``image_size`` (width, height) is cut into."""
     width, height = select_best_resolution(image_size, _parse_pinpoints(grid_pinpoints))
     return width // patch_size, height // patch_size
 
 
 def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Sequence[Size]) -> "torch.Tensor":
-    """Whole picture and tiles as ``[1 + tiles, 3, H, W]``: first the picture squashed to a square, then the tiles."""
+    """Whole image and tiles as ``[1 + tiles, 3, H, W]``: first the image squashed to a square, then the tiles."""
     import torch
 
     image = image.convert("RGB")
@@ -163,16 +163,16 @@ def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Se
 
 
 def process_images(images: Sequence[Image.Image], image_processor, model_cfg) -> "torch.Tensor | list[torch.Tensor]":
-    """Pictures of one request, as the model's ``config.image_aspect_ratio`` asks.
+    """Images of one request, as the model's ``config.image_aspect_ratio`` asks.
 
-    ``pad``: padded to a square with the processor's mean colour. ``anyres``: whole picture and tiles. Anything else:
-    the processor alone (for CLIP: resize the short side, centre crop). Pictures are converted to RGB first.
+    ``pad``: padded to a square with the processor's mean colour. ``anyres``: whole image and tiles. Anything else:
+    the processor alone (for CLIP: resize the short side, centre crop). Images are converted to RGB first.
 
     Returns:
         ``[n, 3, H, W]``, or ``[n, 1 + tiles, 3, H, W]`` for ``anyres``; a list of tensors when shapes differ.
 
     Raises:
-        RuntimeError, IndexError: no pictures (the type depends on the mode, as upstream).
+        RuntimeError, IndexError: no images (the type depends on the mode, as upstream).
     """
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     one_by_one = aspect_ratio in ("pad", "anyres")
@@ -193,6 +193,6 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
 
 
 def preprocess_padded(image: Image.Image, image_processor) -> "torch.Tensor":
-    """One RGB picture padded to a square with the processor's mean colour, as ``[3, H, W]``."""
+    """One RGB image padded to a square with the processor's mean colour, as ``[3, H, W]``."""
     background = tuple(int(255 * mean) for mean in image_processor.image_mean)
     return image_processor.preprocess(expand2square(image, background), return_tensors="pt")["pixel_values"][0]

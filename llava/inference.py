@@ -1,4 +1,4 @@
-"""One reply from a LLaVA model: where it runs, how pictures reach it, how token ids become text.
+"""One reply from a LLaVA model: where it runs, how images reach it, how token ids become text.
 
 Shared by the command line chat and the answer generators (contract: eval.md 1, serve.md 8).
 """
@@ -39,7 +39,7 @@ def add_connector_arguments(parser: argparse.ArgumentParser) -> None:
         *("--mm_num_visual_tokens", "--mm-num-visual-tokens"),
         type=int,
         default=None,
-        help="visual tokens per picture instead of the checkpoint's; not for learned queries (perceiver)",
+        help="visual tokens per image instead of the checkpoint's; not for learned queries (perceiver)",
     )
     parser.add_argument(
         *("--mm_projector_type", "--mm-projector-type"),
@@ -56,16 +56,16 @@ def connector_overrides(args: Any) -> dict[str, Any]:
 
 
 def prepare_images(
-    pictures: list[Image.Image], image_processor: Any, config: Any
+    images: list[Image.Image], image_processor: Any, config: Any
 ) -> tuple[Images, list[tuple[int, int]]]:
-    """Pictures as the tower wants them, and their sizes (width, height).
+    """Images as the tower wants them, and their sizes (width, height).
 
     Raises:
-        RequestError: there is no image processor: the model takes no pictures.
+        RequestError: there is no image processor: the model takes no images.
     """
     if image_processor is None:
-        raise RequestError("this is a plain language model, without a vision tower: it cannot take pictures")
-    return process_images(pictures, image_processor, config), [picture.size for picture in pictures]
+        raise RequestError("this is a plain language model, without a vision tower: it cannot take images")
+    return process_images(images, image_processor, config), [image.size for image in images]
 
 
 def place_images(images: Images | None, model: PreTrainedModel) -> Images | None:
@@ -94,7 +94,7 @@ def generate_replies(
     """The reply to each prompt as plain text: no special tokens, no space around it.
 
     Args:
-        input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
+        input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where an image goes.
         images: pixel values, see `prepare_images`; None for text-only prompts.
         temperature: 0 decodes greedily (or with beams), more samples.
         options: for `generate`: `attention_mask` of padded prompts, `max_new_tokens`, `num_beams`, `top_p`, ...

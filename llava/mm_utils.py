@@ -1,4 +1,4 @@
-"""Pictures and prompts on their way to the model (contract: package.md section 4).
+"""Images and prompts on their way to the model (contract: package.md section 4).
 
 The work is done in ``llava.image_utils`` and ``llava.tokenization``; this module is the public address of both.
 """

@@ -42,7 +42,7 @@ def load_tokenizer(path: str, **kwargs: Any) -> "PreTrainedTokenizerBase":
 
 
 def tokenize_text(text: str, tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool = True) -> list[int]:
-    """Token ids of a text without pictures (``<image>`` is ordinary text here). Nothing is cut off."""
+    """Token ids of a text without images (``<image>`` is ordinary text here). Nothing is cut off."""
     text, _ = _extra_spaces(text, tokenizer)
     return tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .answer_formats import LETTER_ANSWER, LETTERS, choices
-from .benchmark_files import SHORT_CATEGORIES, held_out, save_picture
+from .benchmark_files import SHORT_CATEGORIES, held_out, save_image
 from .files import write_bytes, write_json, write_json_lines
 from .language import DESCRIBE, Question, caption
 from .render import draw_scene
@@ -27,14 +27,14 @@ def letter_question(rng: random.Random, number: int) -> tuple[Scene, Question, l
 
 
 def write_scienceqa(folder: Path, rng: random.Random, count: int) -> None:
-    """Problems of the test split; every fourth is about a described scene instead of a picture."""
+    """Problems of the test split; every fourth is about a described scene instead of an image."""
     problems: dict[str, Any] = {}
     records = []
     for number in range(count):
         scene, question, shown, letter = letter_question(rng, number)
         id_, pictured = str(number + 1), number % 4 != 3
         if pictured:
-            save_picture(scene, rng, folder / "images/test" / id_ / "image.png")
+            save_image(scene, rng, folder / "images/test" / id_ / "image.png")
         hint = "" if pictured else f"There is {caption(scene)}"
         problems[id_] = {
             "question": question.text,
@@ -70,8 +70,8 @@ def write_mmbench(path: Path, rng: random.Random, count: int) -> None:
     table.writeheader()
     for number in range(count):
         scene, question, shown, _ = letter_question(rng, number)
-        picture = io.BytesIO()
-        draw_scene(scene, rng).save(picture, "JPEG", quality=95)
+        image = io.BytesIO()
+        draw_scene(scene, rng).save(image, "JPEG", quality=95)
         for turn in range(len(shown)):
             rotated = shown[turn:] + shown[:turn]
             row = {
@@ -80,7 +80,7 @@ def write_mmbench(path: Path, rng: random.Random, count: int) -> None:
                 **dict(zip(LETTERS, rotated)),
                 "answer": LETTERS[rotated.index(question.answer)],
                 "category": f"{question.category}_recognition",
-                "image": base64.b64encode(picture.getvalue()).decode(),
+                "image": base64.b64encode(image.getvalue()).decode(),
                 "source": "playground",
                 "l2-category": "fine-grained_perception (single-instance)",
                 "split": "dev",
@@ -91,7 +91,7 @@ def write_mmbench(path: Path, rng: random.Random, count: int) -> None:
 
 
 def write_seed(folder: Path, rng: random.Random, count: int) -> None:
-    """Types by kind of question; the last fifth of the pictures counts as frames of videos."""
+    """Types by kind of question; the last fifth of the images counts as frames of videos."""
     types = {category.capitalize(): place + 1 for place, category in enumerate(CATEGORIES)}
     questions, rows = [], []
     for number in range(count):
@@ -99,7 +99,7 @@ def write_seed(folder: Path, rng: random.Random, count: int) -> None:
         is_video = number >= count - count // 5
         id_ = f"v{number}" if is_video else str(number)
         image = f"SEED-Bench-{'video-image' if is_video else 'image'}/{number}.png"
-        save_picture(scene, rng, folder / image)
+        save_image(scene, rng, folder / image)
         lines = [f"\n{sign}. {choice}" for sign, choice in zip(LETTERS, shown)]
         rows.append({"question_id": id_, "image": image, "text": question.text + "".join(lines) + LETTER_ANSWER})
         questions.append(
@@ -123,7 +123,7 @@ def write_mmvet(folder: Path, rng: random.Random, count: int) -> None:
     for number in range(count):
         scene, question = held_out(rng, SHORT_CATEGORIES[number % len(SHORT_CATEGORIES)])
         image = f"v1_{number}.png"
-        save_picture(scene, rng, folder / "images" / image)
+        save_image(scene, rng, folder / "images" / image)
         rows.append({"question_id": number, "image": image, "text": question.text})
         kind = {"word": ["ocr"], "count": ["rec", "math"], "position": ["rec", "spat"]}.get(question.category, ["rec"])
         annotations[f"v1_{number}"] = {
@@ -137,12 +137,12 @@ def write_mmvet(folder: Path, rng: random.Random, count: int) -> None:
 
 
 def write_llava_bench(folder: Path, rng: random.Random, count: int) -> None:
-    """Descriptions and questions in three categories, with the picture in words and a reference answer."""
+    """Descriptions and questions in three categories, with the image in words and a reference answer."""
     questions, contexts, references = [], [], []
     for number in range(count):
         scene, question = held_out(rng, "color")
         image = f"{number:03d}.jpg"
-        save_picture(scene, rng, folder / "images" / image)
+        save_image(scene, rng, folder / "images" / image)
         category = ("conv", "detail", "complex")[number % 3]
         text, answer = (DESCRIBE, caption(scene)) if category == "detail" else (question.text, question.answer)
         questions.append({"question_id": number, "image": image, "category": category, "text": text})
@@ -161,7 +161,7 @@ def write_qbench(folder: Path, rng: random.Random, count: int) -> None:
     for number in range(count):
         scene, question, shown, _ = letter_question(rng, number)
         image = f"{number:04d}.jpg"
-        save_picture(scene, rng, folder / "images_llvisionqa" / image)
+        save_image(scene, rng, folder / "images_llvisionqa" / image)
         item = {"img_path": image, "question": question.text, "candidates": shown, "correct_ans": question.answer}
         items.append(item)
     for name in ("llvisionqa_dev", "llvisionqa_test", "质衡-问答-验证集", "质衡-问答-测试集"):

@@ -29,18 +29,18 @@ def held_out(rng: random.Random, category: str) -> tuple[Scene, Question]:
             return scene, question
 
 
-def save_picture(scene: Scene | None, rng: random.Random, path: Path) -> None:
-    """The scene as a picture in the format of the path's ending; None is the gray one."""
+def save_image(scene: Scene | None, rng: random.Random, path: Path) -> None:
+    """The scene as an image in the format of the path's ending; None is the gray one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     (blank_image() if scene is None else draw_scene(scene, rng)).save(path, quality=95)
 
 
 def short_questions(rng: random.Random, count: int, folder: Path, name: str) -> Iterator[tuple[str, Question]]:
-    """`count` pictures in the folder, `name` with a number in it, and one question about each, kinds in turn."""
+    """`count` images in the folder, `name` with a number in it, and one question about each, kinds in turn."""
     for number in range(count):
         scene, question = held_out(rng, SHORT_CATEGORIES[number % len(SHORT_CATEGORIES)])
         file_name = name.format(number)
-        save_picture(scene, rng, folder / file_name)
+        save_image(scene, rng, folder / file_name)
         yield file_name, question
 
 
@@ -66,7 +66,7 @@ def write_pope(folder: Path, rng: random.Random, count: int) -> None:
         for number in range(count):
             scene = sample_split_scene(rng, held_out=True)
             image = f"COCO_val2014_{category}_{number:06d}.jpg"
-            save_picture(scene, rng, folder / "val2014" / image)
+            save_image(scene, rng, folder / "val2014" / image)
             label = ("yes", "no")[number % 2]
             present = sorted({(item.color, item.shape) for item in scene.items})
             color, shape = rng.choice(present) if label == "yes" else _absent(category, scene, rng)
@@ -94,7 +94,7 @@ def _yes_and_no(task: str, scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def write_mme(folder: Path, rng: random.Random, count: int) -> None:
-    """Four of MME's tasks, `count` pictures each, two questions per picture, in both of its folder layouts."""
+    """Four of MME's tasks, `count` images each, two questions per image, in both of its folder layouts."""
     release = folder / "MME_Benchmark_release_version"
     facts = {answer: [question for question, given in FACTS if given == answer] for answer in ("yes", "no")}
     rows: list[dict[str, Any]] = []
@@ -106,9 +106,9 @@ def write_mme(folder: Path, rng: random.Random, count: int) -> None:
             else:
                 scene = sample_split_scene(rng, held_out=True)
                 pair = _yes_and_no(task, scene, rng)
-            pictures = release / task / "images" if split else release / task
+            images = release / task / "images" if split else release / task
             texts = release / task / "questions_answers_YN" if split else release / task
-            save_picture(scene, rng, pictures / f"{number:04d}.png")
+            save_image(scene, rng, images / f"{number:04d}.png")
             texts.mkdir(exist_ok=True)
             lines = [
                 f"{text} Please answer yes or no.\t{word}\n" for text, word in zip(pair, ("Yes", "No"), strict=True)
@@ -186,7 +186,7 @@ def write_textvqa(folder: Path, rng: random.Random, count: int) -> None:
     for number in range(count):
         scene, question = held_out(rng, "word")
         image_id = f"{number:016x}"
-        save_picture(scene, rng, folder / "train_images" / f"{image_id}.jpg")
+        save_image(scene, rng, folder / "train_images" / f"{image_id}.jpg")
         text = question.text + OCR_HINT + (question.answer if number % 2 else "") + SHORT_ANSWER
         rows.append({"question_id": image_id, "image": f"{image_id}.jpg", "text": text, "category": "default"})
         answers = human_answers(question.answer, rng)

@@ -82,7 +82,7 @@ def protocol_part(raw: Result) -> str:
         for stage in ("stage1", "stage2")
     )
     rows = [
-        ["data", f"`playground.make_data`: {protocol['pictures']} training pictures of 96 x 96, "
+        ["data", f"`playground.make_data`: {protocol['pictures']} training images of 96 x 96, "
                  f"{protocol['turns']} questions each, data seed {protocol['data_seed']}"],
         ["stage 1", f"captions (`--version plain`), connector only: {first}"],
         ["stage 2", f"conversations (`--version v1`), connector and language model: {second}"],
@@ -118,7 +118,7 @@ def step_time_protocol(times: Result) -> str:
     if not times:
         return "not measured"
     return (
-        f"forward and backward of the whole model on the same pictures, {times['threads']} thread(s), median ratio "
+        f"forward and backward of the whole model on the same images, {times['threads']} thread(s), median ratio "
         f"over {times['rounds']} rounds, all connectors in turn in one process ({times['date']}; {times['machine']})"
     )
 
@@ -135,7 +135,7 @@ def main_part(raw: Result) -> str:
             rows.append([connector, tokens_of(results), *accuracies, *(f"{t:.2f}" if t else "–" for t in times)])
     blank = of_table(raw, "blank")
     if blank:
-        rows.append(["a blank picture", "", *(cell(scores(blank, kind)) for kind in KINDS), "", ""])
+        rows.append(["a blank image", "", *(cell(scores(blank, kind)) for kind in KINDS), "", ""])
     error = sampling_error(raw)
     notes = (
         "Percent right: mean ± standard deviation over the seeds. The deviation is that of training; all connectors "
@@ -268,9 +268,9 @@ def write_report(folder: Path) -> None:
 
 
 def reference_lines(raw: Result) -> dict[str, list[Result]]:
-    """What the elastic curve is held against: the trained MLP with all patches, and a blank picture."""
+    """What the elastic curve is held against: the trained MLP with all patches, and a blank image."""
     mlp = of_table(raw, "trained", "mlp2x_gelu")
-    return {f"mlp2x_gelu, {tokens_of(mlp)} tokens": mlp, "a blank picture": of_table(raw, "blank")}
+    return {f"mlp2x_gelu, {tokens_of(mlp)} tokens": mlp, "a blank image": of_table(raw, "blank")}
 
 
 def main(argv: list[str] | None = None) -> int:

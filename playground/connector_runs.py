@@ -66,7 +66,7 @@ def answer_questions(evaluation: Evaluation, folders: Folders) -> Path:
 
 
 def count_visual_tokens(evaluation: Evaluation, folders: Folders) -> int:
-    """How many tokens a picture becomes, asked of the opened model: not every connector hits the number exactly."""
+    """How many tokens an image becomes, asked of the opened model: not every connector hits the number exactly."""
     from llava.inference import inference_options
     from llava.model.builder import load_pretrained_model
 

@@ -1,4 +1,4 @@
-"""Step times of the connectors, side by side: all models in one process, in interleaved rounds, on the same pictures.
+"""Step times of the connectors, side by side: all models in one process, in interleaved rounds, on the same images.
 
 Runs that share a machine with others cannot be timed against each other; here every round gives each connector one
 step under the same conditions, and the ratio to the first connector is taken within the round.
@@ -85,7 +85,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def _batch(stage: str, size: int, folders: Folders, tokenizer: Any, model: Any, processor: Any, _: int) -> dict:
-    """The first pictures of the stage's data, as the training's own data set and collator give them."""
+    """The first images of the stage's data, as the training's own data set and collator give them."""
     from llava.conversation import conv_templates
     from llava.train.arguments import DataArguments
     from llava.train.data import DataCollatorForSupervisedDataset, LazySupervisedDataset

@@ -2,7 +2,7 @@
 
 Usually started by `bash scripts/v1_5/connector_table.sh`. Every connector is trained with every seed; then come further
 questions to the finished models (budgets of AcFormer that it was not trained with, training-free connectors on the MLP
-checkpoint, blank pictures), the step times, and the report. What is finished is skipped when the command is repeated.
+checkpoint, blank images), the step times, and the report. What is finished is skipped when the command is repeated.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def plan_trainings(connectors: Sequence[str], seeds: Sequence[int]) -> list[Eval
 
 
 def plan_further_questions(connectors: Sequence[str], seeds: Sequence[int], tokens: int) -> list[Evaluation]:
-    """What is asked of finished models: other budgets, training-free connectors, and blank pictures as the floor."""
+    """What is asked of finished models: other budgets, training-free connectors, and blank images as the floor."""
     plan: list[Evaluation] = []
     for seed in seeds:
         if ELASTIC in connectors:

@@ -1,4 +1,4 @@
-"""Draws the demo's two example pictures: python -m playground.draw_examples [FOLDER]
+"""Draws the demo's two example images: python -m playground.draw_examples [FOLDER]
 
 A man who irons on the back of a taxi, and a jetty at a lake before a storm: shapes and gradients, drawn twice as
 large as needed and scaled down, so that edges are smooth. The same bytes at every run.
@@ -24,7 +24,7 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 class Sheet:
-    """A picture in coordinates of the final size."""
+    """An image in coordinates of the final size."""
 
     def __init__(self) -> None:
         self.image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE))
@@ -237,8 +237,8 @@ def waterview() -> Image.Image:
 
 def main(folder: Path = FOLDER) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in (("extreme_ironing", extreme_ironing()), ("waterview", waterview())):
-        picture.save(folder / f"{name}.jpg", quality=82, optimize=True)
+    for name, image in (("extreme_ironing", extreme_ironing()), ("waterview", waterview())):
+        image.save(folder / f"{name}.jpg", quality=82, optimize=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ PLACE_PHRASE = {
 DESCRIBE = "Describe the picture."
 READING = "There is"  # opens a description given as text
 FACT_WORDS = ("color", "shape", "place")
-# Facts without any picture: (question, answer).
+# Facts without any image: (question, answer).
 FACTS = (
     ("How many sides does a triangle have?", "3"),
     ("How many sides does a square have?", "4"),

@@ -49,7 +49,7 @@ def make_benchmarks(out: Path, count: int, seed: int) -> bool:
     """Write all benchmarks below `out`; returns False if they were there already.
 
     Args:
-        count: questions of each (of each category for POPE, pictures of each task for MME).
+        count: questions of each (of each category for POPE, images of each task for MME).
 
     Raises:
         ValueError: `count` is not positive, or the folder holds something else than what these arguments give.

@@ -1,7 +1,7 @@
-"""Write the playground's pictures and LLaVA-format files: `python -m playground.make_data [--out DIR] [--num-train N]`.
+"""Write the playground's images and LLaVA-format files: `python -m playground.make_data [--out DIR] [--num-train N]`.
 
 `pretrain.json` (stage 1, `--version plain`), `instruct.json` (stage 2, `--version v1`), `images/`,
-`eval_questions.jsonl` on held-out scenes and `eval_questions_blank.jsonl` (the same on one gray picture). The same
+`eval_questions.jsonl` on held-out scenes and `eval_questions_blank.jsonl` (the same on one gray image). The same
 arguments give the same bytes; a second run finds its own stamp and does nothing.
 """
 
@@ -26,9 +26,9 @@ from .world import sample_split_scene
 
 FORMAT = 2  # raise when the data of the same arguments change
 STAMP = "stamp.json"
-# More counting than in pre-training: it is what pictures teach slowest.
+# More counting than in pre-training: it is what images teach slowest.
 INSTRUCT_WEIGHTS = {"color": 2, "shape": 2, "count": 6, "position": 2, "yesno": 4, "word": 1}
-SHORT_SHARE, SHORT_TURNS = 0.5, 3  # of the conversations about a picture; of the turns of one
+SHORT_SHARE, SHORT_TURNS = 0.5, 3  # of the conversations about an image; of the turns of one
 OCR_SHARE = 0.2  # of these turns
 INSTRUCTIONS = (DESCRIBE, "What is in the picture?", "Describe what you see.")
 
@@ -42,9 +42,9 @@ def make_data(out: Path, num_train: int, num_eval: int, turns: int, seed: int) -
     """Write the data set into `out`; returns False if it was there already.
 
     Args:
-        num_train: pictures for training; both stages use all of them.
+        num_train: images for training; both stages use all of them.
         num_eval: questions per category of the held-out set.
-        turns: questions per picture in `instruct.json`.
+        turns: questions per image in `instruct.json`.
     """
     if num_train < 1 or num_eval < 1 or turns < 1:
         raise ValueError("num_train, num_eval and turns must be at least 1")
@@ -97,7 +97,7 @@ def _write_training(out: Path, rng: random.Random, num_train: int, turns: int, s
             pairs.append((DESCRIBE, caption(scene)))
         pairs[0] = (f"<image>\n{pairs[0][0]}", pairs[0][1])
         instruct.append({"id": f"train_{i:05d}", "image": name, "conversations": _talk(pairs)})
-    for i in range(num_train // 9):  # one sample in ten has no picture
+    for i in range(num_train // 9):  # one sample in ten has no image
         instruct.append({"id": f"text_{i:05d}", "conversations": _talk(_text_only(rng, turns))})
     rng.shuffle(instruct)
     write_json(out / "pretrain.json", pretrain)
@@ -115,7 +115,7 @@ def _in_format(questions: list[Question], word: str | None, rng: random.Random) 
 
 
 def _text_only(rng: random.Random, turns: int) -> list[tuple[str, str]]:
-    """A conversation without a picture: about a described scene, or facts."""
+    """A conversation without an image: about a described scene, or facts."""
     if rng.random() < 0.3:
         return list(rng.sample(FACTS, min(turns, len(FACTS))))
     scene = sample_split_scene(rng, held_out=False)
@@ -126,7 +126,7 @@ def _text_only(rng: random.Random, turns: int) -> list[tuple[str, str]]:
 
 
 def _write_evaluation(out: Path, rng: random.Random, num_eval: int) -> None:
-    """Pictures of held-out scenes, one question of every category each, until every category is full.
+    """Images of held-out scenes, one question of every category each, until every category is full.
 
     Yes and no are taken in turn, so that always answering one of them scores one half.
     """
@@ -163,9 +163,9 @@ def _eval_question(scene: Any, rng: random.Random, category: str, count: int) ->
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m playground.make_data", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("playground/data/shapes"))
-    parser.add_argument("--num-train", type=int, default=4000, help="training pictures")
+    parser.add_argument("--num-train", type=int, default=4000, help="training images")
     parser.add_argument("--num-eval", type=int, default=100, help="held-out questions per category")
-    parser.add_argument("--turns", type=int, default=8, help="questions per training picture")
+    parser.add_argument("--turns", type=int, default=8, help="questions per training image")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     fresh = make_data(args.out, args.num_train, args.num_eval, args.turns, args.seed)

@@ -1,8 +1,8 @@
 """Teach the tiny LLaMA the playground's language, from text alone.
 
-In most sequences a description stands exactly where the picture will stand later (`USER: <here>\\n question`), and
+In most sequences a description stands exactly where the image will stand later (`USER: <here>\\n question`), and
 many questions follow it, so that one reading of a scene pays for many answers. Another part is `description caption`
-without any conversation, the form of LLaVA's first stage. What is then missing is only a picture.
+without any conversation, the form of LLaVA's first stage. What is then missing is only an image.
 Only scenes of the training split are described.
 """
 
@@ -73,8 +73,8 @@ class Writer:
     def __init__(self, pieces: SentencePieceProcessor) -> None:
         self.encode = cache(lambda text: tuple(pieces.encode(text)))
 
-    def conversation(self, picture: str, turns: list[tuple[str, str]]) -> Sequence:
-        """The v1 format; `picture` is a description in the picture's place, or empty for a conversation without one."""
+    def conversation(self, image: str, turns: list[tuple[str, str]]) -> Sequence:
+        """The v1 format; `image` is a description in the image's place, or empty for a conversation without one."""
         ids, answer = [BOS], [False]
 
         def add(tokens: tuple[int, ...], is_answer: bool) -> None:
@@ -84,9 +84,9 @@ class Writer:
         for i, (question, reply) in enumerate(turns):
             if i > 0:  # no space goes between `</s>` and `USER`
                 add(self.encode(f"USER: {question} ASSISTANT:")[1:], False)
-            elif picture:
+            elif image:
                 add(self.encode(f"{SYSTEM_PROMPT} USER: "), False)
-                add(self.encode(picture), False)
+                add(self.encode(image), False)
                 add(self.encode(f"\n{question} ASSISTANT:"), False)
             else:
                 add(self.encode(f"{SYSTEM_PROMPT} USER: {question} ASSISTANT:"), False)
@@ -103,14 +103,14 @@ class Writer:
             branch += [i + 1] * (len(before) + len(after))
         return Sequence(ids, answer, branch)
 
-    def single_turns(self, picture: str, pairs: list[tuple[str, str]]) -> Sequence:
+    def single_turns(self, image: str, pairs: list[tuple[str, str]]) -> Sequence:
         """Many v1 conversations of one turn about the same description."""
-        head = (BOS, *self.encode(f"{SYSTEM_PROMPT} USER: "), *self.encode(picture))
+        head = (BOS, *self.encode(f"{SYSTEM_PROMPT} USER: "), *self.encode(image))
         return self.branches(head, [(f"\n{question} ASSISTANT:", answer) for question, answer in pairs], (EOS,))
 
-    def plain(self, picture: str, reply: str) -> Sequence:
-        """The format of stage 1: picture, caption, line break."""
-        head = [BOS, *self.encode(picture)]
+    def plain(self, image: str, reply: str) -> Sequence:
+        """The format of stage 1: image, caption, line break."""
+        head = [BOS, *self.encode(image)]
         tail = list(self.encode(reply + "\n"))
         ids = head + tail
         return Sequence(ids, [False] * len(head) + [True] * len(tail), [0] * len(ids))

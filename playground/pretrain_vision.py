@@ -43,7 +43,7 @@ class VisionRecipe:
 
 
 def to_pixels(images: list[np.ndarray]) -> Tensor:
-    """uint8 pictures [B][96, 96, 3] -> what CLIPImageProcessor gives, [B, 3, 96, 96]."""
+    """uint8 images [B][96, 96, 3] -> what CLIPImageProcessor gives, [B, 3, 96, 96]."""
     pixels = torch.from_numpy(np.stack(images)).float() / 255
     pixels = (pixels - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
     return pixels.permute(0, 3, 1, 2).contiguous()

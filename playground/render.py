@@ -43,7 +43,7 @@ FONT = {  # rows of three pixels, top to bottom
     "y": "101 101 010 010 010",
 }
 PIXEL = 2  # size of one font pixel
-WORD_CORNERS = ((4, 4), (66, 4), (4, 80), (66, 80))  # top left of the word, one per corner of the picture
+WORD_CORNERS = ((4, 4), (66, 4), (4, 80), (66, 80))  # top left of the word, one per corner of the image
 
 
 def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
@@ -116,5 +116,5 @@ def _write_word(image: Image.Image, word: str, left: int, top: int) -> None:
 
 
 def blank_image() -> Image.Image:
-    """The gray picture shown to measure what a model answers without seeing anything."""
+    """The gray image shown to measure what a model answers without seeing anything."""
     return Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), BLANK_GRAY)

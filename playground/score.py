@@ -1,4 +1,4 @@
-"""Accuracy by question kind, beside the same model given a blank picture: `python -m playground.score MODEL...`."""
+"""Accuracy by question kind, beside the same model given a blank image: `python -m playground.score MODEL...`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def training_facts(model: Path) -> dict[str, str]:
 
 
 def table(data: Path, models: list[Path]) -> str:
-    """One column per model, with what it scores on pictures and on the blank one."""
+    """One column per model, with what it scores on images and on the blank one."""
     rows: dict[str, list[str]] = {name: [] for name in (*CATEGORIES, "average")}
     facts: dict[str, list[str]] = {}
     for model in models:
@@ -60,7 +60,7 @@ def table(data: Path, models: list[Path]) -> str:
             cells.append(f"{scores['picture'][name]:5.1f} ({scores['blank'][name]:4.1f})")
         for name, value in training_facts(model).items():
             facts.setdefault(name, []).append(value)
-    header = ["% right (blank picture)", *(model.name for model in models)]
+    header = ["% right (blank image)", *(model.name for model in models)]
     lines = [header, *([name, *cells] for name, cells in (rows | facts).items())]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths)))

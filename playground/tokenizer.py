@@ -1,7 +1,7 @@
 """Train the playground's tokenizer: a real Llama sentencepiece model (BPE with byte fallback) over a small language.
 
 As in Llama's own vocabulary, `USER` is one piece without a leading space and two with it, and the words that open a
-question exist in both forms (a question after the picture follows a line break, one in a later turn a space).
+question exist in both forms (a question after the image follows a line break, one in a later turn a space).
 """
 
 from __future__ import annotations

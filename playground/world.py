@@ -23,7 +23,7 @@ HELD_OUT_SHARE = 10  # one scene in ten
 
 @dataclass(frozen=True)
 class Item:
-    """One coloured shape. `size` is drawn but never talked about: it makes pictures differ."""
+    """One coloured shape. `size` is drawn but never talked about: it makes images differ."""
 
     color: str
     shape: str
@@ -33,7 +33,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """Ground truth of one picture. `items` are in the order of `PLACES`; a place holds at most one item."""
+    """Ground truth of one image. `items` are in the order of `PLACES`; a place holds at most one item."""
 
     items: tuple[Item, ...]
     word: str | None = None

@@ -1,4 +1,4 @@
-"""Merging the crops of one picture into one sequence of visual tokens (contract package.md 8.2, 8.3)."""
+"""Merging the crops of one image into one sequence of visual tokens (contract package.md 8.2, 8.3)."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ def unpad_image(tensor: torch.Tensor, original_size: tuple[int, int]) -> torch.T
     """Cut off the part of a feature map that shows only padding.
 
     Args:
-        tensor: `[C, H, W]` features of a padded picture.
-        original_size: (width, height) of the picture before padding, pixels.
+        tensor: `[C, H, W]` features of a padded image.
+        original_size: (width, height) of the image before padding, pixels.
 
     Returns:
         `[C, h, w]`. With an odd difference one padding row or column stays.
@@ -48,7 +48,7 @@ def merge_crops(
     image_size: tuple[int, int] | None,
     image_newline: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One picture's crops `[M, T, d]`, base view first -> `[n, d]` by `config.mm_patch_merge_type`.
+    """One image's crops `[M, T, d]`, base view first -> `[n, d]` by `config.mm_patch_merge_type`.
 
     Raises:
         ValueError: unknown merge type, base view of unexpected size, or no image size given where one is needed.
@@ -63,11 +63,11 @@ def merge_crops(
 
     if (getattr(config, "image_aspect_ratio", None) or "square") != "anyres":
         raise NotImplementedError(
-            f"mm_patch_merge_type {merge_type} needs image_aspect_ratio anyres for a picture of several crops, "
+            f"mm_patch_merge_type {merge_type} needs image_aspect_ratio anyres for an image of several crops, "
             f"not {getattr(config, 'image_aspect_ratio', None)!r}"
         )
     if image_size is None:
-        raise ValueError(f"mm_patch_merge_type {merge_type} needs image_sizes, (width, height) per picture")
+        raise ValueError(f"mm_patch_merge_type {merge_type} needs image_sizes, (width, height) per image")
     side = tower.num_patches_per_side
     base, tiles = crops[0], crops[1:]
     if base.shape[0] != side * side:

@@ -21,7 +21,6 @@ from llava.model.checkpoint_kind import (
 from llava.model.connector_choice import choose_connector, pop_overrides
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
-from llava.model.multimodal_projector.registry import Connector
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.model.weights import adapter_state, load_weights_only, read_projector
@@ -239,9 +238,7 @@ def _clean_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _load_non_strict(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
     projector = adapter_state(state, "mm_projector")
-    module = model.get_model().mm_projector
-    if isinstance(module, Connector):
-        projector = module.load_published_state(projector)
+    projector = model.get_model().mm_projector.load_published_state(projector)
     state = {key: value for key, value in state.items() if "mm_projector." not in key}
     state |= {f"model.mm_projector.{key}": value for key, value in projector.items()}
     unexpected = model.load_state_dict(state, strict=False).unexpected_keys
@@ -274,7 +271,7 @@ def _load_tower(model: PreTrainedModel, device_map: Any, dtype: torch.dtype) -> 
     """
     tower = model.get_vision_tower()
     if tower is None:
-        raise ValueError("config.json has no mm_vision_tower: this LLaVA checkpoint cannot take pictures")
+        raise ValueError("config.json has no mm_vision_tower: this LLaVA checkpoint cannot take images")
     if not tower.is_loaded:
         tower.load_model(dtype=torch.float32 if device_map == "auto" else dtype)
     tower.to(device=model.device)

@@ -10,11 +10,11 @@ import torch
 
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.multimodal_projector.mlp import mlp_depth
+from llava.model.multimodal_projector.mlp import as_mlp
 from llava.model.multimodal_projector.perceiver import Perceiver
 from llava.model.multimodal_projector.published_keys import is_published, settings_of_published
-from llava.model.multimodal_projector.registry import CONNECTORS
-from llava.model.vision_config import DEFAULT_PROJECTOR, check_vision_config, connector_setting_names
+from llava.model.multimodal_projector.registry import CONNECTORS, DEFAULT_PROJECTOR, find_connector
+from llava.model.vision_config import check_vision_config, connector_setting_names
 from llava.model.weights import read_projector
 from llava.program import RequestError
 
@@ -65,27 +65,28 @@ def _check_before_loading(config: Any) -> None:
 def _choose(config: Any, model_path: str, model_base: str | None, overrides: dict[str, Any]) -> dict[str, torch.Tensor]:
     own_type = getattr(config, TYPE, None) or DEFAULT_PROJECTOR
     keeps_own = overrides.get(TYPE, own_type) == own_type
-    if keeps_own and own_type in CONNECTORS:
+    if keeps_own and as_mlp(own_type) is None:
         _apply_settings(config, own_type, overrides)
         return {}
 
     state = read_projector(model_path, model_base)
     published = settings_of_published(state, overrides.get(HEADS, 8))
-    if keeps_own and not published:
-        if overrides.keys() - {TYPE}:
-            _describe_plain_projector(config, own_type)
-            raise ValueError(
-                f"{model_path} has the connector {own_type!r}, without {', '.join(sorted(overrides.keys() - {TYPE}))}. "
-                f"Without training it can be opened with {TYPE} {' or '.join(_possible_types(config, state))}"
-            )
+    extra = sorted(overrides.keys() - {TYPE})
+    if keeps_own and not published and not extra:
         return {}
-
     if published:
         _describe_published(config, published, model_path, overrides)
-    elif own_type not in CONNECTORS:
-        _describe_plain_projector(config, own_type)
+    elif as_mlp(own_type) is not None:
+        config.mm_projector_mlp = as_mlp(own_type)
+    possible = [name for name in CONNECTORS if _fits(config, name, state)]
+    if keeps_own and not published:
+        others = " or ".join(name for name in possible if name != own_type)
+        raise ValueError(
+            f"{model_path} has the connector {own_type!r}, without {', '.join(extra)}. "
+            f"Without training it can be opened with {TYPE} {others}"
+        )
+
     new_type = config.mm_projector_type if keeps_own else overrides[TYPE]
-    possible = _possible_types(config, state)
     if new_type not in possible:
         raise ValueError(
             f"The connector in {model_path} ({getattr(config, TYPE)!r}) cannot serve as {new_type!r} without training. "
@@ -106,9 +107,8 @@ def choose_for_training(config: Any, model_path: str, flags: dict[str, Any]) -> 
     own_type = getattr(config, TYPE, None) or DEFAULT_PROJECTOR
     if getattr(config, "mm_vision_tower", None) is None:
         return {}
-    if own_type in CONNECTORS:
-        entry = CONNECTORS[own_type]
-        return choose_connector(config, model_path, None, _given(flags, own_type, entry.is_free))
+    if as_mlp(own_type) is None:
+        return choose_connector(config, model_path, None, _given(flags, own_type, find_connector(own_type).is_free))
     state = read_projector(model_path, None)
     if not is_published(state):
         return {}
@@ -121,7 +121,7 @@ def choose_for_training(config: Any, model_path: str, flags: dict[str, Any]) -> 
 
 def _given(flags: dict[str, Any], connector_type: str, wanted: Callable[[Field], bool]) -> dict[str, Any]:
     """The settings of a connector that the flags state."""
-    settings = fields(CONNECTORS[connector_type].config_class)
+    settings = fields(find_connector(connector_type).config_class)
     return {f.name: flags[f.name] for f in settings if flags.get(f.name) is not None and wanted(f)}
 
 
@@ -129,7 +129,7 @@ def _describe_published(config: Any, published: dict[str, Any], model_path: str,
     """config.json calls it a plain MLP; the shapes say more, the caller the rest."""
     for name, value in published.items():
         setattr(config, name, value)
-    settings = {f.name for f in fields(CONNECTORS[config.mm_projector_type].config_class)}
+    settings = {f.name for f in fields(find_connector(config.mm_projector_type).config_class)}
     unsaid = [name for name in (TOKENS, HEADS) if name in settings and name not in overrides]
     if unsaid:
         logger.warning(
@@ -138,17 +138,9 @@ def _describe_published(config: Any, published: dict[str, Any], model_path: str,
         )
 
 
-def _describe_plain_projector(config: Any, own_type: str) -> None:
-    """LLaVA's own projector as the MLP of a connector."""
-    if mlp_depth(own_type) is not None:
-        config.mm_projector_mlp = own_type
-    elif own_type == "linear":
-        config.mm_projector_mlp = "mlp1x_gelu"
-
-
 def _apply_settings(config: Any, connector_type: str, overrides: dict[str, Any]) -> None:
     """Write all settings of the connector, so that what is saved says it all."""
-    entry = CONNECTORS[connector_type]
+    entry = find_connector(connector_type)
     settings = {f.name: f for f in fields(entry.config_class)}
     for name in sorted(overrides.keys() - {TYPE}):
         if name not in settings:
@@ -163,11 +155,6 @@ def _apply_settings(config: Any, connector_type: str, overrides: dict[str, Any])
                 f"it cannot be {value} without training"
             )
         setattr(config, name, value)
-
-
-def _possible_types(config: Any, state: dict[str, torch.Tensor]) -> list[str]:
-    """The connectors whose weights are exactly what the checkpoint has."""
-    return [name for name in CONNECTORS if _fits(config, name, state)]
 
 
 def _fits(config: Any, connector_type: str, state: dict[str, torch.Tensor]) -> bool:
@@ -186,4 +173,4 @@ def _fits(config: Any, connector_type: str, state: dict[str, torch.Tensor]) -> b
 
 def _counts_latents(connector_type: str, state: dict[str, torch.Tensor]) -> bool:
     """Whether the published learned queries tell the number of visual tokens."""
-    return "0.latents" in state and CONNECTORS[connector_type].connector_class is Perceiver
+    return "0.latents" in state and find_connector(connector_type).connector_class is Perceiver

@@ -1,4 +1,4 @@
-"""The language-model families that can take pictures."""
+"""The language-model families that can take images."""
 
 from typing import Any
 
@@ -29,11 +29,11 @@ def classes_of(family: str, path: str) -> tuple[Any, Any]:
     """Model and configuration class of a family.
 
     Raises:
-        NotImplementedError: models of this family cannot take pictures here.
+        NotImplementedError: models of this family cannot take images here.
     """
     if family not in CLASSES:
         raise NotImplementedError(
-            f"{path}: models of type {family!r} are not supported with pictures; use a Llama or Mistral base"
+            f"{path}: models of type {family!r} are not supported with images; use a Llama or Mistral base"
         )
     return CLASSES[family]
 

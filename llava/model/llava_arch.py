@@ -1,27 +1,35 @@
-"""How a picture enters a language model: the two mix-ins behind every LLaVA class (contract package.md 8)."""
+"""How images enter a language model: the two mixins behind every LLaVA class."""
 
-import logging
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from llava.model.anyres import unpad_image
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.anyres import merge_crops, merge_type_of, unpad_image
+from llava.model.image_inputs import ImageInputs, Images
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.perceptual_weights import PerceptualWeights
 from llava.model.multimodal_projector.registry import BareParameters, Connector
-from llava.model.picture_binding import PictureBinding
-from llava.model.picture_splicing import PictureSplicing
+from llava.model.splice import (
+    ImageCountError,
+    LanguageInputs,
+    assign_images,
+    count_markers,
+    images_to_encode,
+    mask_slots,
+    splice_rows,
+)
 from llava.model.vision_config import check_stage1_settings, check_vision_config, write_vision_config
 from llava.model.vision_tokenizer import add_image_tokens, gathered
 from llava.model.weights import adapter_state, load_weights_only
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
-
-logger = logging.getLogger(__name__)
 
 
 class LlavaMetaModel:
@@ -37,7 +45,7 @@ class LlavaMetaModel:
                 self.image_newline = nn.Parameter(torch.empty(config.hidden_size, dtype=self.dtype))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fill what a checkpoint lacks: transformers does not know of bare parameters."""
+        """Initialise what a checkpoint lacks, including bare parameters, which transformers does not know."""
         super()._init_weights(module)
         if isinstance(module, LlavaMetaModel) and getattr(module, "image_newline", None) is not None:
             nn.init.normal_(module.image_newline, std=1 / math.sqrt(module.config.hidden_size))
@@ -45,14 +53,14 @@ class LlavaMetaModel:
             module.reset_parameters()
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
-        """The tower or None. Under FSDP it is kept in a list, so that it is not a registered sub-module."""
+        """The tower, or None. Under FSDP it is kept in a list, so that it is not a registered submodule."""
         tower = getattr(self, "vision_tower", None)
         return tower[0] if isinstance(tower, list) else tower
 
     def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
-        """Give the model a vision tower and a connector, in upstream's order (contract package.md 8.1).
+        """Give the model a vision tower and a connector.
 
-        A model that already has them keeps its own tower, connector and settings: the saved configuration must not
+        A model that already has them keeps its tower, connector and settings, so that the saved configuration does not
         contradict the weights.
 
         Raises:
@@ -83,24 +91,22 @@ class LlavaMetaModel:
             self.load_tower_state(state, path)
 
     def load_adapter_state(self, state: dict[str, torch.Tensor], path: str) -> None:
-        """Take connector (and `image_newline`, if both sides have one) from a stage-1 file, whatever its prefixes.
+        """Load the connector (and `image_newline`, if both sides have one) from a stage-1 file with any prefix.
 
         Args:
-            state: the file's entries.
-            path: where they come from, for the error.
+            state: the entries of the file.
+            path: the file, for the error message.
 
         Raises:
             ValueError: the file's entries do not fit the connector.
         """
-        projector = adapter_state(state, "mm_projector")
-        if isinstance(self.mm_projector, Connector):
-            projector = self.mm_projector.load_published_state(projector)
+        projector = self.mm_projector.load_published_state(adapter_state(state, "mm_projector"))
         try:
             with gathered(list(self.mm_projector.parameters())):
                 self.mm_projector.load_state_dict(projector, strict=True)
         except RuntimeError as error:
-            cause = self.mm_projector.explain_misfit(projector) if isinstance(self.mm_projector, Connector) else None
-            reasons = cause or "; ".join(line.strip() for line in str(error).splitlines()[1:])
+            torch_reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+            reasons = self.mm_projector.explain_misfit(projector) or torch_reasons
             raise ValueError(
                 f"{path} does not fit the connector {self.config.mm_projector_type!r} and its settings: {reasons}"
             ) from error
@@ -110,7 +116,7 @@ class LlavaMetaModel:
                 self.image_newline.copy_(newline[0])
 
     def load_tower_state(self, state: dict[str, torch.Tensor], path: str) -> None:
-        """Take the vision tower, if the file of a run with --tune_vision_tower holds one; from now on it is ours.
+        """Load the vision tower, if the file comes from a run with --tune_vision_tower and holds one.
 
         Args:
             state, path: as in `load_adapter_state`; entries may be missing, none may be too many.
@@ -136,8 +142,8 @@ class LlavaMetaModel:
         self.config.tune_vision_tower = True
 
 
-class LlavaMetaForCausalLM(PictureSplicing, PictureBinding, ABC):
-    """Mixed into a causal language model: splices pictures into its input."""
+class LlavaMetaForCausalLM(ABC):
+    """Mixed into a causal language model: puts images into its inputs."""
 
     @abstractmethod
     def get_model(self) -> LlavaMetaModel:
@@ -147,35 +153,159 @@ class LlavaMetaForCausalLM(PictureSplicing, PictureBinding, ABC):
         return self.get_model().get_vision_tower()
 
     @property
+    def connector(self) -> Connector | None:
+        return getattr(self.get_model(), "mm_projector", None)
+
+    @property
+    def space(self) -> str:
+        """`Connector.space`; "input" for a model without a connector."""
+        return "input" if self.connector is None else self.connector.space
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether images become perceptual weights, with or without visual tokens."""
+        return self.space != "input"
+
+    @property
     def num_visual_tokens(self) -> int:
-        """Tokens that one picture or crop becomes."""
-        projector, tower = self.get_model().mm_projector, self.get_vision_tower()
-        if isinstance(projector, Connector):
-            return projector.num_visual_tokens
-        return tower.num_patches + (tower.select_feature == "cls_patch")
+        """Visual tokens per image or crop."""
+        return self.connector.num_visual_tokens
 
     def encode_images(self, images: torch.Tensor, num_visual_tokens: int | None = None) -> Any:
-        """Pictures or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`, `PerceptualWeights`, or both (see `space`).
+        """Images or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`, `PerceptualWeights`, or both (see `space`).
 
         Args:
-            num_visual_tokens: another T than the model's own, for this call.
+            num_visual_tokens: T in this call, instead of the model's own.
 
         Raises:
             ValueError: the connector cannot change its number of tokens, or not to this one.
         """
-        projector, tower = self.get_model().mm_projector, self.get_vision_tower()
-        dtype = next((p.dtype for p in projector.parameters()), images.dtype)
-        if num_visual_tokens is not None and not getattr(projector, "is_elastic", False):
+        connector = self.connector
+        if num_visual_tokens is not None and not connector.is_elastic:
             raise ValueError(
                 f"The connector {self.config.mm_projector_type!r} has a fixed number of visual tokens, "
                 f"{self.num_visual_tokens}; num_visual_tokens cannot be {num_visual_tokens}"
             )
         if num_visual_tokens is not None and num_visual_tokens < 1:
             raise ValueError(f"num_visual_tokens must be 1 or more, not {num_visual_tokens}")
-        if not isinstance(projector, Connector):
-            return projector(tower(images).to(dtype))
-        features = tower.encode(images, projector.needs_cls_attention, projector.needs_patch_keys).to(dtype)
-        return projector(features) if num_visual_tokens is None else projector(features, num_visual_tokens)
+        dtype = next((p.dtype for p in connector.parameters()), images.dtype)
+        features = self.get_vision_tower().encode(images, connector.needs_cls_attention, connector.needs_patch_keys)
+        return connector(features.to(dtype), num_visual_tokens)
+
+    def assemble_inputs(
+        self, text: LanguageInputs, images: ImageInputs | None = None, padding_side: str | None = None
+    ) -> LanguageInputs:
+        """Put the images of a batch into its inputs: as visual tokens, as perceptual weights, or as both.
+
+        Args:
+            text: `input_ids` `[B, n]` with IMAGE_TOKEN_INDEX at the slot of each image. Its `weights`, from an earlier
+                call, replace the images of a connector that makes nothing else.
+            images: one per slot, and a dummy one per row without a slot.
+            padding_side: of rows whose length changes, instead of `config.tokenizer_padding_side`.
+
+        Returns:
+            `inputs_embeds` instead of `input_ids` where visual tokens were spliced in; masked slots and `weights` where
+            images become weights only.
+
+        Raises:
+            ImageCountError: images and slots do not match.
+            ValueError: weights were given beside images, a row starts with an image that becomes weights, or the
+                connector cannot encode these images.
+        """
+        if text.weights is not None:
+            if images is not None or self.space == "both":
+                raise ValueError("perceptual_weights replace images that become weights only; pass images instead")
+            return mask_slots(text)
+        if text.input_ids.shape[1] == 1 and self.space != "parameter":
+            return text  # a decoding step
+        has_no_images = images is None or (len(images) == 0 and self.takes_weights)
+        if has_no_images or self.get_vision_tower() is None:
+            if text.has_markers:
+                raise ImageCountError(
+                    "The text has an image marker, but no image was given (or the model has no vision tower)"
+                )
+            return text
+        slots_only = mask_slots(text) if self.space == "parameter" else None
+        self._check_settings()
+        rows = assign_images(count_markers(text.input_ids, text.attention_mask), len(images))
+        chosen = images_to_encode(rows, len(images))
+        visual, weights = self.encode_chosen(images, chosen)
+        if weights is not None:
+            places = {image: place for place, image in enumerate(chosen)}
+            weights = weights.for_rows([[places[image] for image in row] for row in rows])
+        if slots_only is not None:
+            return replace(slots_only, weights=weights)
+        batch = self._splice(text, [[visual[i] for i in row] for row in rows], padding_side)
+        if chosen and not any(rows):  # shown in no row: with weight 0 in the loss, only the gradients are wanted
+            unused = (visual[chosen[0]].sum() * 0).to(batch.inputs_embeds)
+            batch = replace(batch, inputs_embeds=batch.inputs_embeds + unused)
+        return replace(batch, weights=weights)
+
+    def _check_settings(self) -> None:
+        """Refuse what cannot be spliced, before any work."""
+        config = self.config
+        trains_tokens = getattr(config, "tune_mm_mlp_adapter", False) and getattr(config, "mm_use_im_start_end", False)
+        if trains_tokens and self.space != "parameter":
+            raise NotImplementedError("tune_mm_mlp_adapter together with mm_use_im_start_end is not supported")
+        merge_type_of(config)
+
+    def _splice(
+        self, text: LanguageInputs, visual: list[list[torch.Tensor]], padding_side: str | None
+    ) -> LanguageInputs:
+        """`splice_rows` with this model's embeddings; what the caller left out stays None."""
+        ids, mask, config = text.input_ids, text.attention_mask, self.config
+        batch = splice_rows(
+            text_embeds=self.get_input_embeddings()(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0)),
+            input_ids=ids,
+            attention_mask=mask,
+            labels=text.labels,
+            visual=visual,
+            max_length=getattr(config, "tokenizer_model_max_length", None),
+            padding_side=padding_side or getattr(config, "tokenizer_padding_side", "right"),
+        )
+        return replace(
+            batch,
+            attention_mask=None if mask is None else batch.attention_mask.to(mask.dtype),
+            position_ids=None if text.position_ids is None else batch.position_ids,
+            labels=None if text.labels is None else batch.labels,
+        )
+
+    def encode_chosen(
+        self, images: ImageInputs, chosen: list[int]
+    ) -> tuple[dict[int, torch.Tensor], PerceptualWeights | None]:
+        """Encode some images of a batch.
+
+        Returns:
+            Visual tokens `[T_i, d]` by number, and perceptual weights in the order of `chosen`; empty and None where
+            the connector does not make them.
+        """
+        if not chosen:
+            return {}, None
+        if self.takes_weights:
+            images = images.as_single_views()
+        if not images.is_single_view:
+            return dict(zip(chosen, self._encode_crops(images, chosen), strict=True)), None
+        pixels = images.pixels[chosen] if len(chosen) < len(images) else images.pixels
+        encoded = self.encode_images(pixels, images.num_visual_tokens)
+        tokens, weights = encoded if self.space == "both" else (encoded, None)
+        if self.space == "parameter":
+            return {}, encoded
+        return dict(zip(chosen, tokens, strict=True)), weights
+
+    def _encode_crops(self, images: ImageInputs, chosen: list[int]) -> list[torch.Tensor]:
+        """All crops of the chosen images as one batch, merged per image."""
+        crops = [images.crops_of(i) for i in chosen]
+        tokens = self.encode_images(torch.cat(crops), images.num_visual_tokens).split([len(c) for c in crops])
+        return [
+            merge_crops(
+                tokens_of_crops,
+                config=self.config,
+                tower=self.get_vision_tower(),
+                image_size=images.size_of(i),
+                image_newline=getattr(self.get_model(), "image_newline", None),
+            )
+            for i, tokens_of_crops in zip(chosen, tokens, strict=True)
+        ]
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -184,40 +314,31 @@ class LlavaMetaForCausalLM(PictureSplicing, PictureBinding, ABC):
         attention_mask: torch.Tensor | None,
         past_key_values: Any,
         labels: torch.Tensor | None,
-        images: torch.Tensor | list[torch.Tensor] | None,
+        images: Images | None,
         image_sizes: list[tuple[int, int]] | None = None,
         *,
         padding_side: str | None = None,
         num_visual_tokens: int | None = None,
     ) -> tuple[Any, ...]:
-        """Splice the pictures into the text (contract package.md 8.3).
+        """`assemble_inputs` in LLaVA's form, for connectors that make visual tokens only.
 
         Args:
-            input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
-            images: `[N, 3, H, W]`; or `[N, M, 3, H, W]`, or a list of `[M, 3, H, W]` or `[3, H, W]`, M crops each.
-            image_sizes: (width, height) per picture, for spatial merging.
+            input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where an image goes.
+            images, image_sizes, num_visual_tokens: see `ImageInputs`.
             padding_side: instead of `config.tokenizer_padding_side`.
-            num_visual_tokens: per picture or crop, instead of the model's own number (elastic connectors).
 
         Returns:
             `(input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels)`; input_ids is None when
-            `inputs_embeds` `[B, m, d]` is there. What the caller passed as None comes back as None.
+            `inputs_embeds` `[B, m, d]` replaces it. What the caller passed as None comes back as None.
 
         Raises:
-            ImageCountError: pictures and markers do not match.
+            ImageCountError: images and markers do not match.
+            TypeError: the connector makes perceptual weights.
         """
         if self.takes_weights:
-            raise TypeError(f"The connector {self.config.mm_projector_type!r} gives weights: use bind_pictures")
-        batch = self.splice_pictures(
-            input_ids,
-            attention_mask,
-            position_ids,
-            labels,
-            images,
-            image_sizes,
-            padding_side=padding_side,
-            num_visual_tokens=num_visual_tokens,
-        )
+            raise TypeError(f"The connector {self.config.mm_projector_type!r} makes weights: use assemble_inputs")
+        text = LanguageInputs(input_ids, attention_mask, position_ids, labels)
+        batch = self.assemble_inputs(text, ImageInputs.given(images, image_sizes, num_visual_tokens), padding_side)
         return (
             batch.input_ids,
             batch.position_ids,
@@ -228,5 +349,5 @@ class LlavaMetaForCausalLM(PictureSplicing, PictureBinding, ABC):
         )
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
-        """Add `<im_patch>`, `<im_start>`, `<im_end>` as the flags ask (contract package.md 8.3, end)."""
+        """Add `<im_patch>`, `<im_start>` and `<im_end>` as the flags ask."""
         add_image_tokens(self, model_args, tokenizer)

@@ -1,30 +1,42 @@
-"""Putting visual tokens where the image markers stand (contract package.md 8.3, "Splicing")."""
+"""The layout of a sequence with images: where visual tokens go, and which slots are masked. Pure functions."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.multimodal_projector.perceptual_weights import BoundWeights, PerceptualWeights
 
 logger = logging.getLogger(__name__)
 
-Images = torch.Tensor | list[torch.Tensor]
-
 
 class ImageCountError(ValueError, IndexError):
-    """Markers and pictures of a batch do not match. An IndexError too, because upstream raised that."""
+    """Markers and images of a batch do not match. An IndexError too, because LLaVA raises that."""
 
 
 @dataclass(frozen=True)
-class SplicedBatch:
-    """Rows after splicing, padded to one length n. `embeds [B, n, d]`, the others `[B, n]`; padding is zero, label
-    IGNORE_INDEX, mask False, position 0."""
+class LanguageInputs:
+    """The inputs of a language model: token ids with image markers before images are put in, embeddings afterwards.
 
-    embeds: torch.Tensor
-    labels: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
+    Attributes:
+        input_ids: `[B, n]`, or None where `inputs_embeds` replaces it.
+        attention_mask, position_ids, labels: `[B, n]`, or None.
+        inputs_embeds: `[B, n, d]`.
+        weights: perceptual weights of the rows with an image; None if no row has one, except in training.
+    """
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None = None
+    position_ids: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    inputs_embeds: torch.Tensor | None = None
+    weights: PerceptualWeights | BoundWeights | None = None
+
+    @property
+    def has_markers(self) -> bool:
+        """Whether any row has an image marker."""
+        return bool((self.input_ids == IMAGE_TOKEN_INDEX).any())
 
 
 def count_markers(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
@@ -35,57 +47,64 @@ def count_markers(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) 
     return markers.sum(dim=1).tolist()
 
 
-def assign_pictures(markers: list[int], num_pictures: int) -> list[list[int]]:
-    """Which entries of the batch's flat list of pictures each row shows.
+def assign_images(markers: list[int], num_images: int) -> list[list[int]]:
+    """Which entries of the batch's flat list of images each row shows.
 
-    A row without a marker also uses up one entry, without showing it (the collator supplies a dummy picture).
+    A row without a marker also uses up one entry, without showing it (the collator supplies a dummy image).
 
     Raises:
-        ImageCountError: too few pictures; or too many in a batch of several rows, where it cannot be told whose they
-            are. Spare pictures of a single row are ignored with a warning, as upstream does.
+        ImageCountError: too few images; or too many in a batch of several rows, where it is ambiguous which row they
+            belong to. Spare images of a single row are ignored with a warning, as in LLaVA.
     """
     rows: list[list[int]] = []
     used = 0
     for row, count in enumerate(markers):
-        if used + max(count, 1) > num_pictures:
+        if used + max(count, 1) > num_images:
             raise ImageCountError(
-                f"Row {row} of the batch needs {max(count, 1)} picture(s), starting with number {used}, but only "
-                f"{num_pictures} were given: one per image marker, and a dummy one for a row without a marker"
+                f"Row {row} of the batch needs {max(count, 1)} image(s), starting with number {used}, but only "
+                f"{num_images} were given: one per image marker, and a dummy image for a row without a marker"
             )
         rows.append(list(range(used, used + count)))
         used += max(count, 1)
-    if used < num_pictures:
-        message = f"{num_pictures} pictures were given for {used} image marker(s)"
+    if used < num_images:
+        message = f"{num_images} images were given for {used} image marker(s)"
         if len(markers) > 1:
             raise ImageCountError(f"{message} in {len(markers)} rows (markers per row: {markers})")
-        logger.warning("%s; the last %d are ignored.", message, num_pictures - used)
+        logger.warning("%s; the last %d are ignored.", message, num_images - used)
     return rows
 
 
-def fill_in_dummies(
-    markers: list[int], images: Images, image_sizes: list[tuple[int, int]] | None
-) -> tuple[Images, list[tuple[int, int]] | None]:
-    """Give rows without a marker the dummy picture that `assign_pictures` wants, if only shown pictures were given.
+def images_to_encode(images_of_rows: list[list[int]], num_images: int) -> list[int]:
+    """The images that rows show; in training the first one, unused, where no row shows any.
 
-    The evaluation suites make batches of such rows when they generate. In training nothing is filled in: there a
-    missing picture is a fault of the data that must not shift all the others.
-
-    Args:
-        markers: per row, see `count_markers`.
-        images: `[N, ...]`, or a list.
-        image_sizes: one pair per picture, or None.
+    Every process must run the connector and the same operations in every layer, with or without images: under ZeRO-3
+    with recomputation the order in which parameters are gathered depends on it.
     """
-    shown = sum(markers)
-    if shown == 0 or len(images) != shown or 0 not in markers:
-        return images, image_sizes
-    order: list[int] = []
-    used = 0
-    for count in markers:
-        order += range(used, used + count) if count else [0]  # the dummy is not encoded; any picture will do
-        used += count
-    if image_sizes is not None:
-        image_sizes = [image_sizes[i] for i in order]
-    return images[order] if isinstance(images, torch.Tensor) else [images[i] for i in order], image_sizes
+    shown = [image for row in images_of_rows for image in row]
+    return shown if shown or num_images == 0 or not torch.is_grad_enabled() else [0]
+
+
+def mask_slots(text: LanguageInputs) -> LanguageInputs:
+    """Keep each image's slot and position, but let nothing attend to it and predict nothing for it.
+
+    Raises:
+        ValueError: a slot is the first token of its row and has nothing to attend to.
+    """
+    slots = text.input_ids == IMAGE_TOKEN_INDEX
+    real = torch.ones_like(slots) if text.attention_mask is None else text.attention_mask.bool()
+    order = real.cumsum(dim=1)
+    if (slots & real & (order == 1)).any():
+        raise ValueError("A row starts with an image; put a token in front of it, for example BOS")
+    if not slots.any():
+        return text
+    mask = real & ~slots
+    return replace(
+        text,
+        input_ids=text.input_ids.masked_fill(slots, 0),
+        attention_mask=mask if text.attention_mask is None else mask.to(text.attention_mask.dtype),
+        position_ids=(order - 1).clamp(min=0) if text.position_ids is None else text.position_ids,
+        labels=None if text.labels is None else text.labels.masked_fill(slots, IGNORE_INDEX),
+    )
 
 
 def splice_rows(
@@ -94,20 +113,24 @@ def splice_rows(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     labels: torch.Tensor | None,
-    pictures: list[list[torch.Tensor]],
+    visual: list[list[torch.Tensor]],
     max_length: int | None,
     padding_side: str,
-) -> SplicedBatch:
-    """Replace each row's markers, left to right, by the visual tokens of its pictures.
+) -> LanguageInputs:
+    """Replace each row's markers, left to right, by the visual tokens of its images.
 
     Args:
         text_embeds: `[B, n, d]`, embeddings of `input_ids` (anything at the markers).
         input_ids: `[B, n]`, IMAGE_TOKEN_INDEX at the markers.
         attention_mask: `[B, n]` or None; masked positions are dropped first.
         labels: `[B, n]` or None.
-        pictures: per row, `[T, d]` for each of its markers.
+        visual: per row, `[T, d]` for each of its markers.
         max_length: rows are cut to this many positions, visual tokens counted; None means no cut.
         padding_side: `right` or `left`.
+
+    Returns:
+        Rows padded to one length n: `inputs_embeds` `[B, n, d]`, the others `[B, n]`. Padding has embedding zero, label
+        IGNORE_INDEX, mask False and position 0.
     """
     device = input_ids.device
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
@@ -115,11 +138,11 @@ def splice_rows(
 
     rows: list[torch.Tensor] = []
     row_labels: list[torch.Tensor] = []
-    for i, visual in enumerate(pictures):
+    for i, tokens_of_images in enumerate(visual):
         ids, embeds, targets = input_ids[i][keep[i]], text_embeds[i][keep[i]], labels[i][keep[i]]
         parts, target_parts, start = [], [], 0
-        positions = (ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist() if visual else []
-        for position, tokens in zip(positions, visual, strict=True):
+        positions = (ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist() if tokens_of_images else []
+        for position, tokens in zip(positions, tokens_of_images, strict=True):
             parts += [embeds[start:position], tokens.to(embeds)]
             target_parts += [targets[start:position], targets.new_full((len(tokens),), IGNORE_INDEX)]
             start = position + 1
@@ -128,10 +151,13 @@ def splice_rows(
 
     lengths = torch.tensor([len(row) for row in rows], device=device)
     longest = max(len(row) for row in rows)
-    return SplicedBatch(
-        embeds=_pad(rows, longest, padding_side, 0.0),
+    mask, positions = _mask_and_positions(lengths, longest, padding_side)
+    return LanguageInputs(
+        input_ids=None,
+        attention_mask=mask,
+        position_ids=positions,
         labels=_pad(row_labels, longest, padding_side, IGNORE_INDEX),
-        **_mask_and_positions(lengths, longest, padding_side),
+        inputs_embeds=_pad(rows, longest, padding_side, 0.0),
     )
 
 
@@ -145,8 +171,8 @@ def _pad(rows: list[torch.Tensor], length: int, side: str, value: float) -> torc
     return out
 
 
-def _mask_and_positions(lengths: torch.Tensor, longest: int, side: str) -> dict[str, torch.Tensor]:
+def _mask_and_positions(lengths: torch.Tensor, longest: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     first = (longest - lengths if side == "left" else torch.zeros_like(lengths)).unsqueeze(1)
     offset = torch.arange(longest, device=lengths.device) - first  # [B, n], negative in left padding
     mask = (offset >= 0) & (offset < lengths.unsqueeze(1))
-    return {"attention_mask": mask, "position_ids": offset.masked_fill(~mask, 0)}
+    return mask, offset.masked_fill(~mask, 0)

@@ -6,21 +6,17 @@ from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
 from transformers import PretrainedConfig
 
-from llava.model.multimodal_projector.builder import is_grid_projector
-from llava.model.multimodal_projector.registry import CONNECTORS, Connector, space_of
+from llava.model.multimodal_projector.registry import CONNECTORS, DEFAULT_PROJECTOR, Connector, find_connector
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PROJECTOR = "linear"
-
 
 def write_vision_config(config: Any, model_args: Any, tower: Any, has_projector: bool) -> None:
-    """Write the keys of contract package.md 11.4 marked "init", and those of the connector.
+    """Write LLaVA's vision keys and the settings of the connector into `config`.
 
-    With `has_projector` the configuration already describes the model's weights and stays as it is.
+    With `has_projector` the configuration already describes the model's weights and is kept.
 
     Raises:
         ValueError: another connector is asked for than the model has.
@@ -37,13 +33,12 @@ def write_vision_config(config: Any, model_args: Any, tower: Any, has_projector:
     config.mm_patch_merge_type = model_args.mm_patch_merge_type
     if getattr(model_args, "s2", False):
         config.s2, config.s2_scales = True, model_args.s2_scales
-    own = CONNECTORS[config.mm_projector_type].config_class if config.mm_projector_type in CONNECTORS else None
-    names = {f.name: f.default for f in fields(own)} if own else {}
+    entry = find_connector(config.mm_projector_type)
+    names = {f.name: f.default for f in fields(entry.config_class)}
     for name, default in names.items():
         given = getattr(model_args, name, None)
         setattr(config, name, default if given is None else given)
-    if own:
-        CONNECTORS[config.mm_projector_type].connector_class.derive_settings(config, tower)
+    entry.connector_class.derive_settings(config, tower)
     for name in sorted(connector_setting_names() - names.keys()):
         if getattr(model_args, name, None) is not None:
             logger.warning("--%s has no effect on the connector %s.", name, config.mm_projector_type)
@@ -55,12 +50,10 @@ def connector_setting_names() -> set[str]:
 
 
 def own_settings(config: Any) -> dict[str, Any]:
-    """The settings of the configuration's connector; what it does not state is the default. Empty for plain ones."""
-    entry = CONNECTORS.get(getattr(config, "mm_projector_type", None) or DEFAULT_PROJECTOR)
-    if entry is None:
-        return {}
-    stated = {f.name: getattr(config, f.name, None) for f in fields(entry.config_class)}
-    return {f.name: f.default if stated[f.name] is None else stated[f.name] for f in fields(entry.config_class)}
+    """The settings of the configuration's connector; what it does not state is the default."""
+    own = fields(find_connector(getattr(config, "mm_projector_type", None)).config_class)
+    stated = {f.name: getattr(config, f.name, None) for f in own}
+    return {f.name: f.default if stated[f.name] is None else stated[f.name] for f in own}
 
 
 def check_stage1_settings(config: Any, adapter_path: str) -> None:
@@ -70,8 +63,8 @@ def check_stage1_settings(config: Any, adapter_path: str) -> None:
         ValueError: a setting differs that the weights were trained with.
     """
     path = os.path.join(os.path.dirname(os.path.abspath(adapter_path)), "config.json")
-    entry = CONNECTORS.get(config.mm_projector_type)
-    if entry is None or not os.path.isfile(path):
+    entry = find_connector(config.mm_projector_type)
+    if not fields(entry.config_class) or not os.path.isfile(path):
         return
     trained = SimpleNamespace(**PretrainedConfig.get_config_dict(os.path.dirname(path))[0])
     if getattr(trained, "mm_projector_type", None) != config.mm_projector_type:
@@ -127,36 +120,36 @@ def _keep_checkpoint_settings(config: Any, model_args: Any) -> None:
         config.mm_patch_merge_type = "flat"
 
 
-def check_vision_config(config: Any, tower: Any, projector: nn.Module) -> None:
-    """Refuse, when the model is built, what could only fail at the first picture; write the true token count.
+def check_vision_config(config: Any, tower: Any, connector: Connector) -> None:
+    """Refuse, when the model is built, what would fail at the first image; write the actual token count.
 
     Raises:
-        ValueError: the connector does not fit the tower, or spatial merging is asked of one without a patch grid.
+        ValueError: the connector does not fit the tower, or spatial merging is requested without a patch grid.
     """
     merge_type = getattr(config, "mm_patch_merge_type", None) or "flat"
-    if merge_type != "flat" and not is_grid_projector(projector):
+    if merge_type != "flat" and not connector.is_grid:
         raise ValueError(
             f"mm_patch_merge_type {merge_type} needs one token per patch, but the connector "
-            f"{config.mm_projector_type!r} gives {projector.num_visual_tokens} tokens that are not a grid; use flat"
+            f"{config.mm_projector_type!r} gives {connector.num_visual_tokens} tokens that are not a grid; use flat"
         )
-    check_aspect_ratio(config, projector)
-    if isinstance(projector, Connector):
-        if getattr(config, "s2", False):
-            raise ValueError(
-                f"The connector {config.mm_projector_type!r} needs the class token, which the S2 tower has not"
-            )
-        projector.check_tower(tower.config.num_attention_heads, tower.num_patches)
-        if hasattr(config, "mm_num_visual_tokens"):
-            config.mm_num_visual_tokens = projector.num_visual_tokens
-
-
-def check_aspect_ratio(config: Any, projector: nn.Module) -> None:
-    """
-    Raises:
-        ValueError: pictures would come in several crops, but the connector takes one view of each.
-    """
-    if space_of(projector) != "input" and getattr(config, "image_aspect_ratio", None) == "anyres":
+    check_aspect_ratio(config, connector)
+    if connector.needs_class_token and getattr(config, "s2", False):
         raise ValueError(
-            "image_aspect_ratio anyres makes several crops of a picture, but the connector "
+            f"The connector {config.mm_projector_type!r} needs the class token, which the S2 tower does not have"
+        )
+    connector.check_tower(tower.config.num_attention_heads, tower.num_patches)
+    if "mm_num_visual_tokens" in own_settings(config) and hasattr(config, "mm_num_visual_tokens"):
+        config.mm_num_visual_tokens = connector.num_visual_tokens
+
+
+def check_aspect_ratio(config: Any, connector: Connector) -> None:
+    """Refuse several crops per image for a connector that takes one view.
+
+    Raises:
+        ValueError: see above.
+    """
+    if connector.space != "input" and getattr(config, "image_aspect_ratio", None) == "anyres":
+        raise ValueError(
+            "image_aspect_ratio anyres makes several crops of an image, but the connector "
             f"{config.mm_projector_type!r} makes weights of one view; use pad or square"
         )

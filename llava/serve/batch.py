@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 import torch
 from transformers import PreTrainedModel
 
-from llava.model.perceptual_weights import BoundWeights
+from llava.model.multimodal_projector.perceptual_weights import BoundWeights
 from llava.program import RequestError
 from llava.serve.generation import ContextFullError, EngineSettings, Reply
 from llava.serve.kv_slots import CacheGeometry, KVSlots, slot_length

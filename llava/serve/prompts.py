@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference import Images, place_images, prepare_images
-from llava.model.perceptual_weights import PerceptualWeights
-from llava.model.picture_binding import one_view_each
+from llava.model.image_inputs import ImageInputs
+from llava.model.multimodal_projector.perceptual_weights import PerceptualWeights
 from llava.model.splice import splice_rows
 from llava.program import RequestError
 
@@ -103,14 +103,12 @@ def encode_picture(model: PreTrainedModel, picture: PreparedPicture, num_visual_
     Raises:
         RequestError: the model does not take pictures with this budget.
     """
-    pixels = place_images(picture.pixels, model)
+    images = ImageInputs(place_images(picture.pixels, model), [picture.size], num_visual_tokens)
     try:
-        if model.space == "parameter":
-            return EncodedPicture(None, model.encode_images(one_view_each(pixels), num_visual_tokens))
-        tokens, weights = model.encode_pictures(pixels, [picture.size], [0], num_visual_tokens)
+        tokens, weights = model.encode_chosen(images, [0])
     except ValueError as error:
         raise RequestError(str(error)) from error
-    return EncodedPicture(tokens[0], weights)
+    return EncodedPicture(tokens.get(0), weights)
 
 
 @torch.inference_mode()
@@ -148,12 +146,12 @@ def build_prompt(model: PreTrainedModel, input_ids: list[int], pictures: list[En
         input_ids=ids,
         attention_mask=None,
         labels=None,
-        pictures=[[picture.tokens for picture in pictures]],
+        visual=[[picture.tokens for picture in pictures]],
         max_length=None,  # cutting would take the end of the question; what is too long is refused instead
         padding_side="right",
     )
     num_visual = sum(picture.num_tokens for picture in pictures)
-    return Prompt(spliced.embeds[0], spliced.attention_mask[0], of_row, num_visual)
+    return Prompt(spliced.inputs_embeds[0], spliced.attention_mask[0], of_row, num_visual)
 
 
 def join_weights(rows: list[list[PerceptualWeights]]) -> PerceptualWeights | None:

@@ -7,7 +7,7 @@
 
 `--llm` takes `7b`, `13b`, or the folder or config.json of any Llama-like model. The program prints the
 FLOPs of a prefill and of a stage-1 training step (with recomputation of activations and without), the bytes of the
-key/value cache, for vlora those of one picture's weights, and the speed-up over `mlp2x_gelu`, which hands over every
+key/value cache, for vlora those of one image's weights, and the speed-up over `mlp2x_gelu`, which hands over every
 patch.
 
 The formulas are those of `llava/tools/flops.py`, the connectors stand in `llava/tools/connector_costs.py`. Read as
@@ -17,9 +17,9 @@ follows they give every number of the contract, to its last digit:
 * logits of the last position only in a prefill, of all positions in a training step;
 * a training step runs the frozen language model twice (forward, backward to the activations), or three times when
   activations are recomputed; acformer.md's 13B row is a step without recomputation, vlora.md's a prefill;
-* a connector that gives weights keeps one position for the picture, and its low-rank paths count as language model.
+* a connector that gives weights keeps one position for the image, and its low-rank paths count as language model.
 
-Plain arithmetic on small dataclasses, no torch: it answers at once, and `scripts/bench` uses it too.
+Arithmetic on small dataclasses; nothing is run. `scripts/bench` uses it, too.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import os
 from dataclasses import dataclass
 
 from llava.program import RequestError, run_program
-from llava.tools.connector_costs import KNOWN_CONNECTORS, connector_cost, count_tokens
+from llava.tools.connector_costs import FLOPS, Shapes, connector_flops, count_tokens, makes_weights
 from llava.tools.flops import (
     CLIP_L_336,
     GENERATOR,
@@ -81,7 +81,7 @@ def read_llm(name: str) -> LLMShape:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one picture with its text costs; `tokens` is what the connector really hands over (`count_tokens`)."""
+    """What one image with its text costs; `tokens` is what the connector really hands over (`count_tokens`)."""
 
     connector: str
     tokens: int
@@ -93,7 +93,7 @@ class Cost:
 
     @property
     def slots(self) -> int:
-        """Positions of the sequence that the picture takes; one that hands over no token keeps its place."""
+        """Positions of the sequence that the image takes; one that hands over no token keeps its place."""
         return max(self.tokens, 1)
 
     @property
@@ -106,12 +106,13 @@ class Cost:
 
     @property
     def connector_flops(self) -> int:
-        return connector_cost(self.connector).flops(self)
+        shapes = Shapes(self.llm, self.vision, self.resampler, self.generator)
+        return connector_flops(self.connector, self.tokens, shapes)
 
     def llm_flops(self, logits: int) -> int:
         """The language model's forward pass, the low-rank paths of perceptual weights included."""
         flops = llm_forward_flops(self.llm, self.positions, logits)
-        if connector_cost(self.connector).gives_weights:
+        if makes_weights(self.connector):
             flops += low_rank_flops(self.llm, self.positions, self.generator)
         return flops
 
@@ -129,29 +130,29 @@ class Cost:
         """Keys and values of all layers after the prefill."""
         return self.positions * self._position_bytes(bytes_per_value)
 
-    def picture_cache_bytes(self, bytes_per_value: int = 2) -> int:
-        """The picture's share of `cache_bytes`."""
+    def image_cache_bytes(self, bytes_per_value: int = 2) -> int:
+        """The image's share of `cache_bytes`."""
         return self.slots * self._position_bytes(bytes_per_value)
 
     def _position_bytes(self, bytes_per_value: int) -> int:
         return 2 * self.llm.layers * self.llm.kv_heads * self.llm.head_dim * bytes_per_value
 
     def weight_bytes(self, bytes_per_value: int = 2) -> int:
-        """The weights that one picture becomes, kept beside the cache; 0 for a connector that gives tokens only."""
-        if not connector_cost(self.connector).gives_weights:
+        """The weights that one image becomes, kept beside the cache; 0 for a connector that gives tokens only."""
+        if not makes_weights(self.connector):
             return 0
-        return self.generator.picture_values(self.llm) * bytes_per_value
+        return self.generator.image_values(self.llm) * bytes_per_value
 
 
 def report(cost: Cost, baseline: Cost, batch: int, bytes_per_value: int) -> str:
-    """The costs of `batch` pictures side by side, as a table for a terminal."""
+    """The costs of `batch` images side by side, as a table for a terminal."""
 
     def row(name: str, ours: float, theirs: float, unit: float) -> str:
         ratio = f"{theirs / ours:.2f}x" if ours else "-"
         return f"{name:<40}{batch * ours / unit:>14,.1f}{batch * theirs / unit:>16,.1f}{ratio:>10}"
 
     forward = [c.llm_flops(logits=1) for c in (cost, baseline)]
-    picture_cache = [c.picture_cache_bytes(bytes_per_value) for c in (cost, baseline)]
+    image_cache = [c.image_cache_bytes(bytes_per_value) for c in (cost, baseline)]
     cache = [c.cache_bytes(bytes_per_value) for c in (cost, baseline)]
     lines = [
         f"{'':<40}{cost.connector:>14}{baseline.connector:>16}{'ratio':>10}",
@@ -163,11 +164,11 @@ def report(cost: Cost, baseline: Cost, batch: int, bytes_per_value: int) -> str:
         row("stage-1 step, GFLOP", cost.stage1_step_flops(False), baseline.stage1_step_flops(False), 1e9),
         row("  with recomputation, GFLOP", cost.stage1_step_flops(True), baseline.stage1_step_flops(True), 1e9),
         row(f"key/value cache ({bytes_per_value} bytes a value), MiB", *cache, 2**20),
-        row("  of it the picture's, MiB", *picture_cache, 2**20),
+        row("  of it the image's, MiB", *image_cache, 2**20),
     ]
     weights = [c.weight_bytes(bytes_per_value) for c in (cost, baseline)]
     if any(weights):
-        lines.append(row("weights made of the picture, MiB", *weights, 2**20))
+        lines.append(row("weights made of the image, MiB", *weights, 2**20))
     return "\n".join(lines)
 
 
@@ -193,9 +194,9 @@ def parse_arguments(args: list[str] | None = None) -> argparse.Namespace:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llm", default="7b", help=f"{', '.join(LLMS)}, or a config.json or its folder")
-    parser.add_argument("--connector", default="acformer", help=", ".join(KNOWN_CONNECTORS))
-    parser.add_argument("--tokens", type=positive, default=145, help="visual tokens per picture")
-    parser.add_argument("--text-tokens", type=positive, default=64, help="text tokens beside one picture")
+    parser.add_argument("--connector", default="acformer", help=f"linear, mlp<k>x_gelu, {', '.join(FLOPS)}")
+    parser.add_argument("--tokens", type=positive, default=145, help="visual tokens per image")
+    parser.add_argument("--text-tokens", type=positive, default=64, help="text tokens beside one image")
     shape = GENERATOR
     parser.add_argument("--vlora-dim", type=positive, default=shape.width, help="vlora: width of the generator")
     parser.add_argument("--vlora-depth", type=positive, default=shape.depth, help="vlora: layers of a generator stack")
@@ -204,7 +205,7 @@ def parse_arguments(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vlora-type", type=letters, default=shape.letters, help="vlora: weighted matrices, of qkvom")
     parser.add_argument("--skip-layers", type=positive, default=shape.skip, help="vlora: every how many layers")
     parser.add_argument("--joint", action="store_true", help="vlora: one stack for all letters (weights_sep False)")
-    parser.add_argument("--batch", type=positive, default=1, help="pictures")
+    parser.add_argument("--batch", type=positive, default=1, help="images")
     parser.add_argument("--kv-bytes", type=positive, default=2, help="bytes of one value in the cache; 2 is bf16")
     return parser.parse_args(args)
 

@@ -1,7 +1,7 @@
 """FLOPs of the parts of a LLaVA model, from their sizes alone (contract acformer.md 9, vlora.md 10).
 
 Two FLOPs per multiply-add; causal attention counted half; work without matrix products (norms, softmax, anchor search,
-pooling) not counted. All figures are for one picture or one sequence.
+pooling) not counted. All figures are for one image or one sequence.
 """
 
 from dataclasses import dataclass
@@ -72,8 +72,8 @@ class GeneratorShape:
         heads = {"q": llm.heads, "k": llm.kv_heads, "v": llm.kv_heads}
         return [heads[t] * llm.head_dim if t in heads else llm.hidden_size for t in self.letters]
 
-    def picture_values(self, llm: LLMShape) -> int:
-        """Numbers that one picture becomes: `in x r` for every weighted matrix."""
+    def image_values(self, llm: LLMShape) -> int:
+        """Numbers that one image becomes: `in x r` for every weighted matrix."""
         return llm.layers // self.skip * self.rank * sum(self.in_widths(llm))
 
 
@@ -89,14 +89,14 @@ def llm_forward_flops(llm: LLMShape, positions: int, logits: int) -> int:
 
 
 def vit_flops(blocks: int = 23, vision: VisionShape = CLIP_L_336) -> int:
-    """The first `blocks` blocks for one picture, `24 m D^2 + 4 m^2 D` each, and the patch embedding."""
+    """The first `blocks` blocks for one image, `24 m D^2 + 4 m^2 D` each, and the patch embedding."""
     tokens, width = vision.patches + 1, vision.width
     embedding = 2 * vision.patches * vision.patch_values * width
     return embedding + blocks * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
 
 def resampler_flops(tokens: int, vision: VisionShape = CLIP_L_336, shape: ResamplerShape = RESAMPLER) -> int:
-    """T queries gather one picture: per layer `4 T D i + 4 m D i + 4 T m i + 4 f T D^2`, i the attention's width."""
+    """T queries gather one image: per layer `4 T D i + 4 m D i + 4 T m i + 4 f T D^2`, i the attention's width."""
     media, width, inner = vision.patches + 1, vision.width, shape.heads * shape.dim_head
     attention = 4 * tokens * width * inner + 4 * media * width * inner + 4 * tokens * media * inner
     return shape.depth * (attention + 4 * shape.ff_mult * tokens * width**2)
@@ -115,7 +115,7 @@ def c_abstractor_flops(tokens: int, vision: VisionShape = CLIP_L_336) -> int:
 
 
 def generator_flops(llm: LLMShape, vision: VisionShape = CLIP_L_336, shape: GeneratorShape = GENERATOR) -> int:
-    """Perceptual weights of one picture: `2 N D g + S depth c + 2 w g in r`, S stacks of w queries each.
+    """Perceptual weights of one image: `2 N D g + S depth c + 2 w g in r`, S stacks of w queries each.
 
     c is one decoder layer, `(12 + 4 ratio) w g^2 + 4 N g^2 + 4 w^2 g + 4 w N g`, most of it keys and values of the N
     patches; the last term is the heads, over all queries.
@@ -124,7 +124,7 @@ def generator_flops(llm: LLMShape, vision: VisionShape = CLIP_L_336, shape: Gene
     stacks, queries = (len(shape.letters), groups) if shape.is_separate else (1, len(shape.letters) * groups)
     layer = (12 + 4 * shape.ratio) * queries * width**2 + 4 * patches * width**2
     layer += 4 * queries**2 * width + 4 * queries * patches * width
-    heads = 2 * width * shape.picture_values(llm)
+    heads = 2 * width * shape.image_values(llm)
     return 2 * patches * vision.width * width + stacks * shape.depth * layer + heads
 
 

@@ -1,4 +1,4 @@
-"""Draw what makes visual anchors: python -m llava.tools.visual_anchors --image-file picture.jpg --out anchors.png
+"""Draw what makes visual anchors: python -m llava.tools.visual_anchors --image-file image.jpg --out anchors.png
 
 One row per layer of the vision tower: the principal components of the patch features as colours, the norm of every
 patch token, and the class token's attention to it (dark blue is small, yellow large). Below, that attention head by
@@ -21,8 +21,8 @@ from llava.image_source import load_image
 from llava.image_utils import process_images
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.vision_features import VisionFeatures
-from llava.model.visual_anchors import select_visual_anchors
+from llava.model.multimodal_projector.vision_features import VisionFeatures
+from llava.model.multimodal_projector.visual_anchors import select_visual_anchors
 from llava.program import RequestError, run_program
 
 TINY_TOWER = Path(llava.__file__).resolve().parents[1] / "playground/bases/tiny-clip"
@@ -74,7 +74,7 @@ def _to_grid(values: torch.Tensor) -> torch.Tensor:
 
 
 def layer_maps(features: VisionFeatures, layer: int) -> LayerMaps:
-    """The three maps of one picture, features of a batch of one."""
+    """The three maps of one image, features of a batch of one."""
     patches = features.hidden[0, 1:]
     return LayerMaps(
         layer, pca_map(patches), heat_map(patches.norm(dim=1)), heat_map(features.cls_attention[0].mean(dim=0))
@@ -83,7 +83,7 @@ def layer_maps(features: VisionFeatures, layer: int) -> LayerMaps:
 
 @torch.no_grad()
 def features_of_layers(tower: CLIPVisionTower, pixels: torch.Tensor, layers: list[int]) -> list[VisionFeatures]:
-    """Features of one picture `[3, H, W]` at every layer of `layers` (hidden states, from 1)."""
+    """Features of one image `[3, H, W]` at every layer of `layers` (hidden states, from 1)."""
     selected = tower.select_layer
     try:
         features = []
@@ -96,10 +96,10 @@ def features_of_layers(tower: CLIPVisionTower, pixels: torch.Tensor, layers: lis
 
 
 def draw_panel(grid: torch.Tensor | Image.Image, anchors: list[int], side: int, panel_size: int = PANEL) -> Image.Image:
-    """A map or picture in panel size, with a ring around the patches `anchors` of a `side` x `side` grid."""
-    picture = grid if isinstance(grid, Image.Image) else Image.fromarray(grid.numpy())
-    panel = picture.resize(
-        (panel_size, panel_size), Image.Resampling.NEAREST if picture.width == side else Image.Resampling.BICUBIC
+    """A map or image in panel size, with a ring around the patches `anchors` of a `side` x `side` grid."""
+    image = grid if isinstance(grid, Image.Image) else Image.fromarray(grid.numpy())
+    panel = image.resize(
+        (panel_size, panel_size), Image.Resampling.NEAREST if image.width == side else Image.Resampling.BICUBIC
     )
     draw, cell = ImageDraw.Draw(panel), panel_size / side
     for patch in anchors:
@@ -124,8 +124,8 @@ def compose(rows: list[list[tuple[str, Image.Image]]], panel_size: int = PANEL) 
     return sheet
 
 
-def shown_picture(pixels: torch.Tensor, processor: object) -> Image.Image:
-    """The picture as the tower sees it, `[3, H, W]` normalised."""
+def shown_image(pixels: torch.Tensor, processor: object) -> Image.Image:
+    """The image as the tower sees it, `[3, H, W]` normalised."""
     mean, std = (torch.tensor(getattr(processor, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
     rgb = ((pixels.float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(rgb.permute(1, 2, 0).numpy())
@@ -133,28 +133,28 @@ def shown_picture(pixels: torch.Tensor, processor: object) -> Image.Image:
 
 @torch.no_grad()
 def find_anchors(
-    tower: CLIPVisionTower, picture: Image.Image, tokens: int
+    tower: CLIPVisionTower, image: Image.Image, tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """The padded picture's pixels `[3, H, W]`, the class token's attention `[1, H, P]`, and the patches it chooses.
+    """The padded image's pixels `[3, H, W]`, the class token's attention `[1, H, P]`, and the patches it chooses.
 
     Raises:
         ValueError: the tower does not allow this budget.
     """
-    pixels = process_images([picture], tower.image_processor, SimpleNamespace(image_aspect_ratio="pad"))[0]
+    pixels = process_images([image], tower.image_processor, SimpleNamespace(image_aspect_ratio="pad"))[0]
     pixels = pixels.to(tower.device, tower.dtype)
     attention = tower.encode(pixels.unsqueeze(0), need_cls_attention=True).cls_attention
     return pixels, attention, (select_visual_anchors(attention, tokens - 1)[0, 1:] - 1).tolist()
 
 
-def draw_anchor_pair(tower: CLIPVisionTower, picture: Image.Image, tokens: int) -> tuple[Image.Image, str]:
-    """The picture with its anchors circled beside the attention that chose them, and a line that says what is seen.
+def draw_anchor_pair(tower: CLIPVisionTower, image: Image.Image, tokens: int) -> tuple[Image.Image, str]:
+    """The image with its anchors circled beside the attention that chose them, and a line that says what is seen.
 
     Raises:
         ValueError: the tower does not allow this budget.
     """
-    pixels, attention, anchors = find_anchors(tower, picture, tokens)
+    pixels, attention, anchors = find_anchors(tower, image, tokens)
     side = tower.num_patches_per_side
-    seen = shown_picture(pixels.cpu(), tower.image_processor)
+    seen = shown_image(pixels.cpu(), tower.image_processor)
     mean = heat_map(attention[0].mean(dim=0).cpu())
     titled = [
         ("visual anchors", draw_panel(seen, anchors, side, 480)),
@@ -164,9 +164,9 @@ def draw_anchor_pair(tower: CLIPVisionTower, picture: Image.Image, tokens: int) 
 
 
 def draw_anchors(
-    tower: CLIPVisionTower, picture: Image.Image, tokens: int, layers: list[int] | None = None
+    tower: CLIPVisionTower, image: Image.Image, tokens: int, layers: list[int] | None = None
 ) -> Image.Image:
-    """The whole sheet for one picture.
+    """The whole sheet for one image.
 
     Args:
         tower: loaded; its select layer decides the anchors.
@@ -176,10 +176,10 @@ def draw_anchors(
     Raises:
         ValueError: the tower does not allow this budget or has no such layer.
     """
-    pixels, attention, anchors = find_anchors(tower, picture, tokens)
+    pixels, attention, anchors = find_anchors(tower, image, tokens)
     side = tower.num_patches_per_side
     shown = layers or list(range(1, tower.config.num_hidden_layers + 1))
-    seen = shown_picture(pixels, tower.image_processor)
+    seen = shown_image(pixels, tower.image_processor)
     rows = []
     for maps in map(layer_maps, features_of_layers(tower, pixels, shown), shown):
         rows.append(
@@ -205,7 +205,7 @@ def main() -> None:
     args = build_parser().parse_args()
     if args.vision_tower is None and not TINY_TOWER.exists():
         raise RequestError("give a CLIP folder or Hub name by --vision-tower; the playground's tower is not here")
-    picture = load_image(args.image_file)
+    image = load_image(args.image_file)
     config = SimpleNamespace(
         mm_vision_tower=args.vision_tower or str(TINY_TOWER), mm_vision_select_layer=args.select_layer
     )
@@ -215,7 +215,7 @@ def main() -> None:
         tokens = args.num_visual_tokens
         if tokens is None:
             tokens = min(145, 1 + tower.num_patches // 4 // heads * heads)
-        sheet = draw_anchors(tower, picture, tokens, args.layers)
+        sheet = draw_anchors(tower, image, tokens, args.layers)
     except ValueError as error:
         raise RequestError(str(error)) from error
     write_atomically(args.out, lambda path: sheet.save(path, format="PNG"))

@@ -48,7 +48,7 @@ class ModelArguments:
     mm_projector_type: str | None = field(
         default="linear", metadata={"help": f"The connector: {', '.join(known_projector_types())}."}
     )
-    mm_use_im_start_end: bool = field(default=False, metadata={"help": "Put <im_start>, <im_end> around a picture."})
+    mm_use_im_start_end: bool = field(default=False, metadata={"help": "Put <im_start>, <im_end> around an image."})
     mm_use_im_patch_token: bool = field(default=True, metadata={"help": "Add <im_patch> to the vocabulary."})
     mm_patch_merge_type: str | None = field(default="flat", metadata={"help": "flat, spatial or spatial_unpad."})
     mm_vision_select_feature: str | None = field(default="patch", metadata={"help": "patch or cls_patch."})
@@ -58,7 +58,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Data files and pictures."""
+    """Data files and images."""
 
     data_path: str | None = field(default=None, metadata={"help": "Training data, .json or .jsonl."})
     lazy_preprocess: bool = field(default=False, metadata={"help": "No effect: preprocessing is always lazy."})
@@ -69,7 +69,7 @@ class DataArguments:
     )
     on_bad_sample: str = field(
         default="error",
-        metadata={"help": "A record whose picture cannot be used: error, or skip (counted and logged)."},
+        metadata={"help": "A record whose image cannot be used: error, or skip (counted and logged)."},
     )
 
 
@@ -136,7 +136,7 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
         default=None, metadata={"help": "Learning rate of the vision tower (--tune_vision_tower)."}
     )
     group_by_modality_length: bool = field(
-        default=False, metadata={"help": "Every optimizer step sees pictures only or text only, of similar lengths."}
+        default=False, metadata={"help": "Every optimizer step sees images only or text only, of similar lengths."}
     )
     # Renamed since transformers 4.37.
     evaluation_strategy: str | None = field(default=None, metadata={"help": "Now eval_strategy."})

@@ -12,7 +12,7 @@ from llava.model.checkpoint_kind import checkpoint_kind, read_config_dict
 from llava.model.connector_choice import choose_for_training
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
-from llava.model.multimodal_projector.registry import CONNECTORS, space_of
+from llava.model.multimodal_projector.registry import Connector, find_connector
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_config import check_aspect_ratio
 from llava.model.vision_tokenizer import grow_embeddings
@@ -43,7 +43,7 @@ def tower_dtype(args: TrainingArguments, trains: bool = False) -> torch.dtype:
 def load_language_model(
     model_args: ModelArguments, training_args: TrainingArguments, attn_implementation: str | None
 ) -> PreTrainedModel:
-    """The base model in its own class: Llama or Mistral with pictures, or a plain LLM without a vision tower.
+    """The base model in its own class: Llama or Mistral with images, or a plain LLM without a vision tower.
 
     Raises:
         NotImplementedError: a base with a vision tower that is neither Llama nor Mistral.
@@ -55,8 +55,8 @@ def load_language_model(
     }
     path = model_args.model_name_or_path
     projector_type = own_projector_type(path) or model_args.mm_projector_type
-    if attn_implementation is not None and has_masked_slot(projector_type):
-        logger.info("The slot of %s needs a mask that FlashAttention has not: sdpa.", projector_type)
+    if attn_implementation is not None and find_connector(projector_type).connector_class.space == "parameter":
+        logger.info("The masked slot of %s is not supported by FlashAttention: using sdpa.", projector_type)
         options["attn_implementation"] = "sdpa"
     elif attn_implementation is not None:
         half = training_args.bf16 or training_args.fp16
@@ -84,11 +84,6 @@ def own_projector_type(path: str) -> str | None:
     """The connector of a checkpoint that training goes on from; None for a language model."""
     stored = read_config_dict(path, required=False)
     return stored.get("mm_projector_type") if stored.get("mm_vision_tower") else None
-
-
-def has_masked_slot(projector_type: str | None) -> bool:
-    """Whether a connector hands over weights instead of visual tokens, and a masked place in the sequence stays."""
-    return projector_type in CONNECTORS and CONNECTORS[projector_type].connector_class.space == "parameter"
 
 
 def _quantisation(args: TrainingArguments) -> dict[str, Any]:
@@ -237,13 +232,13 @@ def add_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
-def check_recomputation(projector: torch.nn.Module, args: TrainingArguments) -> None:
+def check_recomputation(projector: Connector, args: TrainingArguments) -> None:
     """
     Raises:
         ValueError: reentrant recomputation, which cannot reach weights that come as a keyword of a layer.
     """
     asked = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
-    if asked and space_of(projector) != "input":
+    if asked and projector.space != "input":
         raise ValueError(
             "Perceptual weights need recomputation that is not reentrant: leave --gradient_checkpointing_kwargs out, "
             "or set use_reentrant to false in it"

@@ -30,8 +30,8 @@ def preprocess(sources: Sequence[Source], tokenizer, has_image: bool = False, co
     """Ids and labels of some conversations by the rule set of the template (contract: train.md sections 6 and 7).
 
     Args:
-        sources: conversations; with pictures they went through ``preprocess_multimodal`` first.
-        has_image: ``<image>`` stands for a picture and nothing is cut off. Otherwise it is ordinary text, and the ids
+        sources: conversations; with images they went through ``preprocess_multimodal`` first.
+        has_image: ``<image>`` stands for an image and nothing is cut off. Otherwise it is ordinary text, and the ids
             are cut at ``tokenizer.model_max_length``.
 
     Returns:
@@ -40,7 +40,7 @@ def preprocess(sources: Sequence[Source], tokenizer, has_image: bool = False, co
     Raises:
         AssertionError: turns out of order, or a sample that is no caption under the plain template.
         KeyError: a speaker other than ``human`` and ``gpt``.
-        RuntimeError: conversations with pictures whose lengths differ; pass them one by one.
+        RuntimeError: conversations with images whose lengths differ; pass them one by one.
     """
     conv = _template(conv)
     if conv.sep_style == SeparatorStyle.PLAIN:
@@ -55,7 +55,7 @@ def preprocess(sources: Sequence[Source], tokenizer, has_image: bool = False, co
 
 
 def preprocess_multimodal(sources: Sequence[Source], data_args, conv: Conversation | None = None) -> list[Source]:
-    """Bring the picture marker to the front of its turn, in the spelling of the template (train.md section 5).
+    """Bring the image marker to the front of its turn, in the spelling of the template (train.md section 5).
 
     Turns without a marker stay as they are; the sources are not modified.
     """
@@ -95,7 +95,7 @@ def preprocess_mpt(sources, tokenizer, has_image: bool = False, conv: Conversati
 
 
 def preprocess_plain(sources, tokenizer, conv: Conversation | None = None) -> Tokenized:
-    """A picture and its caption: the question's text is dropped, everything behind the picture is learned."""
+    """An image and its caption: the question's text is dropped, everything behind the image is learned."""
     conv = _template(conv)
     rows = []
     for source in sources:
@@ -232,7 +232,7 @@ def _stack(rows) -> Tokenized:
     lengths = {len(ids) for ids, _ in rows}
     if len(lengths) > 1:
         raise RuntimeError(
-            f"conversations with pictures must have equal lengths to be stacked, got {sorted(lengths)} tokens; "
+            f"conversations with images must have equal lengths to be stacked, got {sorted(lengths)} tokens; "
             "preprocess them one by one, as LazySupervisedDataset does."
         )
     return {key: torch.stack(values) for key, values in _as_lists(rows).items()}

@@ -110,7 +110,7 @@ class LengthGroupedSampler(Sampler[int]):
             world_size: micro-batches per optimizer step (number of ranks x accumulation steps).
             lengths: length of every sample; negative for text-only samples if ``group_by_modality``.
             generator: source of randomness that replaces ``seed`` and the epoch.
-            group_by_modality: keep samples with and without pictures apart.
+            group_by_modality: keep samples with and without images apart.
             seed: of the order.
 
         Raises:

@@ -3,7 +3,7 @@
     python scripts/bench/anchors.py --markdown docs/benchmarks/anchors.md
 
 *Plain*: CLIP on eager attention returns the maps of all blocks and all hidden states, the last block included; a loop
-over pictures and heads sorts each head's row, drops on the host what earlier heads have taken and keeps the last p.
+over images and heads sorts each head's row, drops on the host what earlier heads have taken and keeps the last p.
 *Ours*: `CLIPVisionTower.encode(need_cls_attention=True)` and `select_visual_anchors`.
 
 Random weights at CLIP-L/336's size; the selections alone are timed on random attention in which the heads partly agree.
@@ -32,11 +32,11 @@ from common import (
 from transformers import CLIPVisionModel
 
 from llava.model.multimodal_encoder.clip_encoder import ClipBackbone, CLIPVisionTower
-from llava.model.visual_anchors import select_visual_anchors
+from llava.model.multimodal_projector.visual_anchors import select_visual_anchors
 from llava.tools.flops import CLIP_L_336, VisionShape
 
 SELECT_LAYER = -2
-# A smaller picture for machines where CLIP-L takes too long; the same number of patches and heads.
+# A smaller image for machines where CLIP-L takes too long; the same number of patches and heads.
 BASE = VisionShape(width=512, blocks=12)
 GEOMETRIES = {"clip-l": CLIP_L_336, "base": BASE}
 
@@ -45,9 +45,9 @@ def select_plainly(cls_attention: torch.Tensor, num_anchors: int) -> torch.Tenso
     """The rule of contract acformer.md 2.2 and 2.3 as it is written: `[B, H, P]` -> `[B, T]`."""
     per_head = num_anchors // cls_attention.shape[1]
     rows = []
-    for picture in cls_attention:
+    for image in cls_attention:
         taken: set[int] = set()
-        for head in picture:
+        for head in image:
             ascending = head.argsort(stable=True).tolist()  # among equals the larger index comes last and wins
             free = [patch for patch in ascending if patch not in taken]
             taken |= set(free[-per_head:])

@@ -35,7 +35,7 @@ def add_common_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="bf16 on a GPU, fp32 elsewhere if not given")
     parser.add_argument("--rounds", type=int, help="timed repetitions of everything, interleaved; medians are reported")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights and pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights and images")
     parser.add_argument(
         "--quick", action="store_true", help="a toy geometry, to see that it runs; its figures mean little"
     )

@@ -5,7 +5,7 @@
     python scripts/bench/stage1.py --geometry 13b --layers 4 --batch 16                          # fits anywhere
 
 A step is LLaVA's: frozen vision tower without gradient, connector trained by AdamW, frozen language model whose
-activations are recomputed, loss over all text tokens. Random weights and pictures; one picture per row behind the first
+activations are recomputed, loss over all text tokens. Random weights and images; one image per row behind the first
 text token, no padding.
 All connectors share one tower and one language model and take turns, so the ratios come from one run.
 
@@ -19,7 +19,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -38,7 +38,9 @@ from stage1_model import GEOMETRIES, Geometry, build_connector, build_model
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.image_inputs import ImageInputs
 from llava.model.multimodal_projector.registry import CONNECTORS
+from llava.model.splice import LanguageInputs
 from llava.program import RequestError
 from llava.tools.cost import BASELINE, Cost
 
@@ -53,7 +55,7 @@ class Contestant:
 
 
 def contestant(model: LlavaLlamaForCausalLM, name: str, args: argparse.Namespace, images: torch.Tensor) -> Contestant:
-    """Give the model's picture its connector `name` and prepare a batch.
+    """Give the model's image its connector `name` and prepare a batch.
 
     Raises:
         ValueError: the connector cannot give `args.tokens` tokens.
@@ -79,12 +81,12 @@ def stack_step(
     model: LlavaLlamaForCausalLM, args: argparse.Namespace, input_ids: torch.Tensor, images: torch.Tensor
 ) -> Callable[[], None]:
     """Forward and backward of the language model's layers alone, as many positions as a step has; logits of one."""
-    positions = max(model.num_visual_tokens, 1) + args.text_tokens  # a picture without tokens keeps its place
+    positions = max(model.num_visual_tokens, 1) + args.text_tokens  # an image without tokens keeps its place
     embeds = torch.randn(args.batch, positions, model.config.hidden_size, device=args.device, dtype=precision(args))
     leaves, weights = [embeds], None
     if model.takes_weights:
         with torch.no_grad():
-            weights = model.bind_pictures(input_ids, None, None, None, images).weights
+            weights = model.assemble_inputs(LanguageInputs(input_ids), ImageInputs(images)).weights
         leaves += [*weights.inputs.values(), *weights.outputs.values()]
     for leaf in leaves:
         leaf.requires_grad_()
@@ -97,8 +99,9 @@ def stack_step(
 
 
 def known_connectors() -> list[str]:
-    """The baseline and every registered connector; of two names the last."""
-    return [BASELINE, *sorted({entry.connector_class: entry.name for entry in CONNECTORS.values()}.values())]
+    """The baseline and every connector with settings; of two names the last."""
+    own = [entry for entry in CONNECTORS.values() if fields(entry.config_class)]
+    return [BASELINE, *sorted({entry.connector_class: entry.name for entry in own}.values())]
 
 
 def measure(args: argparse.Namespace, geometry: Geometry) -> tuple[list[dict[str, Any]], float]:
@@ -211,9 +214,9 @@ def parse_arguments() -> argparse.Namespace:
     add_common_flags(parser)
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), help="7b on a GPU, small elsewhere if not given")
     parser.add_argument("--layers", type=int, help="run only so many layers of the language model")
-    parser.add_argument("--batch", type=int, help="pictures per step; 16 on a GPU, 1 elsewhere if not given")
+    parser.add_argument("--batch", type=int, help="images per step; 16 on a GPU, 1 elsewhere if not given")
     parser.add_argument("--tokens", type=int, default=145, help="visual tokens that the connectors are asked for")
-    parser.add_argument("--text-tokens", type=int, default=64, help="text tokens beside each picture")
+    parser.add_argument("--text-tokens", type=int, default=64, help="text tokens beside each image")
     parser.add_argument("--connectors", nargs="+", default=known_connectors(), help="which; the baseline always runs")
     parser.add_argument("--attention", default="sdpa", help="sdpa or flash_attention_2, for tower and language model")
     parser.add_argument("--peak-tflops", type=float, help="what MFU is relative to; known for H200, H100 and A100")

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from common import TOY_VISION, clip_folder, random_clip
-from torch import nn
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import ClipBackbone
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.multimodal_projector.registry import CONNECTORS, Connector
+from llava.model.multimodal_projector.registry import Connector, find_connector
 from llava.tools.cost import LLMS
 from llava.tools.flops import CLIP_L_336, GENERATOR, RESAMPLER, GeneratorShape, LLMShape, ResamplerShape, VisionShape
 
@@ -96,7 +95,7 @@ def build_model(geometry: Geometry, device: str, dtype: torch.dtype, attention: 
     return model
 
 
-def build_connector(model: LlavaLlamaForCausalLM, name: str, tokens: int, dtype: torch.dtype) -> nn.Module:
+def build_connector(model: LlavaLlamaForCausalLM, name: str, tokens: int, dtype: torch.dtype) -> Connector:
     """The connector `name`, asked for `tokens` visual tokens where it gives any.
 
     In a generator of weights nothing stays the 0 or 1 that training starts with, which would make it do nothing.
@@ -106,14 +105,12 @@ def build_connector(model: LlavaLlamaForCausalLM, name: str, tokens: int, dtype:
     """
     config, tower = copy.deepcopy(model.config), model.get_vision_tower()
     config.mm_projector_type, config.mm_num_visual_tokens = name, tokens
-    if name in CONNECTORS:
-        CONNECTORS[name].connector_class.derive_settings(config, tower)
+    find_connector(name).connector_class.derive_settings(config, tower)
     with torch.device(model.device):
         connector = build_vision_projector(config).to(dtype).train()
-    if isinstance(connector, Connector):
-        connector.check_tower(tower.config.num_attention_heads, tower.num_patches)
-        if connector.space != "input":
-            with torch.no_grad():
-                for parameter in connector.parameters():
-                    parameter += 0.02 * torch.randn_like(parameter)
+    connector.check_tower(tower.config.num_attention_heads, tower.num_patches)
+    if connector.space != "input":
+        with torch.no_grad():
+            for parameter in connector.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
     return connector

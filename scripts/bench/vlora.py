@@ -5,7 +5,7 @@
     python scripts/bench/vlora.py --geometry 7b --vlora-dim 1024                        # the published stage 1's width
 
 All connectors share one tower and one language model and take turns, so the ratios come from one run. Random weights
-and pictures, one picture per row behind the first token, no padding. *Arithmetic allows* is the ratio of the FLOPs of
+and images, one image per row behind the first token, no padding. *Arithmetic allows* is the ratio of the FLOPs of
 `llava.tools.cost` at the same geometry; `small` keeps CLIP-L/336's 576 patches and shares of the arithmetic close to
 7B's, for the generator and the low-rank paths too.
 """
@@ -107,7 +107,7 @@ def report(args: argparse.Namespace, geometry: Geometry, figures: dict[str, Any]
         ]
     if "hooks" in figures:
         parts += [
-            f"## Hooks\n\nThe language model's decode step behind a picture and {args.text_tokens[-1]} text tokens, "
+            f"## Hooks\n\nThe language model's decode step behind an image and {args.text_tokens[-1]} text tokens, "
             "every row with its own weights. *Products alone* are the same low-rank products as bare calls on tensors "
             "that lie ready. Percentages: medians and quartiles of differences taken round by round, "
             f"{figures['hooks'][0]['rounds']} rounds. As the hooks are little in a long step, the last column measures "
@@ -138,9 +138,9 @@ def parse_arguments() -> argparse.Namespace:
     add_common_flags(parser)
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), help="7b on a GPU, small elsewhere if not given")
     parser.add_argument("--vlora-dim", type=int, help="another width of the generator than the geometry's")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="rows, each with a picture of its own")
-    parser.add_argument("--text-tokens", type=int, nargs="+", help="beside each picture; 32 64 128 if not given")
-    parser.add_argument("--stage1-batch", type=int, help="pictures per training step; 16 on a GPU, 1 elsewhere")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="rows, each with an image of its own")
+    parser.add_argument("--text-tokens", type=int, nargs="+", help="beside each image; 32 64 128 if not given")
+    parser.add_argument("--stage1-batch", type=int, help="images per training step; 16 on a GPU, 1 elsewhere")
     parser.add_argument("--connectors", nargs="+", default=[], help=f"others beside {BASELINE} and {OURS}")
     parser.add_argument("--tokens", type=int, default=145, help="visual tokens that the others are asked for")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; everything")

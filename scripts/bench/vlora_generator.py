@@ -9,7 +9,7 @@ from common import interleaved_medians, markdown_table, precision
 from stage1_model import Geometry
 from torch import nn
 
-from llava.model.vision_features import VisionFeatures
+from llava.model.multimodal_projector.vision_features import VisionFeatures
 from llava.tools.flops import generator_flops
 
 State = dict[str, torch.Tensor]
@@ -34,15 +34,15 @@ def _attention(state: State, query: torch.Tensor, memory: torch.Tensor, heads: i
     return _linear(state, "out_proj", F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def _stack(state: State, picture: torch.Tensor, heads: int) -> torch.Tensor:
-    """One letter's queries `[B, w, in * r]`; every cross-attention projects the picture's keys and values itself."""
-    query = state["queries"].expand(len(picture), -1, -1)
+def _stack(state: State, image: torch.Tensor, heads: int) -> torch.Tensor:
+    """One letter's queries `[B, w, in * r]`; every cross-attention projects the image's keys and values itself."""
+    query = state["queries"].expand(len(image), -1, -1)
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("decoders."))
     for i in range(depth):
         layer = _part(state, f"decoders.{i}.")
         normed = _norm(layer, "norm1", query)
         query = query + _attention(_part(layer, "self_attn."), normed, normed, heads)
-        query = query + _attention(_part(layer, "multihead_attn."), _norm(layer, "norm2", query), picture, heads)
+        query = query + _attention(_part(layer, "multihead_attn."), _norm(layer, "norm2", query), image, heads)
         query = query + _linear(layer, "linear2", F.gelu(_linear(layer, "linear1", _norm(layer, "norm3", query))))
     return _linear(state, "weights_head", _norm(state, "norm", query))
 
@@ -53,11 +53,11 @@ def generate_plainly(state: State, patches: torch.Tensor, letters: str, heads: i
     Args:
         state: the connector's state_dict in the published layout (contract vlora.md 8), separate stacks or a joint one.
     """
-    picture = _linear(state, "visual_proj", patches) + state["pos_embed"]
+    image = _linear(state, "visual_proj", patches) + state["pos_embed"]
     if "gen.queries" in state:
-        outputs = _stack(_part(state, "gen."), picture, heads).unflatten(1, (len(letters), -1)).unbind(1)
+        outputs = _stack(_part(state, "gen."), image, heads).unflatten(1, (len(letters), -1)).unbind(1)
     else:
-        outputs = [_stack(_part(state, f"gen.{i}."), picture, heads) for i in range(len(letters))]
+        outputs = [_stack(_part(state, f"gen.{i}."), image, heads) for i in range(len(letters))]
     return {letter: out.unflatten(-1, (-1, rank)) for letter, out in zip(letters, outputs, strict=True)}
 
 

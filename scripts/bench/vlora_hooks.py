@@ -13,7 +13,7 @@ from torch import nn
 from vlora_prefill import Prompt, decode_step, start
 
 from llava.model import LlavaLlamaForCausalLM
-from llava.model.perceptual_weights import PROJECTIONS, PerceptualWeights
+from llava.model.multimodal_projector.perceptual_weights import PROJECTIONS, PerceptualWeights
 
 
 class Ready(nn.Module):

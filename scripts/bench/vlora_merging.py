@@ -13,8 +13,8 @@ from vlora_hooks import hollow, low_rank_step
 from vlora_prefill import Prompt, decode_step, start
 
 from llava.model import LlavaLlamaForCausalLM
-from llava.model.perceptual_weights import PROJECTIONS
-from llava.model.weight_merging import merged
+from llava.model.multimodal_projector.perceptual_weights import PROJECTIONS
+from llava.model.multimodal_projector.weight_merging import merged
 
 MERGEABLE = "".join(PROJECTIONS)
 

@@ -1,4 +1,4 @@
-"""Prefill and decode of `vlora.py`'s benchmark: pictures as weights against pictures as tokens."""
+"""Prefill and decode of `vlora.py`'s benchmark: images as weights against images as tokens."""
 
 import argparse
 from collections.abc import Callable
@@ -13,13 +13,15 @@ from transformers import Cache
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaLlamaForCausalLM
-from llava.model.perceptual_weights import PerceptualWeights
+from llava.model.image_inputs import ImageInputs
+from llava.model.multimodal_projector.perceptual_weights import PerceptualWeights
+from llava.model.splice import LanguageInputs
 from llava.tools.cost import BASELINE, Cost
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text_tokens` random tokens in every row, a picture behind the first."""
+    """`text_tokens` random tokens in every row, an image behind the first."""
 
     input_ids: torch.Tensor
     images: torch.Tensor
@@ -45,8 +47,8 @@ class Started:
 def start(model: LlavaLlamaForCausalLM, connector: nn.Module, prompt: Prompt) -> Started:
     """Everything up to the first token's logits, as `generate` does it: tower, connector, language model with cache."""
     model.model.mm_projector = connector
-    take_in = model.bind_pictures if model.takes_weights else model.splice_pictures
-    batch = take_in(prompt.input_ids, torch.ones_like(prompt.input_ids), None, None, prompt.images)
+    text = LanguageInputs(prompt.input_ids, torch.ones_like(prompt.input_ids))
+    batch = model.assemble_inputs(text, ImageInputs.given(prompt.images))
     embeds = batch.inputs_embeds
     output = model(
         inputs_embeds=model.get_input_embeddings()(batch.input_ids) if embeds is None else embeds,
@@ -146,8 +148,8 @@ def measure_prompt(
             "llm_flops": batch * cost.llm_flops(logits=1),
             "decode": step_seconds[name],
             "cache_bytes": stored,
-            "picture_cache_bytes": stored // batch * (positions - text_tokens) // positions,
-            "picture_weight_bytes": sum(a.nbytes for a in inputs.values()) // batch,
+            "image_cache_bytes": stored // batch * (positions - text_tokens) // positions,
+            "image_weight_bytes": sum(a.nbytes for a in inputs.values()) // batch,
             "matmul_flops": 2 * side**3 / seconds["matmul"],  # FLOP/s of a matrix product in the same rounds
             "peak_bytes": None,
         }
@@ -188,16 +190,16 @@ def prefill_table(args: argparse.Namespace, results: list[dict[str, Any]]) -> st
 
 def decode_table(results: list[dict[str, Any]]) -> str:
     """Times per token behind these prompts, and what is kept meanwhile."""
-    header = ["decode", "token, ms", f"{BASELINE} / it", "cache in all, MiB", "of it one picture's, MiB"]
-    header += ["one picture's weights, MiB"]
+    header = ["decode", "token, ms", f"{BASELINE} / it", "cache in all, MiB", "of it one image's, MiB"]
+    header += ["one image's weights, MiB"]
     rows = [
         [
             _label(r),
             f"{1e3 * r['decode']:,.2f}",
             f"{r['decode_ratio']:.2f}x",
             f"{r['cache_bytes'] / 2**20:,.2f}",
-            f"{r['picture_cache_bytes'] / 2**20:,.3f}",
-            f"{r['picture_weight_bytes'] / 2**20:,.3f}" if r["picture_weight_bytes"] else "-",
+            f"{r['image_cache_bytes'] / 2**20:,.3f}",
+            f"{r['image_weight_bytes'] / 2**20:,.3f}" if r["image_weight_bytes"] else "-",
         ]
         for r in results
     ]

@@ -1,4 +1,4 @@
-"""Comparing resized pictures with the recorded ones."""
+"""Comparing resized images with the recorded ones."""
 
 import numpy as np
 import PIL
@@ -7,7 +7,7 @@ import PIL
 LEVEL = 1 / 255 / 0.26
 
 # The vectors were recorded with Pillow 13. Where it is cheaper, that version resamples columns before rows; older ones
-# always take rows first. Pixels are rounded between the two passes, so about 2 % of the values of such a picture
+# always take rows first. Pixels are rounded between the two passes, so about 2 % of the values of such an image
 # differ, mostly by one level, at the brightest edges by up to six (checked: the float recomputation in either order
 # equals the respective version exactly).
 SAME_PILLOW = int(PIL.__version__.split(".")[0]) >= 13

@@ -13,8 +13,8 @@ from llava.model.multimodal_projector.acformer import AcFormer, AcFormerConfig
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_projector.published_keys import settings_of_published
 from llava.model.multimodal_projector.token_reducer import TokenReducer
-from llava.model.vision_features import VisionFeatures
-from llava.model.visual_anchors import select_visual_anchors
+from llava.model.multimodal_projector.vision_features import VisionFeatures
+from llava.model.multimodal_projector.visual_anchors import select_visual_anchors
 from tests.conftest import VECTORS
 
 ROOT = VECTORS / "acformer"
@@ -114,7 +114,7 @@ def test_resampler(case: str) -> None:
 
 
 def published_gradients(connector: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Gradients under the published names; only what concerns the picture is stored together here."""
+    """Gradients under the published names; only what concerns the image is stored together here."""
     gradients = {}
     for name, parameter in connector.named_parameters():
         if name.startswith("resampler.media."):

@@ -1,4 +1,4 @@
-"""Templates, prompts, chat pairs and picture handling against the recorded conversations."""
+"""Templates, prompts, chat pairs and image handling against the recorded conversations."""
 
 import base64
 import io
@@ -153,16 +153,16 @@ def check_chatbot(got: list, recorded: list) -> None:
 
 
 def check_images(conv, recorded: list) -> None:
-    pictures = conv.get_images(return_pil=True)
+    images = conv.get_images(return_pil=True)
     encoded = conv.get_images()
-    assert len(pictures) == len(encoded) == len(recorded)
-    for picture, text, (width, height, mode, corner, centre) in zip(pictures, encoded, recorded):
-        assert (picture.size, picture.mode) == ((width, height), mode)
-        assert list(picture.getpixel((0, 0))) == corner
-        assert list(picture.getpixel((width // 2, height // 2))) == centre
+    assert len(images) == len(encoded) == len(recorded)
+    for image, text, (width, height, mode, corner, centre) in zip(images, encoded, recorded):
+        assert (image.size, image.mode) == ((width, height), mode)
+        assert list(image.getpixel((0, 0))) == corner
+        assert list(image.getpixel((width // 2, height // 2))) == centre
         decoded = Image.open(io.BytesIO(base64.b64decode(text)))
         assert decoded.format == "PNG"
-        assert np.array_equal(np.asarray(decoded), np.asarray(picture))
+        assert np.array_equal(np.asarray(decoded), np.asarray(image))
 
 
 @pytest.mark.parametrize(("size", "expected"), [((2000, 1), (1344, 1)), ((3, 9000), (1, 1344)), ((1345, 1), (1344, 1))])

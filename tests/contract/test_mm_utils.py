@@ -1,4 +1,4 @@
-"""Tokens, picture pieces, model names and stopping against the recorded results."""
+"""Tokens, image pieces, model names and stopping against the recorded results."""
 
 import functools
 import json
@@ -57,7 +57,7 @@ def processor_named(name: str):
     return CLIPImageProcessor.from_pretrained(str(ROOT / name))
 
 
-def picture(path: str) -> Image.Image:
+def open_rgb(path: str) -> Image.Image:
     return Image.open(ROOT / path)
 
 
@@ -108,15 +108,15 @@ def test_anyres() -> None:
         assert list(get_anyres_image_grid_shape(size, str(pinpoints), patch)) == row["grid_shape_str"]
 
 
-def test_picture_pieces() -> None:
+def test_image_pieces() -> None:
     recorded = np.load(VECTORS / "images_uint8.npz")
     grid = INDEX["grid"]
     made = {}
     for i in range(6):
-        image = picture(f"assets/images/img{i}.png")
+        image = open_rgb(f"assets/images/img{i}.png")
         made[f"expand2square_{i}"] = expand2square(image, tuple(PROCESS["background"]))
         made[f"resize_and_pad_{i}"] = resize_and_pad_image(image, select_best_resolution(image.size, grid))
-    padded = resize_and_pad_image(picture("assets/images/img3.png"), grid[2])
+    padded = resize_and_pad_image(open_rgb("assets/images/img3.png"), grid[2])
     for side, key in ((INDEX["clip_b"]["image"], "patches_3"), (30, "patches30_3")):
         patches = divide_to_patches(padded, side)
         assert len(patches) == sum(name.startswith(key + "_") for name in recorded)
@@ -129,9 +129,9 @@ def test_picture_pieces() -> None:
 @pytest.mark.parametrize("row", PROCESS["rows"], ids=lambda row: row["key"])
 def test_process_images(row: dict) -> None:
     recorded = np.load(VECTORS / "process_images.npz")
-    images = [picture(path) for path in row["images"]]
+    images = [open_rgb(path) for path in row["images"]]
     processor, config = processor_named(row["processor"]), SimpleNamespace(**row["config"])
-    if row["key"] == "pad_gray":  # P-16: upstream cannot pad a grey picture; the rule is that of its RGB conversion
+    if row["key"] == "pad_gray":  # P-16: upstream cannot pad a grey image; the rule is that of its RGB conversion
         expected = process_images([images[0].convert("RGB")], processor, config)
         assert torch.equal(process_images(images, processor, config), expected)
         return
@@ -159,7 +159,7 @@ def test_process_images(row: dict) -> None:
 
 def test_process_anyres_image_is_one_item_of_process_images() -> None:
     row = next(row for row in PROCESS["rows"] if row["key"] == "anyres_one")
-    image, processor = picture(row["images"][0]), processor_named(row["processor"])
+    image, processor = open_rgb(row["images"][0]), processor_named(row["processor"])
     batch = process_images([image], processor, SimpleNamespace(**row["config"]))
     assert torch.equal(process_anyres_image(image, processor, row["config"]["image_grid_pinpoints"]), batch[0])
 

@@ -188,7 +188,7 @@ def test_refusals(key: str, arrays: tuple[Any, Any], open_checkpoint: Any) -> No
         inputs = arrays[0]
         if f"{key}.input_ids" in inputs.files:
             _call(model, inputs, key, case)
-        else:  # the refusal was recorded without its input: any prompt with one picture meets it
+        else:  # the refusal was recorded without its input: any prompt with one image meets it
             ids = torch.tensor([[1, -200, 13, -200, 13]]) if key == "too_few_images" else torch.tensor([[1, -200, 13]])
             model.prepare_inputs_labels_for_multimodal(
                 ids, None, None, None, None, _images(inputs, key, case), case["image_sizes"]
@@ -205,8 +205,8 @@ def test_greedy_generation(name: str, arrays: tuple[Any, Any], open_checkpoint: 
         if row["error"]:
             continue
         if name == "anyres":
-            picture = Image.open(row["image_file"]).convert("RGB")
-            images = process_images([picture], model.get_vision_tower().image_processor, model.config)
+            image = Image.open(row["image_file"]).convert("RGB")
+            images = process_images([image], model.get_vision_tower().image_processor, model.config)
             sizes = row["image_sizes"]
         else:
             pixels = torch.from_numpy(inputs[f"{name}.pixel_values"])

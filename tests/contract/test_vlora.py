@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from llava.model.families import classes_of, read_config
+from llava.model.image_inputs import ImageInputs
+from llava.model.multimodal_projector.perceptual_weights import LETTERS
+from llava.model.multimodal_projector.vision_features import VisionFeatures
 from llava.model.multimodal_projector.vlora import DecoderShape, VLoRA, VLoRAConfig
-from llava.model.perceptual_weights import LETTERS
-from llava.model.vision_features import VisionFeatures
+from llava.model.splice import LanguageInputs
 from tests.conftest import VECTORS
 
 ROOT = VECTORS / "vlora"
@@ -111,7 +113,7 @@ def load_pretrained_checkpoint(**options: Any) -> Any:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_batch(attention: str) -> None:
-    """Picture in the middle, text only, picture right after BOS, short text only; right padded."""
+    """Image in the middle, text only, image right after BOS, short text only; right padded."""
     model, recorded = load_pretrained_checkpoint(attn_implementation=attention), under("model.safetensors", "batch/")
     mask = recorded["attention_mask"]
     before = {name: value.clone() for name, value in recorded.items()}
@@ -154,7 +156,9 @@ def test_stage1_layout(model: Any, recompute: bool) -> None:
 
 def test_weights_of_the_first_weighted_layer(model: Any) -> None:
     batch, recorded = under("model.safetensors", "batch/"), under("model.safetensors", "weights/")
-    bound = model.bind_pictures(batch["input_ids"], batch["attention_mask"], None, None, batch["images"])
+    bound = model.assemble_inputs(
+        LanguageInputs(batch["input_ids"], batch["attention_mask"]), ImageInputs(batch["images"])
+    )
     for letter, (a, b) in bound.weights.of_layer(3).items():
         whole = a.new_zeros(4, *a.shape[1:])
         whole[bound.weights.rows] = a
@@ -179,7 +183,7 @@ def test_one_cached_step(model: Any) -> None:
     with torch.no_grad():
         first = model(prompt["input_ids"], images=prompt["images"], use_cache=True)
         assert_close(first.logits, recorded["prefill_logits"])
-        bound = model.bind_pictures(prompt["input_ids"], None, None, None, prompt["images"])
+        bound = model.assemble_inputs(LanguageInputs(prompt["input_ids"]), ImageInputs(prompt["images"]))
         mask = torch.cat([bound.attention_mask, torch.ones(1, 1, dtype=torch.bool)], dim=1)
         step = model(
             recorded["next_token"], attention_mask=mask, past_key_values=first.past_key_values,
@@ -206,7 +210,7 @@ def test_published_layout_both_ways(model: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["single", "single_after_bos", "pair_image_text"])
 def test_published_decode_positions(model: Any, case: str) -> None:
-    """The published program decodes rows with a picture one position too early; for comparing with its weights."""
+    """The published program decodes rows with an image one position too early; for comparing with its weights."""
     recorded = under("model.safetensors", f"generate/{case}/")
     expected = recorded["official_sequences"]
     out = model.generate(

@@ -78,11 +78,11 @@ def test_two_processes_equal_one_and_zero2_equals_zero3(tmp_path: Path) -> None:
 
 
 def mixed_data(path: Path) -> Path:
-    """Three samples with a picture, five without: with two processes, some step has a picture on one of them only."""
+    """Three samples with an image, five without: with two processes, some step has an image on one of them only."""
     records = json.loads((VECTORS / "llava/train/data.json").read_text())
-    pictures = [r for r in records if "image" in r][:3]
+    images = [r for r in records if "image" in r][:3]
     texts = [r for r in records if "image" not in r]
-    path.write_text(json.dumps(pictures + texts + [texts[0] | {"id": "again"}]))
+    path.write_text(json.dumps(images + texts + [texts[0] | {"id": "again"}]))
     return path
 
 
@@ -101,7 +101,7 @@ EVERYTHING += ["--vision_tower_lr", "1e-4"]
 
 
 @pytest.mark.parametrize("connector", [VLORA, EVERYTHING], ids=["vlora", "everything"])
-def test_vlora_with_pictures_on_one_process_only(connector: list[str], tmp_path: Path) -> None:
+def test_vlora_with_images_on_one_process_only(connector: list[str], tmp_path: Path) -> None:
     """Both must run the generator and the same operations in every step, or they would wait for each other.
 
     With recomputation the order of ZeRO-3's gathering follows from the operations (contract vlora.md 4).

@@ -159,9 +159,9 @@ def test_report_of_all(benchmarks: Path, tmp_path: Path) -> None:
 def test_a_failing_chunk_fails_the_script(folder: Path, first: subprocess.CompletedProcess, tmp_path: Path) -> None:
     """Nothing is joined then; --resume asks what was missing."""
     make_benchmarks(tmp_path, count=4, seed=1)
-    picture = tmp_path / "gqa/data/images/n000003.jpg"
-    kept = picture.read_bytes()
-    picture.unlink()
+    image = tmp_path / "gqa/data/images/n000003.jpg"
+    kept = image.read_bytes()
+    image.unlink()
     environment = os.environ | {
         "MODEL": str(folder / "runs" / CKPT), "EVAL": str(tmp_path), "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "0,1",
@@ -177,7 +177,7 @@ def test_a_failing_chunk_fails_the_script(folder: Path, first: subprocess.Comple
     assert "chunk 0 of 2 failed" not in broken.stderr
     merged = tmp_path / "gqa/answers/llava_gqa_testdev_balanced" / CKPT / "merge.jsonl"
     assert not merged.exists()
-    picture.write_bytes(kept)
+    image.write_bytes(kept)
     mended = gqa("--resume")
     assert mended.returncode == 0, mended.stderr
     assert len(merged.read_text().splitlines()) == 4

@@ -7,7 +7,7 @@ import torch
 
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_projector.registry import Connector
-from llava.model.vision_features import VisionFeatures
+from llava.model.multimodal_projector.vision_features import VisionFeatures
 
 # Asked for -> what comes out on 16 patches and 4 heads.
 TOKENS = {

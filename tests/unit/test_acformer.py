@@ -8,9 +8,9 @@ import torch
 
 from llava.model.multimodal_projector.acformer import AcFormer, AcFormerConfig
 from llava.model.multimodal_projector.builder import build_vision_projector, known_projector_types
+from llava.model.multimodal_projector.vision_features import VisionFeatures
+from llava.model.multimodal_projector.visual_anchors import select_visual_anchors
 from llava.model.vision_config import check_vision_config, write_vision_config
-from llava.model.vision_features import VisionFeatures
-from llava.model.visual_anchors import select_visual_anchors
 
 SMALL = {"mm_resampler_depth": 2, "mm_resampler_heads": 2, "mm_resampler_dim_head": 8}
 
@@ -27,7 +27,7 @@ def features(batch: int = 2, heads: int = 4, patches: int = 16) -> VisionFeature
 
 
 def written_rule(attention: torch.Tensor, per_head: int) -> list[int]:
-    """Contract acformer.md 2.2 and 2.3 as they are written, for one picture `[H, P]`."""
+    """Contract acformer.md 2.2 and 2.3 as they are written, for one image `[H, P]`."""
     taken: set[int] = set()
     for row in attention.tolist():
         free = sorted((p for p in range(len(row)) if p not in taken), key=lambda p: (row[p], p), reverse=True)
@@ -65,7 +65,7 @@ def test_uneven_count_is_rounded_down_and_reported(caplog: pytest.LogCaptureFixt
 
 
 def test_one_set_of_weights_serves_any_budget() -> None:
-    """The queries come from the picture: no weight depends on the number of tokens."""
+    """The queries come from the image: no weight depends on the number of tokens."""
     large, small = connector(17), connector(5)
     assert {k: v.shape for k, v in large.state_dict().items()} == {k: v.shape for k, v in small.state_dict().items()}
 

@@ -7,9 +7,20 @@ import pytest
 import torch
 
 from llava.model.builder import load_pretrained_model
+from llava.model.image_inputs import ImageInputs
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.splice import LanguageInputs
 from tests.unit.training import losses_of, run_training
-from tests.unit.vlora_models import GREEDY, PROMPTS, SMALL, assert_cached_equals_uncached, build, logits, pad, pictures
+from tests.unit.vlora_models import (
+    GREEDY,
+    PROMPTS,
+    SMALL,
+    assert_cached_equals_uncached,
+    build,
+    logits,
+    pad,
+    random_images,
+)
 
 RESAMPLER = {"mm_num_visual_tokens": 5, "mm_resampler_depth": 1, "mm_resampler_heads": 2, "mm_resampler_dim_head": 8}
 FLAGS = [
@@ -29,7 +40,7 @@ def model(llava_vectors: Path) -> Any:
 
 @torch.no_grad()
 def logits_of_row(model: Any) -> torch.Tensor:
-    return model(torch.tensor(PROMPTS[:1]), images=pictures(1)).logits[0]
+    return model(torch.tensor(PROMPTS[:1]), images=random_images(1)).logits[0]
 
 
 def test_without_weights_it_is_acformer_bit_for_bit(model: Any) -> None:
@@ -45,10 +56,10 @@ def test_without_weights_it_is_acformer_bit_for_bit(model: Any) -> None:
 
 
 def test_the_weights_are_those_of_vlora(model: Any) -> None:
-    both = model.bind_pictures(torch.tensor(PROMPTS[:1]), None, None, None, pictures(1))
+    both = model.assemble_inputs(LanguageInputs(torch.tensor(PROMPTS[:1])), ImageInputs(random_images(1)))
     assert both.inputs_embeds.shape[1] == len(PROMPTS[0]) + 4, "five tokens stand for the marker"
     model.model.mm_projector = model.model.mm_projector.weights
-    alone = model.bind_pictures(torch.tensor(PROMPTS[:1]), None, None, None, pictures(1))
+    alone = model.assemble_inputs(LanguageInputs(torch.tensor(PROMPTS[:1])), ImageInputs(random_images(1)))
     for letter, a in alone.weights.inputs.items():
         assert torch.equal(both.weights.inputs[letter], a)
 
@@ -56,7 +67,7 @@ def test_the_weights_are_those_of_vlora(model: Any) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batch_equals_one_by_one(model: Any, side: str) -> None:
     model.config.tokenizer_padding_side = side
-    images = pictures(3)
+    images = random_images(3)
     ids, mask = pad(PROMPTS, side)
     with torch.no_grad():
         together = model(ids, attention_mask=mask, images=images).logits
@@ -69,7 +80,7 @@ def test_batch_equals_one_by_one(model: Any, side: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
 def test_generation_answers_row_by_row(model: Any, options: dict[str, Any]) -> None:
-    images = pictures(3)
+    images = random_images(3)
     ids, mask = pad(PROMPTS)
     together = model.generate(ids, images=images, attention_mask=mask, **GREEDY, **options)
     for i, row in enumerate(PROMPTS):
@@ -78,7 +89,7 @@ def test_generation_answers_row_by_row(model: Any, options: dict[str, Any]) -> N
 
 
 def test_merging_changes_no_answer(model: Any) -> None:
-    prompt = {"inputs": torch.tensor(PROMPTS[:1]), "images": pictures(1), **GREEDY}
+    prompt = {"inputs": torch.tensor(PROMPTS[:1]), "images": random_images(1), **GREEDY}
     assert torch.equal(model.generate(**prompt), model.generate(**prompt, merge_weights=True))
 
 
@@ -89,19 +100,19 @@ def test_cached_equals_uncached(model: Any) -> None:
 def test_text_alone_is_the_language_model(model: Any) -> None:
     rows = [[1, 305, 306, 307]]
     plain = logits(model, rows, None)[0]
-    model(torch.tensor(PROMPTS[:1]), images=pictures(1))  # hooks are there from now on
-    assert torch.equal(plain, logits(model, rows, pictures(1))[0])
+    model(torch.tensor(PROMPTS[:1]), images=random_images(1))  # hooks are there from now on
+    assert torch.equal(plain, logits(model, rows, random_images(1))[0])
 
 
 def test_a_text_only_training_step_reaches_every_parameter(model: Any) -> None:
     ids = torch.tensor([[1, 305, 306]])
-    model.train()(ids, labels=ids, images=pictures(1)).loss.backward()
+    model.train()(ids, labels=ids, images=random_images(1)).loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.model.mm_projector.parameters())
 
 
 def test_the_budget_can_change_in_every_call(model: Any) -> None:
-    few = model(torch.tensor(PROMPTS[:1]), images=pictures(1)).logits.shape[1]
-    assert model(torch.tensor(PROMPTS[:1]), images=pictures(1), num_visual_tokens=9).logits.shape[1] == few + 4
+    few = model(torch.tensor(PROMPTS[:1]), images=random_images(1)).logits.shape[1]
+    assert model(torch.tensor(PROMPTS[:1]), images=random_images(1), num_visual_tokens=9).logits.shape[1] == few + 4
 
 
 def test_both_stages_lora_and_opening_again(tmp_path: Path, llava_vectors: Path) -> None:
@@ -120,8 +131,8 @@ def test_both_stages_lora_and_opening_again(tmp_path: Path, llava_vectors: Path)
         assert all(torch.isfinite(torch.tensor(losses_of(trainer))))
         model = load_pretrained_model(str(tmp_path / folder), opened_on, "llava", **options)[1]
         with torch.no_grad():
-            expected = trainer.model.eval()(ids, images=pictures(1)).logits
-            torch.testing.assert_close(model(ids, images=pictures(1)).logits, expected, rtol=0, atol=1e-4)
+            expected = trainer.model.eval()(ids, images=random_images(1)).logits
+            torch.testing.assert_close(model(ids, images=random_images(1)).logits, expected, rtol=0, atol=1e-4)
     elastic = load_pretrained_model(str(tmp_path / "full"), None, "llava", mm_num_visual_tokens=9, **options)[1]
     assert elastic.num_visual_tokens == 9
 

@@ -115,8 +115,8 @@ def test_vlora(tmp_path: Path) -> None:
         assert (entry["connector"], entry["batch"]) == (cost.connector, batch)
         assert entry["flops"] == batch * cost.prefill_flops
         assert entry["cache_bytes"] == batch * cost.cache_bytes(bytes_per_value=4)
-        assert entry["picture_cache_bytes"] == cost.picture_cache_bytes(bytes_per_value=4)
-        assert entry["picture_weight_bytes"] == cost.weight_bytes(bytes_per_value=4)
+        assert entry["image_cache_bytes"] == cost.image_cache_bytes(bytes_per_value=4)
+        assert entry["image_weight_bytes"] == cost.weight_bytes(bytes_per_value=4)
     assert [entry["batch"] for entry in figures["hooks"]] == [1, 2]
     assert [entry["connector"] for entry in figures["stage1"]] == ["mlp2x_gelu", "vlora"]
     assert all(entry["difference"] < 1e-5 for entry in figures["generator"])

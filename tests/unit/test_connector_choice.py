@@ -23,7 +23,7 @@ MLP = Path("checkpoints/llava-v1-tiny-mlp2x")
 PROMPT = torch.tensor([[1, 300, -200, 13, 301]])
 
 
-def pictures(count: int = 1) -> torch.Tensor:
+def random_images(count: int = 1) -> torch.Tensor:
     return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(3))
 
 
@@ -38,11 +38,11 @@ def test_budget_at_load_and_per_call(name: str, tmp_path: Path, llava_vectors: P
     assert changed.config.mm_num_visual_tokens == other
     assert logits(changed).shape[1] == 4 + 2 * other
     with torch.no_grad():
-        at_load = changed(PROMPT, images=pictures()).logits
-        per_call = model(PROMPT, images=pictures(), num_visual_tokens=other).logits
+        at_load = changed(PROMPT, images=random_images()).logits
+        per_call = model(PROMPT, images=random_images(), num_visual_tokens=other).logits
         assert torch.equal(at_load, per_call)
-        assert model(PROMPT, images=pictures()).logits.shape[1] == 4 + trained, "one call leaves no trace"
-    options = {"images": pictures(), "do_sample": False, "max_new_tokens": 4}
+        assert model(PROMPT, images=random_images()).logits.shape[1] == 4 + trained, "one call leaves no trace"
+    options = {"images": random_images(), "do_sample": False, "max_new_tokens": 4}
     assert torch.equal(model.generate(PROMPT, num_visual_tokens=other, **options), changed.generate(PROMPT, **options))
     # What a changed model saves, opens with the changed budget.
     changed.save_pretrained(tmp_path / "llava-changed")
@@ -50,12 +50,12 @@ def test_budget_at_load_and_per_call(name: str, tmp_path: Path, llava_vectors: P
 
 
 def test_budget_changed_at_load_selects_as_if_trained_with_it(tmp_path: Path, llava_vectors: Path) -> None:
-    """Same weights, same picture: the visual tokens of a model whose configuration says so from the start."""
+    """Same weights, same image: the visual tokens of a model whose configuration says so from the start."""
     run_training(tmp_path, *STAGE2, *flags("acformer", 17))
     changed = open_model(tmp_path, mm_num_visual_tokens=5)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"mm_num_visual_tokens": 5}))
-    assert torch.equal(changed.encode_images(pictures(3)), open_model(tmp_path).encode_images(pictures(3)))
+    assert torch.equal(changed.encode_images(random_images(3)), open_model(tmp_path).encode_images(random_images(3)))
 
 
 def test_budget_of_a_stage1_checkpoint(tmp_path: Path, llava_vectors: Path) -> None:
@@ -101,10 +101,10 @@ def test_training_free_connectors_on_an_mlp_checkpoint(name: str, tokens: int, l
     assert model.num_visual_tokens == tokens
     tower, connector = model.get_vision_tower(), model.model.mm_projector
     with torch.no_grad():
-        features = tower.encode(pictures(2), need_cls_attention=True, need_patch_keys=True)
+        features = tower.encode(random_images(2), need_cls_attention=True, need_patch_keys=True)
         expected = plain.model.mm_projector(connector.reduce(features, tokens))
-        torch.testing.assert_close(model.encode_images(pictures(2)), expected, rtol=0, atol=1e-6)
-    assert model.generate(PROMPT, images=pictures(), max_new_tokens=3).shape[0] == 1
+        torch.testing.assert_close(model.encode_images(random_images(2)), expected, rtol=0, atol=1e-6)
+    assert model.generate(PROMPT, images=random_images(), max_new_tokens=3).shape[0] == 1
     assert open_model(MLP).config.mm_projector_type == "mlp2x_gelu", "the checkpoint is as it was"
 
 
@@ -112,7 +112,10 @@ def test_all_patches_as_anchors_are_the_mlp_itself(llava_vectors: Path) -> None:
     """Top-P with every patch differs from LLaVA only by the class token in front."""
     everything = open_model(MLP, mm_projector_type="top_p", mm_num_visual_tokens=17)
     torch.testing.assert_close(
-        everything.encode_images(pictures())[:, 1:], open_model(MLP).encode_images(pictures()), rtol=0, atol=1e-6
+        everything.encode_images(random_images())[:, 1:],
+        open_model(MLP).encode_images(random_images()),
+        rtol=0,
+        atol=1e-6,
     )
 
 
@@ -136,7 +139,7 @@ def test_other_refused_overrides(llava_vectors: Path) -> None:
     with pytest.raises(RequestError, match="plain language model"):
         load_pretrained_model("assets/base-llama", None, "vicuna", mm_projector_type="top_p")
     with pytest.raises(ValueError, match="fixed number of visual tokens, 16"):
-        open_model(MLP)(PROMPT, images=pictures(), num_visual_tokens=9)
+        open_model(MLP)(PROMPT, images=random_images(), num_visual_tokens=9)
 
 
 def test_linear_and_lora_checkpoints_too(llava_vectors: Path) -> None:
@@ -148,15 +151,15 @@ def test_linear_and_lora_checkpoints_too(llava_vectors: Path) -> None:
     plain = open_model(path, base)
     lora = open_model(path, base, mm_projector_type="top_p", mm_num_visual_tokens=17)
     torch.testing.assert_close(
-        lora.encode_images(pictures())[:, 1:], plain.encode_images(pictures()), rtol=0, atol=1e-6
+        lora.encode_images(random_images())[:, 1:], plain.encode_images(random_images()), rtol=0, atol=1e-6
     )
 
 
 def test_flags_of_the_programs(tmp_path: Path, llava_vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer generator opens the checkpoint with what its flags say."""
     questions = tmp_path / "q.jsonl"
-    picture = next(Path("assets/images").iterdir()).name
-    questions.write_text(json.dumps({"question_id": 1, "image": picture, "text": "What?"}) + "\n")
+    image = next(Path("assets/images").iterdir()).name
+    questions.write_text(json.dumps({"question_id": 1, "image": image, "text": "What?"}) + "\n")
     seen: list[Any] = []
     from llava.eval import generation
 

@@ -1,4 +1,4 @@
-"""Every connector inside a model: two training stages, LoRA, 4 bits, crops, several pictures, saving and opening."""
+"""Every connector inside a model: two training stages, LoRA, 4 bits, crops, several images, saving and opening."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ def open_model(path: Path, base: str | None = None, **options: Any) -> Any:
 
 @torch.no_grad()
 def logits(model: Any, images: torch.Tensor | None = None) -> torch.Tensor:
-    """Two pictures in one row."""
+    """Two images in one row."""
     model.eval()
     images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)) if images is None else images
     return model(torch.tensor([[1, 300, -200, 13, -200, 301]]), images=images).logits

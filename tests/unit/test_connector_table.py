@@ -25,7 +25,7 @@ from playground.language import CATEGORIES
 from playground.make_data import make_data
 from tests.conftest import REPOSITORY
 
-PROTOCOL = Protocol(tokens=17, stage1_steps=2, stage2_steps=2, pictures=40, questions=2)
+PROTOCOL = Protocol(tokens=17, stage1_steps=2, stage2_steps=2, images=40, questions=2)
 BOTH = ["mlp2x_gelu", "acformer"]
 
 
@@ -97,7 +97,7 @@ def test_report_shows_every_table(raw: dict) -> None:
     assert row(text, "mlp2x_gelu")[-2:] == ["1.00", "1.00"]
     assert row(text, "acformer")[1:9] == ["17", *["82.0 ± 2.8"] * 7]
     assert row(text, "acformer")[-1] == "0.80"
-    assert row(text, "a blank picture")[-3] == "28.0 ± 0.0"
+    assert row(text, "a blank image")[-3] == "28.0 ± 0.0"
     assert row(text, "5")[-1] == "70.0 ± 2.8" and row(text, "17 (trained)")[-1] == "82.0 ± 2.8"
     assert row(text, "evit (training-free)")[1:3] == ["18", "42.0 ± 1.0"]
     assert "**Published, not measured here" in text and "58.0 / 61.3 / 68.4 / 1846.1" in text
@@ -285,7 +285,7 @@ def test_tiny_comparison(folders: Folders) -> None:
     from playground.connector_runs import obtain_result
     from playground.connector_step_time import measure_step_times
 
-    make_data(folders.data, PROTOCOL.pictures, PROTOCOL.questions, PROTOCOL.turns, PROTOCOL.data_seed)
+    make_data(folders.data, PROTOCOL.images, PROTOCOL.questions, PROTOCOL.turns, PROTOCOL.data_seed)
     plan = [
         *plan_trainings(BOTH, [1]),
         Evaluation(Run("acformer", 1), "elastic", tokens=9),

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.families import read_config
 from llava.model.multimodal_projector.builder import build_vision_projector, known_projector_types
+from llava.model.multimodal_projector.vision_features import VisionFeatures
+from llava.model.multimodal_projector.visual_anchors import select_visual_anchors
 from llava.model.vision_config import check_vision_config
-from llava.model.vision_features import VisionFeatures
-from llava.model.visual_anchors import select_visual_anchors
 from tests.unit.connectors import CONNECTOR_NAMES, ELASTIC, SMALL, TOKENS, connector, features
 
 
@@ -232,7 +232,7 @@ def test_query_order_does_not_matter_to_the_resampler() -> None:
 @pytest.mark.parametrize("name", CONNECTOR_NAMES)
 @pytest.mark.parametrize("training", [False, True])
 def test_no_value_is_read_by_the_host(name: str, training: bool) -> None:
-    """Tensors without values go through: on a GPU nothing waits for a result, whatever the pictures show."""
+    """Tensors without values go through: on a GPU nothing waits for a result, whatever the images show."""
     with FakeTensorMode():
         module = connector(name).train(training)
         assert module(features()).shape == (2, TOKENS[name][1], 48)

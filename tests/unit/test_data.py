@@ -23,7 +23,7 @@ ASSETS = Path(__file__).parent.parent / "vectors" / "llava" / "assets"
 
 
 class Processor:
-    """Stands for the image processor: a fixed size, the mean colour of the picture as value."""
+    """Stands for the image processor: a fixed size, the mean colour of the image as value."""
 
     def __init__(self):
         self.crop_size = {"height": 4, "width": 4}
@@ -36,11 +36,11 @@ class Processor:
 
 @pytest.fixture
 def world(tmp_path: Path):
-    """An image folder with one picture, and a function that opens a data set of some records."""
+    """An image folder with one image, and a function that opens a data set of some records."""
     folder = tmp_path / "images"
     folder.mkdir()
     Image.new("L", (6, 3), 255).save(folder / "white.png")
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     Image.new("RGB", (3, 3)).save(tmp_path / "outside.png")
 
     def dataset(records: list, **args) -> LazySupervisedDataset:
@@ -112,7 +112,7 @@ def test_a_record_may_leave_its_image_unused(world) -> None:
 
 BAD = {
     "missing": (record("gone.png"), "does not exist"),
-    "damaged": (record("broken.png"), "not in a picture format"),
+    "damaged": (record("broken.png"), "not in an image format"),
     "up and out": (record("../outside.png"), "leads out of the image folder"),
     "absolute": (record(os.path.abspath(__file__)), "leads out of the image folder"),
     "list of images": (record(["white.png"]), "not the path of one image"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from llava.model.builder import load_pretrained_model
-from llava.model.splice import ImageCountError, fill_in_dummies
+from llava.model.image_inputs import ImageInputs
+from llava.model.splice import ImageCountError
 
 PROMPTS = [[1, 300, -200, 13, 301, 302], [1, 305, 306], [1, -200, 310, 311, 312, 313, 314, -200, 315]]
 
@@ -33,7 +34,7 @@ def acformer(model: Any) -> Any:
     return model
 
 
-def pictures(count: int) -> torch.Tensor:
+def random_images(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(1))
 
 
@@ -50,8 +51,8 @@ def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("beams", [1, 2])
 def test_batch_answers_as_one_by_one(which: str, side: str, beams: int, request: pytest.FixtureRequest) -> None:
-    """Whatever side the caller pads on; row 1 is text only and uses up a dummy picture."""
-    model, images = request.getfixturevalue(which), pictures(4)
+    """Whatever side the caller pads on; row 1 is text only and uses up a dummy image."""
+    model, images = request.getfixturevalue(which), random_images(4)
     options = {"do_sample": False, "num_beams": beams, "max_new_tokens": 8, "pad_token_id": 0}
     shown = [images[:1], images[1:2], images[2:]]
     alone = [
@@ -65,7 +66,7 @@ def test_batch_answers_as_one_by_one(which: str, side: str, beams: int, request:
         assert set(row[len(one) :]) <= {0, 2}  # beams are filled with the end token
 
 
-def test_text_only_batch_without_pictures(model: Any) -> None:
+def test_text_only_batch_without_images(model: Any) -> None:
     rows = [[1, 300, 301], [1, 302, 303, 304, 305]]
     options = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
     for side in ("left", "right"):
@@ -78,7 +79,7 @@ def test_text_only_batch_without_pictures(model: Any) -> None:
 
 @pytest.mark.parametrize("which", ["model", "acformer"])
 def test_padding_side_does_not_change_logits(which: str, request: pytest.FixtureRequest) -> None:
-    model, images = request.getfixturevalue(which), pictures(4)
+    model, images = request.getfixturevalue(which), random_images(4)
     results = {}
     for side in ("left", "right"):
         model.config.tokenizer_padding_side = side
@@ -96,7 +97,7 @@ def test_padding_side_does_not_change_logits(which: str, request: pytest.Fixture
 @pytest.mark.parametrize("which", ["model", "acformer"])
 def test_cached_equals_uncached(which: str, request: pytest.FixtureRequest) -> None:
     """Greedy decoding by hand, whole sequence anew each time, gives the tokens of the cached generate."""
-    model, images = request.getfixturevalue(which), pictures(1)
+    model, images = request.getfixturevalue(which), random_images(1)
     prompt = torch.tensor([PROMPTS[0]])
     cached = model.generate(prompt, images=images, do_sample=False, max_new_tokens=8, pad_token_id=0)[0].tolist()
     ids = prompt
@@ -107,15 +108,15 @@ def test_cached_equals_uncached(which: str, request: pytest.FixtureRequest) -> N
         ids = torch.cat([ids, torch.tensor([[expected]])], dim=1)
 
 
-def test_dummy_pictures_are_not_encoded(acformer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dummy_images_are_not_encoded(acformer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     encode = acformer.encode_images
     monkeypatch.setattr(acformer, "encode_images", lambda x, budget: seen.append(len(x)) or encode(x, budget))
     ids, mask = pad(PROMPTS, "right")
-    acformer(ids, attention_mask=mask, images=pictures(4))
+    acformer(ids, attention_mask=mask, images=random_images(4))
     assert seen == [3]
     text = torch.tensor([[1, 300, 301]] * 2)
-    loss = acformer(text, labels=text, images=pictures(2)).loss
+    loss = acformer(text, labels=text, images=random_images(2)).loss
     assert seen == [3, 1], "a text-only step of a distributed run must still run the connector"
     loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in acformer.model.mm_projector.parameters())
@@ -124,35 +125,35 @@ def test_dummy_pictures_are_not_encoded(acformer: Any, monkeypatch: pytest.Monke
     torch.testing.assert_close(loss.detach(), plain, rtol=0, atol=1e-6)
 
 
-def test_generate_fills_in_missing_dummy_pictures(model: Any) -> None:
-    """As evaluation suites leave them out; sizes move with their pictures, and other counts stay an error."""
-    (ids, mask), images = pad(PROMPTS, "right"), pictures(4)
+def test_generate_fills_in_missing_dummy_images(model: Any) -> None:
+    """As evaluation suites leave them out; sizes move with their images, and other counts stay an error."""
+    (ids, mask), images = pad(PROMPTS, "right"), random_images(4)
     options = {"attention_mask": mask, "do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
     expected = model.generate(ids, images=images, **options)
     shown = images[[0, 2, 3]]
     assert torch.equal(model.generate(ids, images=shown, **options), expected)
     assert torch.equal(model.generate(ids, images=list(shown), **options), expected)
-    with pytest.raises(ImageCountError, match="needs 2 picture"):
+    with pytest.raises(ImageCountError, match="needs 2 image"):
         model.generate(ids, images=images[:2], **options)
-    filled, sizes = fill_in_dummies([0, 1, 0, 2], shown, [(1, 1), (2, 2), (3, 3)])
-    assert torch.equal(filled, shown[[0, 0, 0, 1, 2]])
-    assert sizes == [(1, 1), (1, 1), (1, 1), (2, 2), (3, 3)]
-    assert len(fill_in_dummies([1, 0], images[:2], None)[0]) == 2, "nothing is missing"
+    filled = ImageInputs(shown, [(1, 1), (2, 2), (3, 3)]).with_dummies([0, 1, 0, 2])
+    assert torch.equal(filled.pixels, shown[[0, 0, 0, 1, 2]])
+    assert filled.sizes == [(1, 1), (1, 1), (1, 1), (2, 2), (3, 3)]
+    assert len(ImageInputs(images[:2]).with_dummies([1, 0])) == 2, "nothing is missing"
 
 
-def test_pictures_and_markers_must_match(model: Any) -> None:
+def test_images_and_markers_must_match(model: Any) -> None:
     ids, mask = pad(PROMPTS, "right")
-    with pytest.raises(ImageCountError, match=r"Row 2 .* needs 2 picture"):
-        model(ids, attention_mask=mask, images=pictures(3))
-    with pytest.raises(ImageCountError, match="5 pictures were given for 4"):
-        model(ids, attention_mask=mask, images=pictures(5))
-    with pytest.raises(ImageCountError, match="no picture was given"):
+    with pytest.raises(ImageCountError, match=r"Row 2 .* needs 2 image"):
+        model(ids, attention_mask=mask, images=random_images(3))
+    with pytest.raises(ImageCountError, match="5 images were given for 4"):
+        model(ids, attention_mask=mask, images=random_images(5))
+    with pytest.raises(ImageCountError, match="no image was given"):
         model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=2)
 
 
-def test_half_precision_pictures(acformer: Any) -> None:
-    """Evaluation suites hand over float16 pictures whatever the model's dtype is."""
-    prompt, images = torch.tensor([PROMPTS[0]]), pictures(1)
+def test_half_precision_images(acformer: Any) -> None:
+    """Evaluation suites hand over float16 images whatever the model's dtype is."""
+    prompt, images = torch.tensor([PROMPTS[0]]), random_images(1)
     with torch.no_grad():
         whole, half = acformer(prompt, images=images).logits, acformer(prompt, images=images.half()).logits
     torch.testing.assert_close(half, whole, rtol=0, atol=0.1)

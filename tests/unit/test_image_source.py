@@ -1,4 +1,4 @@
-"""Pictures by path or web address: what is fetched, what is refused."""
+"""Images by path or web address: what is fetched, what is refused."""
 
 import http.server
 import io
@@ -53,15 +53,15 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
-def test_picture_from_the_web(site: str) -> None:
-    picture = run_llava.load_image(f"{site}/good.png")
-    assert (picture.size, picture.mode) == ((5, 4), "RGB")
+def test_image_from_the_web(site: str) -> None:
+    image = run_llava.load_image(f"{site}/good.png")
+    assert (image.size, image.mode) == ((5, 4), "RGB")
 
 
 def test_refused_downloads(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match=r"missing.png' cannot be fetched .*404"):
         run_llava.load_image(f"{site}/missing.png")
-    with pytest.raises(ImageError, match=r"/page'.*not in a picture format"):
+    with pytest.raises(ImageError, match=r"/page'.*not in an image format"):
         run_llava.load_image(f"{site}/page")
     with pytest.raises(ImageError, match="larger than the limit of 1000 bytes"):
         image_source.download(f"{site}/big.png", max_bytes=1000)
@@ -82,4 +82,4 @@ def test_only_web_schemes_are_addresses(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     Path("http_a.png").write_bytes(_png())
     args = SimpleNamespace(image_file="http_a.png;http_a.png", sep=";")
-    assert [picture.size for picture in run_llava.load_images(run_llava.image_parser(args))] == [(5, 4)] * 2
+    assert [image.size for image in run_llava.load_images(run_llava.image_parser(args))] == [(5, 4)] * 2

@@ -1,4 +1,4 @@
-"""Pictures are limited before they are decoded, and every failure is one clear error."""
+"""Images are limited before they are decoded, and every failure is one clear error."""
 
 import base64
 import io
@@ -53,7 +53,7 @@ def test_pixel_limit_is_checked_before_decoding() -> None:
 def test_other_failures(tmp_path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
         open_image(tmp_path / "no.png")
-    with pytest.raises(ImageError, match="not in a picture format"):
+    with pytest.raises(ImageError, match="not in an image format"):
         open_image(b"hello")
     with pytest.raises(ImageError, match="cannot be decoded"):
         open_image(bomb(100, 100))
@@ -64,7 +64,7 @@ def test_other_failures(tmp_path) -> None:
             load_image_from_base64(data)
 
 
-def test_expand2square_returns_a_square_picture_itself() -> None:
+def test_expand2square_returns_a_square_image_itself() -> None:
     square = Image.new("RGB", (4, 4))
     assert expand2square(square, (0, 0, 0)) is square
     odd = expand2square(Image.new("RGB", (2, 5), (9, 9, 9)), (0, 0, 0))

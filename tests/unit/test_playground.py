@@ -165,7 +165,7 @@ def test_evaluation_files(data: Path) -> None:
     assert len(Image.open(data / gray).getcolors()) == 1
 
 
-def test_splits_share_no_picture_and_no_scene(data: Path) -> None:
+def test_splits_share_no_image_and_no_scene(data: Path) -> None:
     train = {Image.open(p).tobytes() for p in (data / "images").glob("train_*.png")}
     held_out = {Image.open(p).tobytes() for p in (data / "images").glob("eval_*.png")}
     assert len(train) == NUM_TRAIN and held_out and not train & held_out

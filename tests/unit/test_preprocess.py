@@ -86,19 +86,19 @@ def test_plain_learns_the_caption() -> None:
     assert ids[:2].tolist() == [tokenizer.bos_token_id, -200]
     assert labels.tolist() == [IGNORE_INDEX] * 2 + ids[2:].tolist()
     assert tokenizer.decode(ids[2:]).strip() == "a cat"
-    for bad in ([source[0]], [{"from": "human", "value": "no picture"}, source[1]]):
+    for bad in ([source[0]], [{"from": "human", "value": "no image"}, source[1]]):
         with pytest.raises(AssertionError, match="--version"):
             preprocess_plain([bad], tokenizer, conv_templates["plain"])
 
 
-def test_text_is_cut_and_pictures_are_not() -> None:
+def test_text_is_cut_and_images_are_not() -> None:
     tokenizer = load_tokenizer(str(ASSETS / "tokenizer-llama"), model_max_length=20)
     text = preprocess([TALK], tokenizer, conv=conv_templates["v1"])
     assert text["input_ids"].shape == text["labels"].shape == (1, 20)
     args = SimpleNamespace(is_multimodal=True, mm_use_im_start_end=False)
     source = preprocess_multimodal([[{"from": "human", "value": "<image> hm"}, TALK[1]]], args)
-    picture = preprocess(source, tokenizer, has_image=True, conv=conv_templates["v1"])
-    assert picture["input_ids"].shape[1] > 20
+    image = preprocess(source, tokenizer, has_image=True, conv=conv_templates["v1"])
+    assert image["input_ids"].shape[1] > 20
 
 
 def test_errors_name_the_turn() -> None:

@@ -87,7 +87,7 @@ def test_s2_equals_the_written_rule(llava_vectors: Path) -> None:
 def test_s2_refusals(llava_vectors: Path) -> None:
     clip = tower(s2=True, s2_scales="56,112")
     with pytest.raises(ValueError, match="class token"):
-        clip.encode(torch.zeros(1, 3, 112, 112))
+        clip.encode(torch.zeros(1, 3, 112, 112), need_cls_attention=True)
     with pytest.raises(ValueError, match="square"):
         clip(torch.zeros(1, 3, 112, 56))
     with pytest.raises(ValueError, match="patch"):

@@ -1,4 +1,4 @@
-"""The picture of the anchors: its maps by their formulas, the program on the playground's tower, refusals."""
+"""The image of the anchors: its maps by their formulas, the program on the playground's tower, refusals."""
 
 import sys
 from pathlib import Path
@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
 
 
 def test_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Runs without any flag but the picture; the rings stand around the patches that AcFormer would choose."""
+    """Runs without any flag but the image; the rings stand around the patches that AcFormer would choose."""
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "in.png")
     out = tmp_path / "new/anchors.png"
     run(monkeypatch, "--image-file", str(tmp_path / "in.png"), "--out", str(out), "--layers", "3", "4")

@@ -1,4 +1,4 @@
-"""VLoRA beyond its recordings: what equals what, rows with and without pictures, decoding, other decoders, refusals."""
+"""VLoRA beyond its recordings: what equals what, rows with and without images, decoding, other decoders, refusals."""
 
 import copy
 import gc
@@ -17,8 +17,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, TextStream
 from llava.model import LlavaLlamaVLoRAForCausalLM, LlavaVLoRAConfig
 from llava.model.builder import load_pretrained_model
 from llava.model.families import read_config
+from llava.model.image_inputs import ImageInputs
 from llava.model.multimodal_projector.vlora import DecoderShape, VLoRAConfig, check_settings
-from llava.model.splice import ImageCountError
+from llava.model.splice import ImageCountError, LanguageInputs
 from tests.conftest import REPOSITORY
 from tests.unit.training import losses_of, run_training
 from tests.unit.vlora_models import (
@@ -30,7 +31,7 @@ from tests.unit.vlora_models import (
     build,
     logits,
     pad,
-    pictures,
+    random_images,
 )
 
 
@@ -42,7 +43,7 @@ def model(llava_vectors: Path) -> Any:
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("letters", ["qkvom", "m", "vq", "o"])
 def test_batch_equals_one_by_one(letters: str, side: str, llava_vectors: Path) -> None:
-    model, images = build(vlora_type=letters), pictures(3)
+    model, images = build(vlora_type=letters), random_images(3)
     together = logits(model, PROMPTS, images, side)
     for i, row in enumerate(PROMPTS):
         alone = logits(model, [row], images[i : i + 1])[0]
@@ -51,10 +52,10 @@ def test_batch_equals_one_by_one(letters: str, side: str, llava_vectors: Path) -
 
 def test_it_is_a_low_rank_update_of_the_matrices(model: Any) -> None:
     """`W + B A^T` written into copies of the matrices gives the same answers; m is a path of its own."""
-    model, images = build(kv_heads=4, vlora_type="qkvo"), pictures(1)
+    model, images = build(kv_heads=4, vlora_type="qkvo"), random_images(1)
     expected = logits(model, PROMPTS[:1], images)[0]
     ids = torch.tensor(PROMPTS[:1])
-    bound = model.bind_pictures(ids, None, None, None, images)
+    bound = model.assemble_inputs(LanguageInputs(ids), ImageInputs(images))
     plain = LlamaForCausalLM(LlamaConfig(**{k: getattr(model.config, k) for k in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "max_position_embeddings")})).eval()  # fmt: skip
@@ -67,14 +68,14 @@ def test_it_is_a_low_rank_update_of_the_matrices(model: Any) -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
 
 
-def test_without_a_picture_it_is_the_language_model_bit_for_bit(model: Any) -> None:
+def test_without_a_image_it_is_the_language_model_bit_for_bit(model: Any) -> None:
     rows = [[1, 305, 306], [1, 307, 308, 309, 310]]
     plain = logits(model, rows, None)
     with torch.no_grad():
-        model(torch.tensor(PROMPTS[:1]), images=pictures(1))  # hooks are there from now on
+        model(torch.tensor(PROMPTS[:1]), images=random_images(1))  # hooks are there from now on
     for before, after in zip(plain, logits(model, rows, None), strict=True):
         assert torch.equal(before, after)
-    for before, beside_dummies in zip(plain, logits(model, rows, pictures(2)), strict=True):
+    for before, beside_dummies in zip(plain, logits(model, rows, random_images(2)), strict=True):
         assert torch.equal(before, beside_dummies)
 
 
@@ -82,12 +83,12 @@ def test_text_rows_run_neither_tower_nor_generator(model: Any, monkeypatch: pyte
     seen: list[int] = []
     encode = model.encode_images
     monkeypatch.setattr(model, "encode_images", lambda images, *more: seen.append(len(images)) or encode(images, *more))
-    logits(model, PROMPTS, pictures(3))
+    logits(model, PROMPTS, random_images(3))
     assert seen == [2]
-    logits(model, [[1, 305]], pictures(1))
+    logits(model, [[1, 305]], random_images(1))
     assert seen == [2]
     text = torch.tensor([[1, 300, 301]])
-    loss = model(text, labels=text, images=pictures(1)).loss
+    loss = model(text, labels=text, images=random_images(1)).loss
     assert seen == [2, 1], "a text-only training step must run the generator for the other processes' sake"
     loss.backward()
     generator = list(model.model.mm_projector.parameters())
@@ -96,7 +97,7 @@ def test_text_rows_run_neither_tower_nor_generator(model: Any, monkeypatch: pyte
 
 def test_nobody_attends_to_the_slot(model: Any) -> None:
     """What stands in the slot does not matter to any other place."""
-    images = pictures(1)
+    images = random_images(1)
     before = logits(model, PROMPTS[:1], images)[0]
     with torch.no_grad():
         model.get_input_embeddings().weight[0] += 5  # the slot's embedding is that of id 0
@@ -105,14 +106,17 @@ def test_nobody_attends_to_the_slot(model: Any) -> None:
     assert torch.equal(before[others], after[others])
 
 
-def test_several_pictures_of_a_row_are_averaged(model: Any) -> None:
-    images, row = pictures(2), [1, -200, 300, -200, 301]
-    bound = model.bind_pictures(torch.tensor([row]), None, None, None, images)
-    single = [model.bind_pictures(torch.tensor([[1, -200]]), None, None, None, images[i : i + 1]) for i in range(2)]
+def test_several_images_of_a_row_are_averaged(model: Any) -> None:
+    images, row = random_images(2), [1, -200, 300, -200, 301]
+    bound = model.assemble_inputs(LanguageInputs(torch.tensor([row])), ImageInputs(images))
+    single = [
+        model.assemble_inputs(LanguageInputs(torch.tensor([[1, -200]])), ImageInputs(images[i : i + 1]))
+        for i in range(2)
+    ]
     for letter, a in bound.weights.inputs.items():
         mean = (single[0].weights.inputs[letter] + single[1].weights.inputs[letter]) / 2
         torch.testing.assert_close(a, mean, rtol=0, atol=1e-5)
-    summed = build(vlora_reduction="sum").bind_pictures(torch.tensor([row]), None, None, None, images)
+    summed = build(vlora_reduction="sum").assemble_inputs(LanguageInputs(torch.tensor([row])), ImageInputs(images))
     torch.testing.assert_close(summed.weights.inputs["q"], 2 * bound.weights.inputs["q"], rtol=0, atol=1e-5)
     assert bound.attention_mask.tolist() == [[True, False, True, False, True]]
     same = logits(model, [row], images[[0, 0]])[0]
@@ -122,7 +126,7 @@ def test_several_pictures_of_a_row_are_averaged(model: Any) -> None:
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_generation_answers_row_by_row(model: Any, options: dict[str, int], side: str) -> None:
-    images = pictures(3)
+    images = random_images(3)
     ids, mask = pad(PROMPTS, side)
     together = model.generate(ids, images=images, attention_mask=mask, **GREEDY, **options)
     copies = options.get("num_return_sequences", 1)
@@ -144,10 +148,10 @@ def test_sampling_and_streaming(model: Any) -> None:
     shown: list[str] = []
     streamer = TextStreamer(Tokenizer(), skip_prompt=True)
     streamer.on_finalized_text = lambda text, stream_end=False: shown.append(text)
-    ids = model.generate(torch.tensor(PROMPTS[:1]), images=pictures(1), streamer=streamer, **GREEDY)
+    ids = model.generate(torch.tensor(PROMPTS[:1]), images=random_images(1), streamer=streamer, **GREEDY)
     assert "".join(shown) == "".join(f"<{i}>" for i in ids[0].tolist())
     options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 4, "pad_token_id": 0}
-    assert model.generate(torch.tensor(PROMPTS[:1]), images=pictures(1), **options).shape == (3, 4)
+    assert model.generate(torch.tensor(PROMPTS[:1]), images=random_images(1), **options).shape == (3, 4)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -160,7 +164,7 @@ def test_grouped_queries_train(mistral: bool, recompute: bool, llava_vectors: Pa
         if use:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         ids, mask = pad(PROMPTS)
-        model(ids, attention_mask=mask, labels=ids.masked_fill(ids < 2, -100), images=pictures(3)).loss.backward()
+        model(ids, attention_mask=mask, labels=ids.masked_fill(ids < 2, -100), images=random_images(3)).loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert set(gradients[0]) == set(gradients[1]) and any("Bs.k" in name for name in gradients[0])
     for name, gradient in gradients[0].items():
@@ -173,14 +177,14 @@ def test_training_starts_at_the_language_model(llava_vectors: Path) -> None:
     for factor in model.model.mm_projector._output_parameters():
         torch.nn.init.zeros_(factor)
     ids = torch.tensor(PROMPTS[:1])
-    model(ids, labels=ids.masked_fill(ids < 2, -100), images=pictures(1)).loss.backward()
+    model(ids, labels=ids.masked_fill(ids < 2, -100), images=random_images(1)).loss.backward()
     for name, parameter in model.model.mm_projector.named_parameters():
         assert bool(parameter.grad.any()) == name.startswith("Bs"), name
 
 
 def test_layers_left_over_get_no_weights(llava_vectors: Path) -> None:
     model = build(skip_layers=2)
-    bound = model.bind_pictures(torch.tensor(PROMPTS[:1]), None, None, None, pictures(1))
+    bound = model.assemble_inputs(LanguageInputs(torch.tensor(PROMPTS[:1])), ImageInputs(random_images(1)))
     assert [bool(bound.weights.of_layer(i)) for i in range(3)] == [False, True, False]
 
 
@@ -216,26 +220,26 @@ def test_flash_attention_does_not_train(model: Any) -> None:
     ids = torch.tensor(PROMPTS[:1])
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="needs attn_implementation sdpa or eager"):
-        model(ids, labels=ids, images=pictures(1))
+        model(ids, labels=ids, images=random_images(1))
 
 
 def test_refused_inputs(model: Any) -> None:
-    images = pictures(2)
-    with pytest.raises(ValueError, match="very start of a row"):
+    images = random_images(2)
+    with pytest.raises(ValueError, match="A row starts with an image"):
         model(torch.tensor([[-200, 1, 300]]), images=images[:1])
-    with pytest.raises(ImageCountError, match="no picture was given"):
+    with pytest.raises(ImageCountError, match="no image was given"):
         model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=1)
-    with pytest.raises(ImageCountError, match="needs 2 picture"):
+    with pytest.raises(ImageCountError, match="needs 2 image"):
         model(torch.tensor([[1, -200, 5, -200]]), images=images[:1])
-    with pytest.raises(ValueError, match=r"one view of each picture.*not pictures of shape \[2, 3, 56, 56\]"):
+    with pytest.raises(ValueError, match=r"one view of each image.*not images of shape \[2, 3, 56, 56\]"):
         model(torch.tensor(PROMPTS[:1]), images=[images])
     with pytest.raises(ValueError, match="must have one size"):
         model(torch.tensor(PROMPTS[:1]), images=[images[0], images[1, :, :28]])
-    with pytest.raises(ImageCountError, match="no picture was given"):
+    with pytest.raises(ImageCountError, match="no image was given"):
         model(torch.tensor(PROMPTS[:1]), images=[])
     with pytest.raises(ValueError, match="fixed number of visual tokens"):
         model.generate(torch.tensor(PROMPTS[:1]), images=images[:1], num_visual_tokens=9)
-    with pytest.raises(TypeError, match="use bind_pictures"):
+    with pytest.raises(TypeError, match="use assemble_inputs"):
         model.prepare_inputs_labels_for_multimodal(torch.tensor(PROMPTS[:1]), None, None, None, None, images)
 
 
@@ -256,14 +260,14 @@ def test_both_stages_lora_and_opening_again(tmp_path: Path, llava_vectors: Path)
         model = load_pretrained_model(str(tmp_path / folder), opened_on, "llava", **options)[1]
         assert all(factor.any() for factor in model.model.mm_projector._output_parameters())
         with torch.no_grad():
-            expected = trainer.model.eval()(ids, images=pictures(1)).logits
-            torch.testing.assert_close(model(ids, images=pictures(1)).logits, expected, rtol=0, atol=1e-4)
+            expected = trainer.model.eval()(ids, images=random_images(1)).logits
+            torch.testing.assert_close(model(ids, images=random_images(1)).logits, expected, rtol=0, atol=1e-4)
     assert type(full.model).__name__ == "LlavaLlamaVLoRAForCausalLM"
 
 
 @pytest.mark.parametrize("letters", ["qkvom", "qk", "m"])
 def test_merging_changes_neither_answers_nor_weights(letters: str, llava_vectors: Path) -> None:
-    model, ids, images = build(vlora_type=letters), torch.tensor(PROMPTS[:1]), pictures(1)
+    model, ids, images = build(vlora_type=letters), torch.tensor(PROMPTS[:1]), random_images(1)
     options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen: list[bool] = []
@@ -279,11 +283,11 @@ def test_merging_changes_neither_answers_nor_weights(letters: str, llava_vectors
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_merging_is_refused_for_several_pictures(model: Any) -> None:
+def test_merging_is_refused_for_several_images(model: Any) -> None:
     for rows in (PROMPTS[:2], [PROMPTS[0], PROMPTS[2]]):
         ids, mask = pad(rows)
-        with pytest.raises(ValueError, match="one picture for all rows"):
-            model.generate(ids, images=pictures(2), attention_mask=mask, merge_weights=True, **GREEDY)
+        with pytest.raises(ValueError, match="one image for all rows"):
+            model.generate(ids, images=random_images(2), attention_mask=mask, merge_weights=True, **GREEDY)
 
 
 def test_a_checkpoint_without_a_generator_gets_a_fresh_one(llava_vectors: Path) -> None:
@@ -341,23 +345,25 @@ def test_compiled_equals_plain(model: Any) -> None:
     ids, mask = pad(PROMPTS)
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager")
-        for images in (pictures(3), 2 * pictures(3)):  # the second picture's weights are not those of the first
+        for images in (random_images(3), 2 * random_images(3)):  # the second image's weights are not those of the first
             out = compiled(ids, attention_mask=mask, images=images).logits
             torch.testing.assert_close(out, model(ids, attention_mask=mask, images=images).logits, rtol=0, atol=1e-5)
-        static = model.generate(ids, images=pictures(3), attention_mask=mask, cache_implementation="static", **GREEDY)
-    assert torch.equal(static, model.generate(ids, images=pictures(3), attention_mask=mask, **GREEDY))
+        static = model.generate(
+            ids, images=random_images(3), attention_mask=mask, cache_implementation="static", **GREEDY
+        )
+    assert torch.equal(static, model.generate(ids, images=random_images(3), attention_mask=mask, **GREEDY))
     torch._dynamo.reset()
 
 
 def test_one_crop_each_is_one_view_each(model: Any) -> None:
-    images = pictures(1)
+    images = random_images(1)
     assert torch.equal(logits(model, PROMPTS[:1], images)[0], logits(model, PROMPTS[:1], [images])[0])
     assert torch.equal(logits(model, PROMPTS[:1], images)[0], logits(model, PROMPTS[:1], [images[0]])[0])
 
 
 def test_weights_serve_for_any_rows(model: Any) -> None:
-    """One picture under two questions, and rows in another order than the pictures."""
-    both = model.encode_images(pictures(2))
+    """One image under two questions, and rows in another order than the images."""
+    both = model.encode_images(random_images(2))
     for order in ([[1], [0]], [[0], [0]], [[1], [], [0]]):
         bound = both.for_rows(order)
         shown = [row[0] for row in order if row]
@@ -365,10 +371,10 @@ def test_weights_serve_for_any_rows(model: Any) -> None:
 
 
 @torch.no_grad()
-def test_weights_replace_their_pictures(model: Any) -> None:
+def test_weights_replace_their_images(model: Any) -> None:
     """Made once, for several questions."""
-    ids, images = torch.tensor(PROMPTS[:1]), pictures(1)
-    weights = model.bind_pictures(ids, None, None, None, images).weights
+    ids, images = torch.tensor(PROMPTS[:1]), random_images(1)
+    weights = model.assemble_inputs(LanguageInputs(ids), ImageInputs(images)).weights
     assert torch.equal(model(ids, perceptual_weights=weights).logits, model(ids, images=images).logits)
     assert torch.equal(
         model.generate(ids, perceptual_weights=weights, **GREEDY), model.generate(ids, images=images, **GREEDY)
@@ -379,12 +385,12 @@ def test_weights_replace_their_pictures(model: Any) -> None:
 
 @torch.no_grad()
 def test_peft_around_hooked_projections_adds_nothing_twice(model: Any) -> None:
-    """A picture was looked at before LoRA was put on."""
-    before = logits(model, PROMPTS[:1], pictures(1))[0]
+    """An image was looked at before LoRA was put on."""
+    before = logits(model, PROMPTS[:1], random_images(1))[0]
     config = LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"])
     wrapped = get_peft_model(model, config)
-    assert torch.equal(logits(wrapped, PROMPTS[:1], pictures(1))[0], before)
-    assert torch.equal(logits(wrapped.merge_and_unload(), PROMPTS[:1], pictures(1))[0], before)
+    assert torch.equal(logits(wrapped, PROMPTS[:1], random_images(1))[0], before)
+    assert torch.equal(logits(wrapped.merge_and_unload(), PROMPTS[:1], random_images(1))[0], before)
 
 
 def test_nothing_outlives_a_call(model: Any) -> None:
@@ -392,14 +398,14 @@ def test_nothing_outlives_a_call(model: Any) -> None:
     mlp = model.model.layers[0].mlp
     with torch.no_grad():
         alone = mlp(x)
-        model(torch.tensor(PROMPTS[:1]), images=pictures(1))
+        model(torch.tensor(PROMPTS[:1]), images=random_images(1))
         assert torch.equal(mlp(x), alone)
     model.train().gradient_checkpointing_enable({"use_reentrant": False})
     ids = torch.tensor(PROMPTS[:1])
-    model(ids, labels=ids.masked_fill(ids < 2, -100), images=pictures(1)).loss.backward()
+    model(ids, labels=ids.masked_fill(ids < 2, -100), images=random_images(1)).loss.backward()
     model.eval().gradient_checkpointing_disable()
     assert torch.equal(mlp(x), alone)
-    bound = model.bind_pictures(torch.tensor(PROMPTS[:1]), None, None, None, pictures(1)).weights
+    bound = model.assemble_inputs(LanguageInputs(torch.tensor(PROMPTS[:1])), ImageInputs(random_images(1))).weights
     kept = weakref.ref(bound.inputs["m"])
     model(torch.tensor(PROMPTS[:1]), perceptual_weights=bound)
     del bound
@@ -407,15 +413,15 @@ def test_nothing_outlives_a_call(model: Any) -> None:
     assert kept() is None
 
 
-def test_a_model_that_saw_a_picture_can_be_pickled_and_copied(model: Any) -> None:
-    expected = logits(model, PROMPTS[:1], pictures(1))[0]
+def test_a_model_that_saw_a_image_can_be_pickled_and_copied(model: Any) -> None:
+    expected = logits(model, PROMPTS[:1], random_images(1))[0]
     for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        assert torch.equal(logits(twin, PROMPTS[:1], pictures(1))[0], expected)
+        assert torch.equal(logits(twin, PROMPTS[:1], random_images(1))[0], expected)
 
 
-def test_threads_with_different_pictures(llava_vectors: Path) -> None:
+def test_threads_with_different_images(llava_vectors: Path) -> None:
     """The first generation installs the hooks; all start at once."""
-    images, ids = pictures(4), torch.tensor(PROMPTS[:1])
+    images, ids = random_images(4), torch.tensor(PROMPTS[:1])
     expected = [build().generate(ids, images=images[i : i + 1], **GREEDY).tolist() for i in range(4)]
     model = build()
     with ThreadPoolExecutor(4) as pool:
@@ -424,16 +430,16 @@ def test_threads_with_different_pictures(llava_vectors: Path) -> None:
     assert len(model.model.layers[0].mlp._forward_hooks) == 1
 
 
-def test_a_later_step_cannot_show_a_picture(model: Any) -> None:
-    ids, images = torch.tensor(PROMPTS[:1]), pictures(1)
+def test_a_later_step_cannot_show_a_image(model: Any) -> None:
+    ids, images = torch.tensor(PROMPTS[:1]), random_images(1)
     first = model(ids, images=images, use_cache=True)
     with pytest.raises(ValueError, match="act in every step"):
         model(ids[:, -1:], images=images, past_key_values=first.past_key_values)
 
 
-def test_a_second_turn_with_a_new_picture_is_read_anew(model: Any) -> None:
+def test_a_second_turn_with_a_new_image_is_read_anew(model: Any) -> None:
     first, second = torch.tensor([[1, -200, 300, 301]]), torch.tensor([[1, -200, 300, 301, 302, -200, 303]])
-    images, cache = pictures(2), DynamicCache()
+    images, cache = random_images(2), DynamicCache()
     model.generate(first, images=images[:1], past_key_values=cache, **GREEDY)
     assert cache.get_seq_length() > 0
     answer = model.generate(second, images=images, past_key_values=cache, **GREEDY)
@@ -451,9 +457,9 @@ def test_text_goes_on_with_a_cache(model: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(model: Any, dtype: torch.dtype) -> None:
-    exact = logits(model, PROMPTS, pictures(3))
+    exact = logits(model, PROMPTS, random_images(3))
     with torch.autocast("cpu", dtype):
-        rounded = logits(model, PROMPTS, pictures(3))
+        rounded = logits(model, PROMPTS, random_images(3))
     for a, b in zip(exact, rounded, strict=True):
         assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten().float(), dim=0) > 0.999
 

@@ -22,14 +22,14 @@ def test_chat_and_evaluation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path, picture = str(tmp_path / "llava-v1-weights"), "assets/images/img1.png"
+    path, image = str(tmp_path / "llava-v1-weights"), "assets/images/img1.png"
     run_training(Path(path), "--version", "v1", "--data_path", "train/data.json", "--max_steps", "1", *flags)
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is it?\nAnd what else?\n"))
-    chat = ["--model-path", path, "--image-file", picture, "--temperature", "0", "--max-new-tokens", "3"]
+    chat = ["--model-path", path, "--image-file", image, "--temperature", "0", "--max-new-tokens", "3"]
     cli.main(cli.build_parser().parse_args([*chat, "--device", "cpu"]))
     assert capsys.readouterr().out.count("ASSISTANT: ") == 2
 
-    ask = ["--model-path", path, "--image-file", picture, "--query", "What is it?", "--temperature", "0"]
+    ask = ["--model-path", path, "--image-file", image, "--query", "What is it?", "--temperature", "0"]
     run_llava.eval_model(run_llava.build_parser().parse_args([*ask, "--max_new_tokens", "3"]))
 
     questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"

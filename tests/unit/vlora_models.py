@@ -1,4 +1,4 @@
-"""Tiny models that take pictures as weights, on the vectors' tower (56 px, 4x4 patches, 4 heads)."""
+"""Tiny models that take images as weights, on the vectors' tower (56 px, 4x4 patches, 4 heads)."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,7 @@ def build(mistral: bool = False, kv_heads: int = 2, projector: str = "vlora", **
     return model.eval()
 
 
-def pictures(count: int) -> torch.Tensor:
+def random_images(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(1))
 
 
@@ -61,7 +61,7 @@ def logits(model: Any, rows: list[list[int]], images: torch.Tensor | None, side:
 
 def assert_cached_equals_uncached(model: Any) -> None:
     """Every generated token is the one that the whole row without a cache gives."""
-    images, ids = pictures(1), torch.tensor(PROMPTS[:1])
+    images, ids = random_images(1), torch.tensor(PROMPTS[:1])
     for expected in model.generate(ids, images=images, **GREEDY)[0].tolist():
         with torch.no_grad():
             step = model(ids, images=images, use_cache=False).logits[0, -1].argmax()

@@ -1,4 +1,4 @@
-"""What the LLaVA classes of all LLM families share: forward and generate on spliced embeddings."""
+"""`forward` and `generate` with images, shared by the LLaVA classes of all LLM families."""
 
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -7,19 +7,19 @@ import torch
 from transformers.utils.generic import is_flash_attention_requested
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.image_inputs import ImageInputs, Images
 from llava.model.llava_arch import LlavaMetaForCausalLM
-from llava.model.perceptual_weights import BoundWeights, PerceptualWeights, install_hooks
-from llava.model.picture_binding import BoundBatch, mask_slots
-from llava.model.splice import count_markers, fill_in_dummies
-from llava.model.weight_merging import merged
+from llava.model.multimodal_projector.perceptual_weights import BoundWeights, PerceptualWeights, install_hooks
+from llava.model.multimodal_projector.weight_merging import merged
+from llava.model.splice import LanguageInputs, count_markers
 
 
 class LlavaCausalLMMixin(LlavaMetaForCausalLM):
-    """Put before a causal language model of transformers (contract package.md 9)."""
+    """Mixed in before a causal language model of transformers."""
 
-    # The loss is the mean over one micro-batch, not over the accumulated batch (contract train.md 10).
+    # As in LLaVA, the loss is the mean over one micro-batch, not over the accumulated batch.
     accepts_loss_kwargs = False
-    # The tower loads itself, from `mm_vision_tower`; a checkpoint that holds it too is not at fault.
+    # The tower is loaded from `mm_vision_tower`; a checkpoint may hold its weights as well.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"vision_tower", r"rotary_emb\.inv_freq"]
 
     def forward(
@@ -33,7 +33,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        images: torch.Tensor | list[torch.Tensor] | None = None,
+        images: Images | None = None,
         image_sizes: list[tuple[int, int]] | None = None,
         return_dict: bool | None = None,
         num_visual_tokens: int | None = None,
@@ -41,195 +41,145 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         legacy_decode_positions: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """The language model's forward; pictures are spliced in first unless `inputs_embeds` is given.
+        """Assemble the inputs, then run the language model's forward.
 
         Args:
-            input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where a picture goes.
-            images, image_sizes, num_visual_tokens: see `prepare_inputs_labels_for_multimodal`.
-            perceptual_weights: what pictures became in an earlier call (`bind_pictures`), instead of `images`.
-            legacy_decode_positions: give the steps after the first positions one too small in rows with a picture, as
-                the published VLoRA did (contract vlora.md 5).
+            input_ids: `[B, n]`, IMAGE_TOKEN_INDEX where an image goes.
+            inputs_embeds: `[B, n, d]`, already assembled; `images` are ignored.
+            images, image_sizes, num_visual_tokens: see `ImageInputs`.
+            perceptual_weights: from an earlier `assemble_inputs`, instead of `images`.
+            legacy_decode_positions: after the prompt, number positions one lower in rows with an image, as the
+                published VLoRA did.
         """
         is_later_step = past_key_values is not None and past_key_values.get_seq_length() > 0
         if is_later_step and images is not None and self.takes_weights:
             raise ValueError(
-                "The weights of a picture act in every step, not only in that which shows it: pass perceptual_weights "
-                "(see bind_pictures) instead of images, or call the model's own generate"
+                "The weights of an image act in every step, not only in the one that shows it: pass perceptual_weights "
+                "(see assemble_inputs) instead of images, or call the model's own generate"
             )
-        if inputs_embeds is None and self.takes_weights and not (is_later_step and perceptual_weights is not None):
-            bound = self._bind(
-                input_ids, attention_mask, position_ids, labels, images, num_visual_tokens, weights=perceptual_weights
-            )
-            attention_mask, position_ids, labels = bound.attention_mask, bound.position_ids, bound.labels
-            input_ids, inputs_embeds, perceptual_weights = None, bound.inputs_embeds, bound.weights
-        elif inputs_embeds is None and perceptual_weights is None:
-            input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
-                self.prepare_inputs_labels_for_multimodal(
-                    input_ids,
-                    position_ids,
-                    attention_mask,
-                    past_key_values,
-                    labels,
-                    images,
-                    image_sizes,
-                    num_visual_tokens=num_visual_tokens,
-                )
-            )
+        batch = LanguageInputs(input_ids, attention_mask, position_ids, labels, inputs_embeds, perceptual_weights)
+        if inputs_embeds is None and not (is_later_step and perceptual_weights is not None):
+            batch = self.assemble_inputs(batch, ImageInputs.given(images, image_sizes, num_visual_tokens))
+        if batch.weights is not None:
+            batch = self._install_weights(batch)
+            kwargs["perceptual_weights"] = batch.weights
+            if legacy_decode_positions and is_later_step:
+                if position_ids is None:
+                    raise ValueError("legacy_decode_positions needs position_ids: pass those that are to be corrected")
+                batch = replace(batch, position_ids=batch.weights.one_position_earlier(position_ids))
         optional = {
             "output_attentions": output_attentions,
             "output_hidden_states": output_hidden_states,
             "return_dict": return_dict,
         }
-        if perceptual_weights is not None:
-            is_flash = is_flash_attention_requested(self.config)
-            if labels is not None and self.space == "parameter" and is_flash:
-                raise ValueError(
-                    "Training with perceptual weights needs attn_implementation sdpa or eager: FlashAttention leaves a "
-                    "masked place out altogether, but the picture's slot predicts the first word of a caption"
-                )
-            batch = input_ids if inputs_embeds is None else inputs_embeds
-            if len(batch) != perceptual_weights.num_rows:
-                raise ValueError(
-                    f"The perceptual weights are those of {perceptual_weights.num_rows} rows, but the batch has "
-                    f"{len(batch)}; `repeat_rows` makes them fit rows that stand several times in a row"
-                )
-            if isinstance(perceptual_weights, PerceptualWeights):
-                perceptual_weights = perceptual_weights.bind(self.get_input_embeddings().weight.dtype)
-            install_hooks(self.get_model().layers, perceptual_weights)
-            kwargs["perceptual_weights"] = perceptual_weights
-            if legacy_decode_positions and is_later_step:
-                if position_ids is None:
-                    raise ValueError("legacy_decode_positions needs position_ids: pass those that are to be corrected")
-                position_ids = perceptual_weights.one_position_earlier(position_ids)
         return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
             past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
+            inputs_embeds=batch.inputs_embeds,
+            labels=batch.labels,
             use_cache=use_cache,
             **{name: value for name, value in optional.items() if value is not None},
             **kwargs,
         )
 
-    def _bind(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        images: Any,
-        num_visual_tokens: int | None,
-        padding_side: str | None = None,
-        weights: PerceptualWeights | BoundWeights | None = None,
-    ) -> BoundBatch:
-        """`bind_pictures`, or `weights` that it gave earlier, and the embeddings looked up."""
-        batch = (input_ids, attention_mask, position_ids, labels)
-        if weights is None:
-            bound = self.bind_pictures(*batch, images, num_visual_tokens=num_visual_tokens, padding_side=padding_side)
-        elif self.space == "both" or images is not None:
-            raise ValueError("perceptual_weights stand for pictures that come as nothing else; pass images instead")
-        else:
-            bound = replace(mask_slots(*batch), weights=weights)
-        if bound.inputs_embeds is not None:
-            return bound
-        return replace(bound, inputs_embeds=self.get_input_embeddings()(bound.input_ids))
+    def _install_weights(self, batch: LanguageInputs) -> LanguageInputs:
+        """Bind the weights to the layers' dtype and make sure that the decoder layers have their hooks.
 
-    def _generate_bound(
-        self,
-        inputs: torch.Tensor,
-        mask: torch.Tensor,
-        images: Any,
-        num_visual_tokens: int | None,
-        merge_weights: bool = False,
-        perceptual_weights: PerceptualWeights | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """`generate` with perceptual weights, made once. Positions count the slots, which the mask leaves out."""
-        past = kwargs.get("past_key_values")
-        shows_pictures = images is not None or perceptual_weights is not None
-        if shows_pictures and past is not None and past.get_seq_length() > 0:
-            del kwargs["past_key_values"]  # keys and values were made with other weights: everything is read anew
-        inputs, mask = _pad_left(inputs, mask)
-        if is_flash_attention_requested(self.config) and (inputs[:, -1] == IMAGE_TOKEN_INDEX).any():
-            raise ValueError("With FlashAttention a prompt cannot end with a picture: end it with text, or take sdpa")
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        bound = self._bind(
-            *(inputs, mask, positions, None, images, num_visual_tokens), padding_side="left", weights=perceptual_weights
-        )
-        prompt = {
-            "attention_mask": bound.attention_mask,
-            "position_ids": bound.position_ids,
-            "inputs_embeds": bound.inputs_embeds,
-        }
-        if merge_weights and bound.weights is not None:
-            with merged(self.get_model().layers, bound.weights) as rest:
-                return super().generate(perceptual_weights=rest, **prompt, **kwargs)
-        return super().generate(perceptual_weights=bound.weights, **prompt, **kwargs)
-
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, perceptual_weights: PerceptualWeights | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Called by transformers once per generation; makes the weights ready for all its steps."""
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-        if perceptual_weights is not None:
-            repeated = perceptual_weights if expand_size == 1 else perceptual_weights.repeat_rows(expand_size)
-            kwargs["perceptual_weights"] = repeated.bind(self.get_input_embeddings().weight.dtype)
-        return input_ids, kwargs
+        Raises:
+            ValueError: the weights are for another number of rows, or the attention cannot train with them.
+        """
+        weights = batch.weights
+        if batch.labels is not None and self.space == "parameter" and is_flash_attention_requested(self.config):
+            raise ValueError(
+                "Training with perceptual weights needs attn_implementation sdpa or eager: FlashAttention drops "
+                "masked positions, but the image's slot predicts the first word of a caption"
+            )
+        rows = batch.input_ids if batch.inputs_embeds is None else batch.inputs_embeds
+        if len(rows) != weights.num_rows:
+            raise ValueError(
+                f"The perceptual weights are for {weights.num_rows} rows, but the batch has {len(rows)}; "
+                "`repeat_rows` adapts them to rows that are repeated"
+            )
+        if isinstance(weights, PerceptualWeights):
+            weights = weights.bind(self.get_input_embeddings().weight.dtype)
+        install_hooks(self.get_model().layers, weights)
+        return replace(batch, weights=weights)
 
     @torch.no_grad()
     def generate(
         self,
         inputs: torch.Tensor | None = None,
-        images: torch.Tensor | list[torch.Tensor] | None = None,
+        images: Images | None = None,
         image_sizes: list[tuple[int, int]] | None = None,
         num_visual_tokens: int | None = None,
+        perceptual_weights: PerceptualWeights | None = None,
+        merge_weights: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Generate from a prompt with pictures; the result holds only new token ids `[B, m]`, never the prompt.
+        """Generate from a prompt with images; returns only the new token ids `[B, m]`, never the prompt.
 
-        Rows are padded at the left inside, whatever the configuration says, so that a batch answers as its rows would
-        one by one. `attention_mask` `[B, n]` marks the padding of `inputs`. `images` may leave out the dummy pictures
-        of rows without a marker. `num_visual_tokens` is the budget per picture in this call, where the connector
-        leaves the choice.
+        Rows are padded on the left internally, whatever the configuration says, so that a batch gives the same answers
+        as its rows one by one.
 
-        With perceptual weights `merge_weights=True` writes one picture's into the matrices meanwhile, for all threads,
-        and `legacy_decode_positions=True` decodes as the published VLoRA did. `perceptual_weights`, what pictures
-        became in an earlier `bind_pictures`, replace `images`. A filled `past_key_values` is not used beside pictures,
-        because it depends on them.
+        Args:
+            inputs: `[B, n]` (also accepted as `input_ids`); `attention_mask` `[B, n]` marks its padding.
+            images, image_sizes, num_visual_tokens: see `ImageInputs`. The dummy images of rows without a marker may be
+                left out.
+            perceptual_weights: from an earlier `assemble_inputs`, instead of `images`.
+            merge_weights: write the weights of the one image into the matrices during the call, for all threads.
+            kwargs: for transformers' `generate`, and `legacy_decode_positions` (see `forward`). A filled
+                `past_key_values` is ignored when images become weights, because it was computed with other weights.
 
         Raises:
             NotImplementedError: `inputs_embeds` was passed.
+            ValueError: see `assemble_inputs`.
         """
         if "inputs_embeds" in kwargs:
             raise NotImplementedError("`inputs_embeds` is not supported")
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
         if inputs is None:
             return super().generate(**kwargs)
-        kwargs.pop("position_ids", None)  # numbered anew from the mask, because splicing moves every position
-        attention_mask = kwargs.pop("attention_mask", None)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(inputs)
-        if images is not None:
-            images, image_sizes = fill_in_dummies(count_markers(inputs, attention_mask), images, image_sizes)
+        kwargs.pop("position_ids", None)  # recomputed from the mask, because splicing moves every position
+        mask = kwargs.pop("attention_mask", None)
+        inputs, mask = _pad_left(inputs, torch.ones_like(inputs) if mask is None else mask)
+        shown = ImageInputs.given(images, image_sizes, num_visual_tokens)
+        if shown is not None:
+            shown = shown.with_dummies(count_markers(inputs, mask))
         if self.takes_weights:
-            return self._generate_bound(inputs, attention_mask, images, num_visual_tokens, **kwargs)
-        _, _, spliced_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
-            inputs,
-            None,
-            attention_mask,
-            None,
-            None,
-            images,
-            image_sizes,
-            padding_side="left",
-            num_visual_tokens=num_visual_tokens,
-        )
+            self._check_weights_prompt(inputs)
+            past = kwargs.get("past_key_values")
+            has_images = shown is not None or perceptual_weights is not None
+            if has_images and past is not None and past.get_seq_length() > 0:
+                del kwargs["past_key_values"]
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        text = LanguageInputs(inputs, mask, positions, weights=perceptual_weights)
+        batch = self.assemble_inputs(text, shown, padding_side="left")
+        embeds = batch.inputs_embeds
         if embeds is None:
-            inputs, spliced_mask = _pad_left(inputs, attention_mask)
-            embeds = self.get_input_embeddings()(inputs)
-        return super().generate(attention_mask=spliced_mask, inputs_embeds=embeds, **kwargs)
+            embeds = self.get_input_embeddings()(batch.input_ids)
+        kwargs |= {"attention_mask": batch.attention_mask, "inputs_embeds": embeds, "position_ids": batch.position_ids}
+        if batch.weights is None:
+            return super().generate(**kwargs)
+        if merge_weights:
+            with merged(self.get_model().layers, batch.weights) as rest:
+                return super().generate(perceptual_weights=rest, **kwargs)
+        return super().generate(perceptual_weights=batch.weights, **kwargs)
+
+    def _check_weights_prompt(self, inputs: torch.Tensor) -> None:
+        if is_flash_attention_requested(self.config) and (inputs[:, -1] == IMAGE_TOKEN_INDEX).any():
+            raise ValueError("With FlashAttention a prompt cannot end with an image: end it with text, or use sdpa")
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, perceptual_weights: PerceptualWeights | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Called by transformers once per generation; binds the weights for all its steps."""
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if perceptual_weights is not None:
+            repeated = perceptual_weights if expand_size == 1 else perceptual_weights.repeat_rows(expand_size)
+            kwargs["perceptual_weights"] = repeated.bind(self.get_input_embeddings().weight.dtype)
+        return input_ids, kwargs
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any

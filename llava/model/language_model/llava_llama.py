@@ -21,7 +21,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
 
 
 class LlavaLlamaForCausalLM(LlavaCausalLMMixin, LlamaForCausalLM):
-    """Llama that takes pictures."""
+    """Llama that takes images."""
 
     config_class = LlavaConfig
 

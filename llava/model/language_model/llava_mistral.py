@@ -21,7 +21,7 @@ class LlavaMistralModel(LlavaMetaModel, MistralModel):
 
 
 class LlavaMistralForCausalLM(LlavaCausalLMMixin, MistralForCausalLM):
-    """Mistral that takes pictures."""
+    """Mistral that takes images."""
 
     config_class = LlavaMistralConfig
 

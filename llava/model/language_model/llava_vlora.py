@@ -12,7 +12,7 @@ class LlavaVLoRAConfig(LlavaConfig):
 
 
 class LlavaLlamaVLoRAForCausalLM(LlavaLlamaForCausalLM):
-    """Llama that takes pictures as weights. The connector makes the difference; this class only has the name."""
+    """Llama that takes images as weights. The connector makes the difference; this class only has the name."""
 
     config_class = LlavaVLoRAConfig
 

@@ -11,7 +11,7 @@ from transformers.models.clip import CLIPImageProcessorPil
 from llava.model.checkpoint_kind import has_tuned_tower
 from llava.model.multimodal_encoder.cls_attention import class_token_attention
 from llava.model.multimodal_encoder.s2 import S2_DEFAULT_SCALES, forward_multiscale, parse_scales
-from llava.model.vision_features import VisionFeatures
+from llava.model.multimodal_projector.vision_features import VisionFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Patches per picture, without the class token."""
+        """Patches per image, without the class token."""
         return self.num_patches_per_side**2
 
 
@@ -274,10 +274,17 @@ class CLIPVisionTowerS2(CLIPVisionTower):
     def encode(
         self, images: torch.Tensor, need_cls_attention: bool = False, need_patch_keys: bool = False
     ) -> VisionFeatures:
-        raise ValueError(
-            "The S2 tower gives multi-scale patch features and no class token; use a grid connector "
-            "(linear, mlp2x_gelu) with it, or set s2 to false"
-        )
+        """Multi-scale patch features `[N, P, D * scales]` without a class token.
+
+        Raises:
+            ValueError: the connector asks for class attention or keys, which several scales do not have.
+        """
+        if need_cls_attention or need_patch_keys:
+            raise ValueError(
+                "The S2 tower gives multi-scale patch features and no class token; use a grid connector "
+                "(linear, mlp2x_gelu) with it, or set s2 to false"
+            )
+        return VisionFeatures(self.forward(images), has_class_token=False)
 
     def forward(self, images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         if isinstance(images, list):

@@ -17,7 +17,7 @@ def parse_scales(text: str) -> list[int]:
 def forward_multiscale(
     encode: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, scales: list[int]
 ) -> torch.Tensor:
-    """Encode the pictures at every scale and concatenate on the channels, smallest scale first.
+    """Encode the images at every scale and concatenate on the channels, smallest scale first.
 
     Args:
         encode: `[M, 3, s, s]` -> `[M, P, D]` with s the smallest scale and P a square number.
@@ -28,11 +28,11 @@ def forward_multiscale(
         `[N, P, D * len(scales)]`.
 
     Raises:
-        ValueError: the pictures are not square, or a scale cannot be cut into equal tiles.
+        ValueError: the images are not square, or a scale cannot be cut into equal tiles.
     """
     num_images, _, height, width = images.shape
     if height != width:
-        raise ValueError(f"S2 features need square pictures, got {width}x{height}; set image_aspect_ratio to pad")
+        raise ValueError(f"S2 features need square images, got {width}x{height}; set image_aspect_ratio to pad")
     outputs: list[torch.Tensor] = []
     for scale in scales:
         tiles_per_side = math.ceil(scale / scales[0])
@@ -49,7 +49,7 @@ def forward_multiscale(
 
 
 def _split(images: torch.Tensor, tiles_per_side: int) -> torch.Tensor:
-    """`[N, C, k*t, k*t]` -> `[k*k*N, C, t, t]`, batch order: tile row, tile column, picture."""
+    """`[N, C, k*t, k*t]` -> `[k*k*N, C, t, t]`, batch order: tile row, tile column, image."""
     n, c, side, _ = images.shape
     t = side // tiles_per_side
     tiles = images.view(n, c, tiles_per_side, t, tiles_per_side, t).permute(2, 4, 0, 1, 3, 5)

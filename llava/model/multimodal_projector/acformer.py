@@ -5,11 +5,11 @@ from typing import ClassVar
 
 import torch
 
-from llava.model.multimodal_projector.registry import register_connector
-from llava.model.multimodal_projector.resampler import ResamplerConnector, ResamplerSettings
-from llava.model.multimodal_projector.token_reducer import AnchorSettings
-from llava.model.vision_features import VisionFeatures
-from llava.model.visual_anchors import count_anchor_tokens, gather_tokens, select_visual_anchors
+from .registry import register_connector
+from .resampler import ResamplerConnector, ResamplerSettings
+from .token_reducer import AnchorSettings
+from .vision_features import VisionFeatures
+from .visual_anchors import count_anchor_tokens, gather_tokens, select_visual_anchors
 
 
 @dataclass
@@ -22,7 +22,7 @@ class AcFormer(ResamplerConnector):
     """`z = F[anchors(A)]`; `y = MLP(Resampler(z, F))`, with F `[B, 1+P, D]` and A the class token's attention.
 
     The tokens `[B, T, d]` are the class token's, then the anchors' in ascending patch order. The queries are drawn from
-    the picture, not learned, so the number of visual tokens is not built into the weights.
+    the image, not learned, so the number of visual tokens is not built into the weights.
     """
 
     needs_cls_attention: ClassVar[bool] = True

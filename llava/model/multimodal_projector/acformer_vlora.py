@@ -1,15 +1,15 @@
-"""A few anchor tokens and perceptual weights of one picture at once (arXiv 2405.17815 and 2405.20339)."""
+"""A few anchor tokens and perceptual weights of one image at once (arXiv 2405.17815 and 2405.20339)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-from llava.model.multimodal_projector.acformer import AcFormer, AcFormerConfig
-from llava.model.multimodal_projector.registry import Connector, register_connector
-from llava.model.multimodal_projector.vlora import VLoRA, VLoRAConfig
-from llava.model.perceptual_weights import PerceptualWeights
-from llava.model.vision_features import VisionFeatures
+from .acformer import AcFormer, AcFormerConfig
+from .perceptual_weights import PerceptualWeights
+from .registry import Connector, register_connector
+from .vision_features import VisionFeatures
+from .vlora import VLoRA, VLoRAConfig
 
 
 @dataclass

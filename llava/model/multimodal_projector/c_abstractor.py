@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llava.model.multimodal_projector.mlp import build_projection
-from llava.model.multimodal_projector.published_keys import map_abstractor_keys
-from llava.model.multimodal_projector.registry import Connector, register_connector, setting
-from llava.model.multimodal_projector.token_reducer import TokenSettings
-from llava.model.vision_features import VisionFeatures
+from .mlp import build_projection
+from .published_keys import map_abstractor_keys
+from .registry import BareParameters, Connector, register_connector, setting
+from .token_reducer import TokenSettings
+from .vision_features import VisionFeatures
 
 
 class ChannelLayerNorm(nn.LayerNorm):  # "LayerNorm" in the name tells transformers how to initialise it
@@ -56,7 +56,7 @@ class CAbstractorConfig(TokenSettings):
 
 
 @register_connector("c_abstractor", CAbstractorConfig)
-class CAbstractor(Connector):
+class CAbstractor(Connector, BareParameters):
     """`y = MLP(stage_2(pool_h(stage_1(patches))))`, F `[B, 1+P, D]` without class token -> `[B, h*h, d]`, row-major."""
 
     is_elastic: ClassVar[bool] = True
@@ -91,7 +91,7 @@ class CAbstractor(Connector):
         Raises:
             ValueError: the number of tokens is no square, or larger than the patch grid.
         """
-        patches = features.hidden[:, 1:].transpose(1, 2)  # [B, D, P]
+        patches = features.patches.transpose(1, 2)  # [B, D, P]
         side = math.isqrt(patches.shape[2])
         pooled_side = _pooled_side(num_visual_tokens, side)
         x = patches.unflatten(2, (side, side))

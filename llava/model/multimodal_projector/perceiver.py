@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.model.multimodal_projector.published_keys import map_resampler_keys
-from llava.model.multimodal_projector.registry import register_connector
-from llava.model.multimodal_projector.resampler import ResamplerConnector, ResamplerSettings
-from llava.model.vision_features import VisionFeatures
+from .published_keys import map_resampler_keys
+from .registry import BareParameters, register_connector
+from .resampler import ResamplerConnector, ResamplerSettings
+from .vision_features import VisionFeatures
 
 
 @dataclass
@@ -19,8 +19,8 @@ class PerceiverConfig(ResamplerSettings):
 
 @register_connector("perceiver", PerceiverConfig)
 @register_connector("pr", PerceiverConfig)
-class Perceiver(ResamplerConnector):
-    """`y = MLP(Resampler(z, F))` with z `[T, D]` learned, one for all pictures, F `[B, 1+P, D]` -> `[B, T, d]`."""
+class Perceiver(ResamplerConnector, BareParameters):
+    """`y = MLP(Resampler(z, F))` with z `[T, D]` learned, one for all images, F `[B, 1+P, D]` -> `[B, T, d]`."""
 
     def __init__(self, settings: PerceiverConfig, vision_width: int, llm_width: int) -> None:
         super().__init__(settings, vision_width, llm_width)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llava.model.multimodal_projector.mlp import build_projection
-from llava.model.multimodal_projector.registry import Connector, register_connector, setting
-from llava.model.vision_features import VisionFeatures
+from .mlp import build_projection
+from .registry import Connector, register_connector, setting
+from .vision_features import VisionFeatures
 
 
 @dataclass
@@ -51,7 +51,7 @@ class PixelShuffle(Connector):
 
     def forward(self, features: VisionFeatures, num_visual_tokens: int | None = None) -> torch.Tensor:
         """-> visual tokens `[B, P / factor^2, d]`."""
-        patches, s = features.hidden[:, 1:], self.factor
+        patches, s = features.patches, self.factor
         blocks = math.isqrt(patches.shape[1]) // s
         x = patches.unflatten(1, (blocks, s, blocks, s))  # [B, row, s, column, s, D]
         x = x.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)  # [B, rows * columns, s * s * D]

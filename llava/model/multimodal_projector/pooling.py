@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from llava.model.multimodal_projector.registry import register_connector
-from llava.model.multimodal_projector.token_reducer import TokenReducer, TokenSettings
-from llava.model.vision_features import VisionFeatures
+from .registry import register_connector
+from .token_reducer import TokenReducer, TokenSettings
+from .vision_features import VisionFeatures
 
 
 def pooling_stride(num_visual_tokens: int, num_patches: int) -> int:

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import torch
 
-from llava.model.multimodal_projector.pooling import pool_patches, pooling_stride
-from llava.model.multimodal_projector.registry import register_connector
-from llava.model.multimodal_projector.resampler import ResamplerConnector, ResamplerSettings
-from llava.model.vision_features import VisionFeatures
+from .pooling import pool_patches, pooling_stride
+from .registry import register_connector
+from .resampler import ResamplerConnector, ResamplerSettings
+from .vision_features import VisionFeatures
 
 
 @dataclass

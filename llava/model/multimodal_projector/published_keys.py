@@ -31,7 +31,7 @@ def map_resampler_keys(state: dict[str, torch.Tensor], keep_latents: bool = Fals
     """Rename a published projector's entries to this package's; a state of ours comes back unchanged.
 
     The published module is `Sequential(resampler, Linear, GELU, Linear)`: its MLP stands at 1 and 3, ours at 0 and 2 of
-    `mlp`. Its layers hold what concerns the picture one by one, ours together (`MediaProjection`).
+    `mlp`. Its layers hold what concerns the image one by one, ours together (`MediaProjection`).
 
     Args:
         keep_latents: keep the learned queries. AcFormer draws its own and never used them.

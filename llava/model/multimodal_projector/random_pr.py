@@ -1,14 +1,14 @@
-"""Random-PR: random tokens of the picture as queries of the resampler (contract acformer.md 5)."""
+"""Random-PR: random tokens of the image as queries of the resampler (contract acformer.md 5)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from llava.model.multimodal_projector.registry import register_connector, setting
-from llava.model.multimodal_projector.resampler import ResamplerConnector, ResamplerSettings
-from llava.model.vision_features import VisionFeatures
-from llava.model.visual_anchors import gather_tokens
+from .registry import register_connector, setting
+from .resampler import ResamplerConnector, ResamplerSettings
+from .vision_features import VisionFeatures
+from .visual_anchors import gather_tokens
 
 
 @dataclass
@@ -22,8 +22,8 @@ class RandomPrConfig(ResamplerSettings):
 class RandomPr(ResamplerConnector):
     """`z = F[class token and T-1 random patches, ascending]`; `y = MLP(Resampler(z, F))` -> `[B, T, d]`.
 
-    In training every picture of every step gets a fresh draw. Outside it there is one draw by `mm_random_seed` for all
-    pictures, so that an answer does not depend on the batch.
+    In training every image of every step gets a fresh draw. Outside it there is one draw by `mm_random_seed` for all
+    images, so that an answer does not depend on the batch.
     """
 
     is_elastic: ClassVar[bool] = True

@@ -1,43 +1,51 @@
-"""The list of connectors. Adding one = adding a file that registers itself, and one import line in builder.py."""
+"""The registry of connectors. To add one, add a file that registers itself and import it in builder.py."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import nn
 
-from llava.model.vision_features import VisionFeatures
+from .vision_features import VisionFeatures
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_PROJECTOR = "linear"
+MLP_PATTERN = "mlp<k>x_gelu"  # the registered name of all MLPs; k is any positive number
+MLP_NAME = re.compile(r"^mlp([1-9]\d*)x_gelu$")
+
 
 class BareParameters(nn.Module):
-    """A module with parameters of its own beside those in layers.
+    """Mixed into a module that has parameters of its own beside those of its layers.
 
-    transformers initialises what a checkpoint lacks layer by layer, and does not know of these.
+    transformers initialises the layers of a known type that a checkpoint lacks. It does not know bare parameters.
     """
 
     def reset_parameters(self) -> None:
-        """Initialise this module's own parameters; those of its sub-modules initialise themselves."""
+        """Initialise this module's own parameters; sub-modules initialise themselves."""
+        raise NotImplementedError
 
 
-class Connector(BareParameters):
-    """Turns `VisionFeatures` into what the language model takes. Stateless between calls.
+class Connector(nn.Module):
+    """Turns `VisionFeatures` into the input of a language model. Stateless between calls.
 
     Attributes:
-        space: `"input"`: `forward` gives visual tokens `[B, T, d]` that are spliced into the sequence;
-            `"parameter"`: it gives `PerceptualWeights`, and the picture keeps one masked place;
-            `"both"`: a tuple of the two, and no place is masked.
+        space: `"input"`: `forward` returns visual tokens `[B, T, d]`, which are spliced into the sequence;
+            `"parameter"`: it returns `PerceptualWeights`, and the image keeps one masked position;
+            `"both"`: it returns a tuple of the two, and no position is masked.
+        needs_class_token: whether `features.hidden` must start with a class token.
         needs_cls_attention: whether the tower must supply `VisionFeatures.cls_attention`.
         needs_patch_keys: whether the tower must supply `VisionFeatures.patch_keys`.
-        is_elastic: whether the weights do not depend on the number of visual tokens, so that it can be changed when a
+        is_elastic: whether the weights are independent of the number of visual tokens, so that it can be changed when a
             checkpoint is opened and in every call.
         is_grid: whether the tokens are a square patch map, as unpadding and newline embeddings (anyres) require.
-        num_visual_tokens: T, the tokens handed over per picture.
+        num_visual_tokens: T, the number of tokens per image.
     """
 
     space: ClassVar[str] = "input"
+    needs_class_token: ClassVar[bool] = True
     needs_cls_attention: ClassVar[bool] = False
     needs_patch_keys: ClassVar[bool] = False
     is_elastic: ClassVar[bool] = False
@@ -50,11 +58,11 @@ class Connector(BareParameters):
 
     @classmethod
     def from_config(cls, settings: Any, config: Any) -> "Connector":
-        """Build it; connectors that need more of the configuration than the widths override this."""
+        """Build the connector; those that need more of the configuration than the widths override this."""
         return cls(settings, config.mm_hidden_size, config.hidden_size)
 
     def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
-        """Tokens that come out when `wanted` are asked for, on a tower of so many heads and patches.
+        """The number of tokens returned when `wanted` are asked for, on a tower of this many heads and patches.
 
         Raises:
             ValueError: names the numbers that do not fit and the legal ones.
@@ -62,7 +70,7 @@ class Connector(BareParameters):
         return wanted
 
     def check_tower(self, num_heads: int, num_patches: int) -> None:
-        """Refuse, before any work, a vision tower that this connector cannot read; else settle `num_visual_tokens`.
+        """Refuse a vision tower that this connector cannot read, before any work; else settle `num_visual_tokens`.
 
         Raises:
             ValueError: see `count_tokens`.
@@ -80,20 +88,15 @@ class Connector(BareParameters):
             )
 
     def load_published_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Map a published checkpoint's key names (without prefix) to this module's; the default changes nothing."""
+        """Map the key names of a published checkpoint (without prefix) to this module's; the default keeps them."""
         return state
 
     def explain_misfit(self, state: dict[str, Any]) -> str | None:
-        """Why a stage-1 file's entries do not fit, and what to do; None: nothing better to say than torch does."""
+        """Why the entries of a stage-1 file do not fit, and what to do; None leaves the message to torch."""
 
     def forward(self, features: VisionFeatures, num_visual_tokens: int | None = None) -> Any:
         """`num_visual_tokens` (elastic connectors only) replaces the module's own in this call."""
         raise NotImplementedError
-
-
-def space_of(projector: nn.Module | None) -> str:
-    """`Connector.space`; plain projectors, and a model without one, have visual tokens."""
-    return projector.space if isinstance(projector, Connector) else "input"
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,26 @@ class RegisteredConnector:
         return self.connector_class.is_elastic if field.name == "mm_num_visual_tokens" else field.metadata["at_load"]
 
 
-CONNECTORS: dict[str, RegisteredConnector] = {}
+CONNECTORS: dict[str, RegisteredConnector] = {}  # filled at import, by the decorator below
+
+
+def find_connector(projector_type: str | None) -> RegisteredConnector:
+    """The entry of a value of `mm_projector_type`; None means the default.
+
+    Raises:
+        ValueError: the type is unknown; the message lists the known ones.
+    """
+    name = projector_type or DEFAULT_PROJECTOR
+    name = MLP_PATTERN if MLP_NAME.match(name) else name
+    if name not in CONNECTORS:
+        raise ValueError(f"Unknown projector type: {projector_type} (known: {', '.join(known_projector_types())})")
+    return CONNECTORS[name]
+
+
+def known_projector_types() -> list[str]:
+    """Every legal value of `mm_projector_type`, LLaVA's own first."""
+    plain = [DEFAULT_PROJECTOR, MLP_PATTERN, "identity"]
+    return [*plain, *sorted(CONNECTORS.keys() - set(plain))]
 
 
 def register_connector(name: str, config_class: type) -> Callable[[type[Connector]], type[Connector]]:

@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llava.model.multimodal_projector.mlp import build_projection
-from llava.model.multimodal_projector.published_keys import map_resampler_keys
-from llava.model.multimodal_projector.registry import BareParameters, Connector, setting
-from llava.model.multimodal_projector.token_reducer import TokenSettings
-from llava.model.vision_features import VisionFeatures
+from .mlp import build_projection
+from .published_keys import map_resampler_keys
+from .registry import BareParameters, Connector, setting
+from .token_reducer import TokenSettings
+from .vision_features import VisionFeatures
 
 
 class MediaProjection(BareParameters):
     """Keys and values of all layers in one normalisation and one matrix product.
 
-    They depend on the picture only, not on the queries, and every layer normalises the same picture. So the statistics
+    They depend on the image only, not on the queries, and every layer normalises the same image. So the statistics
     are taken once, each layer's affine is folded into its weight, `LN(x) W = x' (g W) + b W`, and the stacked weights
-    are applied together. Keys and values come from the picture only: unlike in Flamingo's resampler the queries are
+    are applied together. Keys and values come from the image only: unlike in Flamingo's resampler the queries are
     not appended to them.
     """
 
@@ -50,7 +50,7 @@ class MediaProjection(BareParameters):
 
 
 class ResamplerLayer(nn.Module):
-    """Cross-attention from the queries to the picture, then a feed-forward block, both residual."""
+    """Cross-attention from the queries to the image, then a feed-forward block, both residual."""
 
     def __init__(self, width: int, heads: int, dim_head: int, ff_mult: int) -> None:
         super().__init__()
@@ -75,10 +75,10 @@ class ResamplerLayer(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Queries gather the picture through `depth` layers, then one LayerNorm.
+    """Queries gather the image through `depth` layers, then one LayerNorm.
 
     Args:
-        width: D, width of queries and picture.
+        width: D, width of queries and image.
         depth, heads, dim_head, ff_mult: as published 6, 8, 64, 4.
     """
 

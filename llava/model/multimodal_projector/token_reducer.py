@@ -5,16 +5,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from llava.model.multimodal_projector.mlp import build_projection
-from llava.model.multimodal_projector.registry import Connector, setting
-from llava.model.vision_features import VisionFeatures
+from .mlp import build_projection
+from .registry import Connector, setting
+from .vision_features import VisionFeatures
 
 
 @dataclass
 class TokenSettings:
     """The settings of every connector with a token budget and an MLP."""
 
-    mm_num_visual_tokens: int = setting(145, "Visual tokens per picture; illegal numbers are refused.", minimum=1)
+    mm_num_visual_tokens: int = setting(145, "Visual tokens per image; illegal numbers are refused.", minimum=1)
     mm_projector_mlp: str = setting("mlp2x_gelu", "Projection to the language model: mlp<k>x_gelu.")
 
 

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import torch
 
-from llava.model.multimodal_projector.registry import register_connector
-from llava.model.multimodal_projector.token_reducer import AnchorSettings, TokenReducer, TokenSettings
-from llava.model.vision_features import VisionFeatures
-from llava.model.visual_anchors import count_anchor_tokens, gather_tokens, select_visual_anchors
+from .registry import register_connector
+from .token_reducer import AnchorSettings, TokenReducer, TokenSettings
+from .vision_features import VisionFeatures
+from .visual_anchors import count_anchor_tokens, gather_tokens, select_visual_anchors
 
 
 @dataclass

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from llava.model.multimodal_projector.registry import register_connector, setting
-from llava.model.multimodal_projector.token_reducer import AnchorSettings, TokenReducer, TokenSettings
-from llava.model.vision_features import VisionFeatures
-from llava.model.visual_anchors import gather_tokens, rank_patches
+from .registry import register_connector, setting
+from .token_reducer import AnchorSettings, TokenReducer, TokenSettings
+from .vision_features import VisionFeatures
+from .visual_anchors import gather_tokens, rank_patches
 
 
 @dataclass

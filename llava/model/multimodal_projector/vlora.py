@@ -1,4 +1,4 @@
-"""VLoRA: the picture as low-rank weights of the language model (arXiv 2405.20339; contract vlora.md 1, 7, 8)."""
+"""VLoRA: the image as low-rank weights of the language model (arXiv 2405.20339; contract vlora.md 1, 7, 8)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from llava.model.multimodal_projector.registry import Connector, register_connector, setting
-from llava.model.multimodal_projector.weight_generator import Attention, Stack, run_stacks
-from llava.model.perceptual_weights import LETTERS, PerceptualWeights
-from llava.model.vision_features import VisionFeatures
+from .perceptual_weights import LETTERS, PerceptualWeights
+from .registry import BareParameters, Connector, register_connector, setting
+from .vision_features import VisionFeatures
+from .weight_generator import Attention, Stack, run_stacks
 
 
 @dataclass
@@ -21,7 +21,7 @@ class VLoRAConfig:
     vlora_heads: int = setting(16, "Attention heads of the generator.", minimum=1)
     vlora_ratio: int = setting(4, "Feed-forward width of the generator, in multiples of its width.", minimum=1)
     vlora_visual_dim: int | None = setting(None, "Width of the vision tower; derived.")
-    vlora_pos_num: int | None = setting(None, "Patches of a picture; derived.")
+    vlora_pos_num: int | None = setting(None, "Patches of an image; derived.")
     vlora_llm_dim: int | None = setting(None, "Width of the language model; derived.")
     vlora_llm_depth: int | None = setting(None, "Decoder layers of the language model; derived.")
     vlora_rank: int = setting(2, "Rank of the weights.", minimum=1)
@@ -29,7 +29,7 @@ class VLoRAConfig:
     vlora_type: str = setting("qkvo", "Weighted matrices: letters of q, k, v, o and m (the whole MLP).")
     weights_sep: bool = setting(True, "One generator stack per letter instead of one for all.")
     skip_layers: int = setting(1, "Decoder layer l is weighted if (l + 1) is a multiple of it.", minimum=1)
-    vlora_reduction: str = setting("mean", "Several pictures of a row: mean or sum of their weights.", at_load=True)
+    vlora_reduction: str = setting("mean", "Several images of a row: mean or sum of their weights.", at_load=True)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class DecoderShape:
 
 
 @register_connector("vlora", VLoRAConfig)
-class VLoRA(Connector):
+class VLoRA(Connector, BareParameters):
     """`A = head(decoders(Q, X W_p + P))` per letter and weighted layer, X `[B, N, Dv]` the patches without class token.
 
     `y += alpha / r (x A) B^T` on the chosen matrices of the chosen decoder layers; B is learned and starts at zero, so
@@ -106,6 +106,9 @@ class VLoRA(Connector):
             if getattr(config, name, None) is None:
                 setattr(config, name, value)
 
+    def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
+        return 0
+
     def check_tower(self, num_heads: int, num_patches: int) -> None:
         if self.pos_embed.shape[1] != num_patches:
             raise ValueError(
@@ -154,9 +157,9 @@ class VLoRA(Connector):
         return dict(zip(self.letters, packed, strict=True))
 
     def forward(self, features: VisionFeatures, num_visual_tokens: int | None = None) -> PerceptualWeights:
-        picture = self.visual_proj(features.hidden[:, 1:]) + self.pos_embed
+        image = self.visual_proj(features.patches) + self.pos_embed
         stacks = self.gen if isinstance(self.gen, nn.ModuleList) else [self.gen]
-        made = run_stacks(stacks, picture, self.heads)  # per letter, or all letters in one
+        made = run_stacks(stacks, image, self.heads)  # per letter, or all letters in one
         per_letter = [x for own in made for x in own.split(self.groups, dim=1)]  # [B, G, in * r] each
         inputs = {t: x.unflatten(-1, (-1, self.rank)) for t, x in zip(self.letters, per_letter, strict=True)}
         return PerceptualWeights(inputs, self.outputs(), self.skip, reduction=self.reduction)

@@ -1,10 +1,10 @@
-"""VLoRA's generator: learned queries read the picture and become matrices (arXiv 2405.20339; contract vlora.md 1, 10).
+"""VLoRA's generator: learned queries read the image and become matrices (arXiv 2405.20339; contract vlora.md 1, 10).
 
 Modules hold the parameters under their published names, stack by stack. The stacks are applied together, layer by
-layer: all read the same picture, so their keys and values are one matrix product, and what they do with their own
+layer: all read the same image, so their keys and values are one matrix product, and what they do with their own
 queries is one batched product each. (One product for the keys and values of all layers is slower: its result is large.)
 
-Letters: S stacks, B pictures, N patches, w queries of a stack, g width.
+Letters: S stacks, B images, N patches, w queries of a stack, g width.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Parameters of one pre-norm layer: among the queries, from the queries to the picture, feed-forward."""
+    """Parameters of one pre-norm layer: among the queries, from the queries to the image, feed-forward."""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
@@ -52,22 +52,22 @@ class Stack(nn.Module):
         self.weights_head = nn.Linear(width, out_width)
 
 
-def run_stacks(stacks: Sequence[Stack], picture: torch.Tensor, heads: int) -> list[torch.Tensor]:
-    """What the stacks make of pictures.
+def run_stacks(stacks: Sequence[Stack], image: torch.Tensor, heads: int) -> list[torch.Tensor]:
+    """What the stacks make of images.
 
     Args:
         stacks: of equal width, depth and number of queries.
-        picture: `[B, N, g]`.
+        image: `[B, N, g]`.
 
     Returns:
         per stack `[B, w, out]`.
     """
-    query = _together(stack.queries for stack in stacks).expand(-1, len(picture), -1, -1)  # [S, B, w, g]
+    query = _together(stack.queries for stack in stacks).expand(-1, len(image), -1, -1)  # [S, B, w, g]
     for layer in zip(*(stack.decoders for stack in stacks), strict=True):
         normed = _norm(query, [d.norm1 for d in layer])
         query = query + _attend_to_themselves([d.self_attn for d in layer], normed, heads)
         normed = _norm(query, [d.norm2 for d in layer])
-        query = query + _attend_to_picture([d.multihead_attn for d in layer], normed, picture, heads)
+        query = query + _attend_to_image([d.multihead_attn for d in layer], normed, image, heads)
         inner = _linear(_norm(query, [d.norm3 for d in layer]), [d.linear1 for d in layer])
         query = query + _linear(F.gelu(inner), [d.linear2 for d in layer])
     query = _norm(query, [stack.norm for stack in stacks])
@@ -80,14 +80,12 @@ def _attend_to_themselves(own: Sequence[Attention], query: torch.Tensor, heads: 
     return _merge_heads(F.scaled_dot_product_attention(q, k, v), own)
 
 
-def _attend_to_picture(
-    own: Sequence[Attention], query: torch.Tensor, picture: torch.Tensor, heads: int
-) -> torch.Tensor:
+def _attend_to_image(own: Sequence[Attention], query: torch.Tensor, image: torch.Tensor, heads: int) -> torch.Tensor:
     width = query.shape[-1]
     ask, *read = (slice(start, start + width) for start in (0, width, 2 * width))  # rows of in_proj: q; k, v
     weight = torch.cat([a.in_proj_weight[part] for part in read for a in own])
     bias = torch.cat([a.in_proj_bias[part] for part in read for a in own])
-    projected = F.linear(picture, weight, bias).unflatten(-1, (2, -1, width // heads))
+    projected = F.linear(image, weight, bias).unflatten(-1, (2, -1, width // heads))
     k, v = projected.permute(2, 0, 3, 1, 4)  # [B, S * heads, N, g / heads]
     q = _split_heads(_project(query, [a.in_proj_weight[ask] for a in own], [a.in_proj_bias[ask] for a in own]), heads)
     return _merge_heads(F.scaled_dot_product_attention(q, k, v), own)

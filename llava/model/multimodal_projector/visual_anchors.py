@@ -17,7 +17,7 @@ def num_anchors_per_head(num_anchors: int, num_heads: int, num_patches: int) -> 
         )
     if per_head * num_heads > num_patches:
         raise ValueError(
-            f"{num_anchors} visual anchors are more than the {num_patches} patches of the picture. "
+            f"{num_anchors} visual anchors are more than the {num_patches} patches of the image. "
             f"{legal_token_counts(num_heads, num_patches)}"
         )
     return per_head
@@ -69,7 +69,7 @@ def select_visual_anchors(cls_attention: torch.Tensor, num_anchors: int) -> torc
     """Pick visual anchors by the progressive per-head rule (contract acformer.md 2.2).
 
     Heads take turns in their own order; each adds its `num_anchors // H` most attended patches that no earlier head has
-    taken. Among equal attention values the larger patch index wins. All pictures are handled together: one
+    taken. Among equal attention values the larger patch index wins. All images are handled together: one
     ranking, then one small step per head, with no copy to the host.
 
     Args:

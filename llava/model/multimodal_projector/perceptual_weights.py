@@ -1,4 +1,4 @@
-"""Perceptual weights: a picture as a low-rank update of decoder matrices (arXiv 2405.20339; contract vlora.md 2, 3)."""
+"""Perceptual weights: an image as a low-rank update of decoder matrices (arXiv 2405.20339; contract vlora.md 2, 3)."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -46,7 +46,7 @@ class BoundWeights(NamedTuple):
         return self.layers[layer] if layer < len(self.layers) else None
 
     def one_position_earlier(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """`[B, n]` less one in the rows with a picture."""
+        """`[B, n]` less one in the rows with an image."""
         if self.rows is None:
             return position_ids - 1
         return position_ids.index_add(0, self.rows, position_ids.new_full((len(self.rows), position_ids.shape[1]), -1))
@@ -58,16 +58,16 @@ class PerceptualWeights(NamedTuple):
     A named tuple, because DeepSpeed looks for tensors in tuples and dictionaries only: under ZeRO-3 it brings back
     the parameters of the module that made them (`Bs`) when the backward pass comes to these tensors.
 
-    Letters: B rows with a picture, G weighted layers, r rank.
+    Letters: B rows with an image, G weighted layers, r rank.
 
     Attributes:
-        inputs: per letter A `[B, G, in, r]`, from the picture.
+        inputs: per letter A `[B, G, in, r]`, from the image.
         outputs: per letter B `[G, out, r]`, learned, already times alpha / r.
         skip: decoder layer l is weighted if `(l + 1) % skip == 0`, by group `l // skip`.
         rows: which rows of the batch the entries of `inputs` belong to, ascending; None: row i has entry i. Rows
             without an entry are the language model as it is.
-        num_rows: rows of the batch, with and without a picture.
-        reduction: what becomes of several pictures of a row: `mean` or `sum` of their A.
+        num_rows: rows of the batch, with and without an image.
+        reduction: what becomes of several images of a row: `mean` or `sum` of their A.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -114,20 +114,20 @@ class PerceptualWeights(NamedTuple):
         )
         return BoundWeights(layers, self.rows, self.num_rows)
 
-    def for_rows(self, pictures_of_rows: list[list[int]]) -> "PerceptualWeights":
-        """Weights of the batch from those of its pictures.
+    def for_rows(self, images_of_rows: list[list[int]]) -> "PerceptualWeights":
+        """Weights of the batch from those of its images.
 
         Args:
-            pictures_of_rows: per row which entries it shows, none for a row without a picture.
+            images_of_rows: per row which entries it shows, none for a row without an image.
                 Where no row shows any, nothing is added to any row, but every parameter gets a gradient, zero.
         """
-        shown = [row for row, pictures in enumerate(pictures_of_rows) if pictures]
-        num_rows, inputs = len(pictures_of_rows), self.inputs
-        order = [picture for pictures in pictures_of_rows for picture in pictures]
+        shown = [row for row, images in enumerate(images_of_rows) if images]
+        num_rows, inputs = len(images_of_rows), self.inputs
+        order = [image for images in images_of_rows for image in images]
         if len(order) > len(shown):  # several in a row
             reduce = {"mean": torch.mean, "sum": torch.sum}[self.reduction]
             inputs = {
-                letter: torch.stack([reduce(a[pictures_of_rows[row]], dim=0) for row in shown])
+                letter: torch.stack([reduce(a[images_of_rows[row]], dim=0) for row in shown])
                 for letter, a in inputs.items()
             }
         elif order != list(range(len(next(iter(inputs.values()))))):

@@ -1,4 +1,4 @@
-"""One picture's perceptual weights written into the matrices while it is talked about (contract vlora.md 6)."""
+"""One image's perceptual weights written into the matrices while it is talked about (contract vlora.md 6)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from llava.model.perceptual_weights import PROJECTIONS, PerceptualWeights
+from .perceptual_weights import PROJECTIONS, PerceptualWeights
 
 
 @contextmanager
@@ -14,16 +14,16 @@ def merged(layers: nn.ModuleList, weights: PerceptualWeights) -> Iterator[Percep
     """Inside the block `W += B A^T` in q, k, v and o; afterwards every matrix has its old bits again.
 
     Merging costs `2 d^2 r` per matrix, the low-rank path `4 d r` per token and matrix: it pays after d / 2 tokens.
-    Other threads that use the model meanwhile see the picture too.
+    Other threads that use the model meanwhile see the image too.
 
     Yields:
         What is left to bind: m, a path beside the MLP that no matrix can take up.
 
     Raises:
-        ValueError: more than one picture, rows without one, or a quantised or offloaded language model.
+        ValueError: more than one image, rows without one, or a quantised or offloaded language model.
     """
     if weights.rows is not None or len(next(iter(weights.inputs.values()))) != 1:
-        raise ValueError("merge_weights needs one picture for all rows; leave it out to give every row its own")
+        raise ValueError("merge_weights needs one image for all rows; leave it out to give every row its own")
     targets = {
         (index, letter): _matrix(getattr(layer.self_attn, PROJECTIONS[letter]))
         for index, layer in enumerate(layers)
