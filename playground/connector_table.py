@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .connector_protocol import (
+from .files import write_json
+from .make_data import make_data
+from .study.jobs import Finished, Job, Waiting, run_jobs, state, tail
+from .study.protocol import (
     OWN_SETTINGS,
     Evaluation,
     Folders,
@@ -25,12 +28,9 @@ from .connector_protocol import (
     finished_result,
     read_json,
 )
-from .connector_report import RAW_RESULTS, write_report
-from .connector_runs import obtain_result
-from .connector_step_time import STEP_TIMES, measure_step_times
-from .files import write_json
-from .job_pool import Finished, Job, Started, Waiting, run_jobs, state, tail
-from .make_data import make_data
+from .study.report import RAW_RESULTS, write_report
+from .study.runs import obtain_result
+from .study.step_time import STEP_TIMES, measure_step_times
 
 BASELINE = "mlp2x_gelu"
 ELASTIC = "acformer"
@@ -112,9 +112,7 @@ def obtain_all(title: str, plan: Sequence[Evaluation], protocol: Protocol, folde
     }
     failed = []
     for event in run_jobs(list(by_job), at_once, PRELOADED):
-        if isinstance(event, Started):
-            progress.say(f"started {event.job.name} (log: {event.job.log})")
-        elif isinstance(event, Waiting):
+        if isinstance(event, Waiting):
             progress.say("running: " + "; ".join(f"{job.name} {state(job.log)}" for job in event.jobs))
         elif isinstance(event, Finished):
             result = finished_result(by_job[event.job], protocol, folders)
@@ -180,17 +178,15 @@ def shell_command(args: argparse.Namespace) -> str:
 
 
 def check_connectors(connectors: Sequence[str]) -> None:
-    """
-    Raises:
-        ValueError: names that are not registered; lists those that are.
-    """
-    from llava.model.multimodal_projector.builder import known_projector_types
-    from llava.model.multimodal_projector.mlp import mlp_depth
+    """Refuse names that are not registered.
 
-    known = known_projector_types()
-    unknown = [name for name in connectors if name not in known and mlp_depth(name) is None]
-    if unknown:
-        raise ValueError(f"unknown connectors: {', '.join(unknown)} (known: {', '.join(known)})")
+    Raises:
+        ValueError: see above; lists the known names.
+    """
+    from llava.model.multimodal_projector.builder import find_connector
+
+    for name in connectors:
+        find_connector(name)
 
 
 def build_parser() -> argparse.ArgumentParser:

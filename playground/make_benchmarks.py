@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .benchmark_choices import (
+from .files import write_json
+from .tasks.choice_benchmarks import (
     write_llava_bench,
     write_mmbench,
     write_mmvet,
@@ -22,8 +23,7 @@ from .benchmark_choices import (
     write_scienceqa,
     write_seed,
 )
-from .benchmark_files import write_gqa, write_mme, write_pope, write_textvqa, write_vizwiz, write_vqav2
-from .files import write_json
+from .tasks.word_benchmarks import write_gqa, write_mme, write_pope, write_textvqa, write_vizwiz, write_vqav2
 
 FORMAT = 1  # raise when the files of the same arguments change
 STAMP = "playground_stamp.json"

@@ -18,11 +18,11 @@ from typing import Any
 
 from PIL import Image
 
-from .answer_formats import OCR_HINT, SHORT_ANSWER
 from .files import write_bytes, write_json, write_json_lines
-from .language import CATEGORIES, DESCRIBE, FACTS, READING, Question, ask, ask_many, caption, describe
-from .render import blank_image, draw_scene
-from .world import sample_split_scene
+from .tasks.answer_formats import OCR_HINT, SHORT_ANSWER
+from .world.language import CATEGORIES, DESCRIBE, FACTS, READING, Question, ask, ask_many, caption, describe
+from .world.render import blank_image, draw_scene
+from .world.scene import sample_split_scene
 
 FORMAT = 2  # raise when the data of the same arguments change
 STAMP = "stamp.json"

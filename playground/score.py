@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .language import CATEGORIES
+from .world.language import CATEGORIES
 
 QUESTIONS = {"picture": "eval_questions", "blank": "eval_questions_blank"}
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import resource
 import shlex
 import statistics
@@ -23,6 +22,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.files import write_text_atomically
 from llava.tools.flops import VisionShape
+from llava.tools.machine import commit, machine_kind
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Dense bf16 TFLOP/s by the maker's data sheets; the first whose words are all in the GPU's name counts.
@@ -52,34 +52,13 @@ def environment(args: Namespace) -> dict[str, str]:
     """Date, commit, versions and machine kind, for the head of a report."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "machine": machine_kind(args.device),
         "threads": str(torch.get_num_threads()),
         "precision": str(precision(args)).removeprefix("torch."),
         "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
     }
-
-
-def _commit() -> str:
-    """The checkout's short commit, with `+` where tracked files differ from it."""
-    folder = Path(__file__).parent
-    git = ["git", "-C", str(folder)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    if commit.returncode:
-        return "unknown"
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def machine_kind(device: str) -> str:
-    """The name of the GPU, or of the processor with its number of cores."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 def peak_flops(args: Namespace, measured: float, given_tflops: float | None) -> tuple[float, str]:

@@ -14,18 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from playground import connector_table, connector_training
-from playground.connector_protocol import Evaluation, Folders, Protocol, Run, changed_settings, finished_result
-from playground.connector_report import cell, missing_runs, page, write_report
+from playground import connector_table
 from playground.connector_table import gather, obtain_all, plan_further_questions, plan_trainings
-from playground.connector_training import stage1_flags, stage2_flags
 from playground.files import write_json
-from playground.job_pool import Finished, Job, run_jobs, state, tail
-from playground.language import CATEGORIES
 from playground.make_data import make_data
+from playground.study import training as connector_training
+from playground.study.jobs import Finished, Job, Waiting, run_jobs, state, tail
+from playground.study.protocol import Evaluation, Folders, Protocol, Run, changed_settings, finished_result
+from playground.study.report import cell, missing_runs, page, write_report
+from playground.study.training import stage1_flags, stage2_flags
+from playground.world.language import CATEGORIES
 from tests.conftest import REPOSITORY
 
-PROTOCOL = Protocol(tokens=17, stage1_steps=2, stage2_steps=2, images=40, questions=2)
+PROTOCOL = Protocol(tokens=17, stage1_steps=2, stage2_steps=2, pictures=40, questions=2)
 BOTH = ["mlp2x_gelu", "acformer"]
 
 
@@ -240,8 +241,8 @@ def test_killed_and_abandoned_jobs(tmp_path: Path) -> None:
     ]
     codes = {event.job.name: event.exit_code for event in run_jobs(jobs, 1) if isinstance(event, Finished)}
     assert codes == {"killed": -signal.SIGKILL, "well": 0}
-    events = run_jobs([Job("long", sleep_and_write, (tmp_path / "long", 60.0), tmp_path / "long.log")], 1)
-    next(events)
+    events = run_jobs([Job("long", sleep_and_write, (tmp_path / "long", 60.0), tmp_path / "long.log")], 1, tick=0.01)
+    assert isinstance(next(events), Waiting)
     events.close()  # as ctrl-C does
     assert not (tmp_path / "long").exists()
 
@@ -282,10 +283,10 @@ def test_shell_script_passes_its_settings_on(tmp_path: Path) -> None:
 def test_tiny_comparison(folders: Folders) -> None:
     """Two connectors, two steps a stage: results, overrides at load, step times and the page made of them."""
     pytest.importorskip("torch")
-    from playground.connector_runs import obtain_result
-    from playground.connector_step_time import measure_step_times
+    from playground.study.runs import obtain_result
+    from playground.study.step_time import measure_step_times
 
-    make_data(folders.data, PROTOCOL.images, PROTOCOL.questions, PROTOCOL.turns, PROTOCOL.data_seed)
+    make_data(folders.data, PROTOCOL.pictures, PROTOCOL.questions, PROTOCOL.turns, PROTOCOL.data_seed)
     plan = [
         *plan_trainings(BOTH, [1]),
         Evaluation(Run("acformer", 1), "elastic", tokens=9),

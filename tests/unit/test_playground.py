@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from playground.build_bases import BASES
-from playground.language import (
+from playground.make_data import main, make_data
+from playground.world.language import (
     CATEGORIES,
     DESCRIBE,
     FACTS,
@@ -22,9 +23,8 @@ from playground.language import (
     describe,
     vocabulary,
 )
-from playground.make_data import main, make_data
-from playground.render import IMAGE_SIZE, draw_scene
-from playground.world import COLORS, PLACES, SHAPES, Item, Scene, sample_scene, sample_split_scene
+from playground.world.render import IMAGE_SIZE, draw_scene
+from playground.world.scene import COLORS, PLACES, SHAPES, Item, Scene, sample_scene, sample_split_scene
 
 NUM_TRAIN, NUM_EVAL, TURNS = 120, 20, 6
 SCENE = Scene((Item("red", "circle", "left"), Item("blue", "square", "above"), Item("red", "square", "below")), "cat")
@@ -196,8 +196,8 @@ def test_tokenizer_is_llama_like(tokenizer) -> None:
 
 
 def test_pretraining_tokens_are_what_the_tokenizer_gives(tokenizer) -> None:
-    from playground.pretrain_language import Writer
-    from playground.tokenizer import load_pieces
+    from playground.pretraining.language_model import Writer
+    from playground.world.tokenizer import load_pieces
 
     writer = Writer(load_pieces(BASES / "tiny-llama"))
     turns = [("Is there a star?", "no"), ("How many shapes are there?", "3")]
@@ -222,12 +222,19 @@ def test_bases_load_and_have_the_promised_size() -> None:
     assert sum(p.stat().st_size for p in BASES.rglob("*") if p.is_file()) < 12 * 2**20
 
 
+def test_the_tower_is_stored_in_the_published_key_layout() -> None:
+    """transformers 4 initialises entries without the prefix at random."""
+    safetensors = pytest.importorskip("safetensors")
+    with safetensors.safe_open(BASES / "tiny-clip/model.safetensors", "pt") as file:
+        assert all(key.startswith("vision_model.") for key in file.keys())  # noqa: SIM118
+
+
 def test_processor_agrees_with_pretraining() -> None:
     torch = pytest.importorskip("torch")
     import numpy as np
     from transformers import CLIPImageProcessor
 
-    from playground.pretrain_vision import to_pixels
+    from playground.pretraining.vision_tower import to_pixels
 
     image = draw_scene(SCENE, random.Random(0))
     processor = CLIPImageProcessor.from_pretrained(BASES / "tiny-clip")
@@ -246,8 +253,8 @@ def test_recorded_scores(name: str) -> None:
 def test_branches_equal_separate_conversations() -> None:
     """Questions that share a description in one sequence get the logits they would get on their own."""
     torch = pytest.importorskip("torch")
-    from playground.pretrain_language import LanguageRecipe, Writer, build_llama, pad, run
-    from playground.tokenizer import load_pieces
+    from playground.pretraining.language_model import LanguageRecipe, Writer, build_llama, pad, run
+    from playground.world.tokenizer import load_pieces
 
     writer = Writer(load_pieces(BASES / "tiny-llama"))
     torch.manual_seed(0)

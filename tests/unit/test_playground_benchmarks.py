@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from llava.eval import eval_gqa, eval_mmbench, eval_mme, eval_pope, eval_science_qa, eval_textvqa, eval_vqa
-from playground.answer_formats import LETTER_ANSWER, SHORT_ANSWER
 from playground.make_benchmarks import STAMP, make_benchmarks
+from playground.tasks.answer_formats import LETTER_ANSWER, SHORT_ANSWER
 from tests.conftest import REPOSITORY
 
 COUNT = 6

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json, write_json_lines
+from ..world.language import FACTS, Question, absent_pair, ask
+from ..world.render import blank_image, draw_scene
+from ..world.scene import COLORS, PLACES, SHAPES, Scene, sample_split_scene
 from .answer_formats import OCR_HINT, SHORT_ANSWER
-from .files import write_json, write_json_lines
-from .language import FACTS, Question, absent_pair, ask
-from .render import blank_image, draw_scene
-from .world import COLORS, PLACES, SHAPES, Scene, sample_split_scene
 
 SHORT_CATEGORIES = ("color", "shape", "count", "position", "yesno", "word")
 NUM_HUMANS = 10

@@ -20,12 +20,12 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ..world.language import DESCRIBE, FACTS, READING, SYSTEM_PROMPT, ask, ask_many, caption, describe
+from ..world.scene import Scene, sample_split_scene
+from ..world.tokenizer import MAX_LENGTH
 from . import drills
-from .language import DESCRIBE, FACTS, READING, SYSTEM_PROMPT, ask, ask_many, caption, describe
 from .look_back import add_look_back_heads
-from .tokenizer import MAX_LENGTH
-from .training import Checkpointer, Progress, cosine_lr
-from .world import Scene, sample_split_scene
+from .loop import Checkpointer, Progress, cosine_lr
 
 IGNORE = -100
 BOS, EOS = 1, 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from .world import COLORS, PLACES, SHAPES, WORDS, Item, Scene
+from .scene import COLORS, PLACES, SHAPES, WORDS, Item, Scene
 
 CATEGORIES = ("color", "shape", "count", "position", "yesno", "word")
 SYSTEM_PROMPT = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 
-from .world import COLORS, PLACES, SHAPES, Item
+from ..world.scene import COLORS, PLACES, SHAPES, Item
 
 ORDERS = (("color", "shape", "place"), ("shape", "place", "color"), ("place", "color", "shape"))
 CLAIMS = (("color",), ("shape",), ("place",), ("color", "shape"), ("color", "shape"), ("shape", "place"))

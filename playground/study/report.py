@@ -1,4 +1,4 @@
-"""Make the report of the connector comparison from its raw results: `python -m playground.connector_report`.
+"""Make the report of the connector comparison from its raw results: `python -m playground.study.report`.
 
 Reads `connectors.json`, writes `connectors.md`, `connectors.png` and `elastic.png` beside it.
 """
@@ -15,9 +15,9 @@ from typing import Any
 
 from llava.eval.published_results import ABLATION_7B, BENCHMARKS
 
-from .connector_plots import draw_comparison, draw_elastic
-from .files import write_bytes
-from .language import CATEGORIES
+from ..files import write_bytes
+from ..world.language import CATEGORIES
+from .plots import draw_comparison, draw_elastic
 
 RAW_RESULTS = "connectors.json"
 KINDS = (*CATEGORIES, "mean")
@@ -213,7 +213,7 @@ def page(raw: Result) -> str:
     if of_table(raw, "training_free"):
         parts += ["## Training-free use", training_free_part(raw)]
     parts += ["## Published figures", published_part()]
-    parts.append("Made by `python -m playground.connector_report` from `connectors.json`.")
+    parts.append("Made by `python -m playground.study.report` from `connectors.json`.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -274,7 +274,7 @@ def reference_lines(raw: Result) -> dict[str, list[Result]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m playground.connector_report", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m playground.study.report", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"), help=f"where {RAW_RESULTS} is")
     args = parser.parse_args(argv)
     try:

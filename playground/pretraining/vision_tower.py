@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from .render import IMAGE_SIZE, Layout, draw_with_layout
-from .training import Checkpointer, Progress, cosine_lr
-from .world import COLORS, PLACES, SHAPES, WORDS, Scene, sample_split_scene
+from ..world.render import IMAGE_SIZE, Layout, draw_with_layout
+from ..world.scene import COLORS, PLACES, SHAPES, WORDS, Scene, sample_split_scene
+from .loop import Checkpointer, Progress, cosine_lr
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -1,4 +1,4 @@
-"""Runs jobs in processes of their own, a few at once, each with its own log file.
+"""Runs jobs in processes of their own, a few at a time, each with its own log file.
 
 The heavy modules are imported once, in multiprocessing's fork server; every job starts as a copy of it.
 """
@@ -11,10 +11,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 
@@ -29,15 +30,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Started:
-    """A job has begun."""
-
-    job: Job
-
-
-@dataclass(frozen=True)
 class Finished:
-    """A job has ended, after `seconds`; `exit_code` is 0 if all went well, negative for a signal."""
+    """A job has ended after `seconds`; `exit_code` is 0 on success and negative for a signal."""
 
     job: Job
     seconds: float
@@ -46,51 +40,58 @@ class Finished:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing has happened for a while; these jobs are running."""
+    """No job has ended for a while; these are running."""
 
     jobs: list[Job] = field(default_factory=list)
 
 
 def run_jobs(
     jobs: Sequence[Job], at_once: int, preload: Sequence[str] = (), tick: float = 60.0
-) -> Iterator[Started | Finished | Waiting]:
-    """Run all jobs; what happens is yielded as it happens. A job that fails does not stop the others.
+) -> Iterator[Finished | Waiting]:
+    """Run all jobs and yield what happens. A job that fails does not stop the others.
 
     Args:
-        at_once: processes at a time.
+        at_once: number of processes.
         preload: modules to import once for all jobs.
-        tick: seconds without an event after which `Waiting` comes.
+        tick: seconds without an event after which `Waiting` is yielded.
 
-    When the caller leaves the loop early, also by ctrl-C, the running jobs are stopped.
+    When the caller leaves the loop early, also by ctrl-C, the running jobs are stopped and the others never start.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    waiting = list(jobs)
-    running: dict[BaseProcess, tuple[Job, float]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.pop(0)
-                job.log.parent.mkdir(parents=True, exist_ok=True)
-                process = context.Process(target=_run_logged, args=(job.function, job.arguments, str(job.log)))
-                process.start()
-                running[process] = (job, time.monotonic())
-                yield Started(job)
-            ended = wait([process.sentinel for process in running], timeout=tick)
-            if not ended:
-                yield Waiting([job for job, _ in running.values()])
-            for process in [process for process in running if process.sentinel in ended]:
-                process.join()
-                job, since = running.pop(process)
-                yield Finished(job, time.monotonic() - since, process.exitcode or 0)
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.join()
+    running: dict[str, BaseProcess] = {}
+    lock, stopping = Lock(), Event()
+
+    def run(job: Job) -> Finished:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        process = context.Process(target=_run_logged, args=(job.function, job.arguments, job.log))
+        with lock:
+            if stopping.is_set():
+                raise CancelledError
+            process.start()
+            running[job.name] = process
+        process.join()
+        del running[job.name]
+        return Finished(job, time.monotonic() - began, process.exitcode or 0)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        pending: set[Future[Finished]] = {pool.submit(run, job) for job in jobs}
+        try:
+            while pending:
+                ended, pending = wait(pending, timeout=tick, return_when=FIRST_COMPLETED)
+                if not ended:
+                    yield Waiting([job for job in jobs if job.name in running])
+                yield from (future.result() for future in ended)
+        finally:
+            with lock:
+                stopping.set()
+                for process in list(running.values()):
+                    process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _run_logged(function: Callable[..., None], arguments: tuple[Any, ...], log: str) -> None:
+def _run_logged(function: Callable[..., None], arguments: tuple[Any, ...], log: Path) -> None:
     """In the job's process: everything written, also by libraries in other languages, goes to the log."""
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)

@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .connector_protocol import Folders, Protocol, Run
-from .files import write_json
-from .machine import commit, machine_kind
+from llava.tools.machine import commit, machine_kind
+
+from ..files import write_json
+from .protocol import Folders, Protocol, Run
 
 if TYPE_CHECKING:
     import torch

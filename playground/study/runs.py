@@ -8,11 +8,12 @@ import time
 from datetime import date
 from pathlib import Path
 
-from .connector_protocol import Evaluation, Folders, Protocol
-from .connector_training import as_command_line, train
-from .files import write_json
-from .machine import commit, machine_kind
-from .score import QUESTIONS, accuracies
+from llava.tools.machine import commit, machine_kind
+
+from ..files import write_json
+from ..score import QUESTIONS, accuracies
+from .protocol import Evaluation, Folders, Protocol
+from .training import as_command_line, train
 
 logger = logging.getLogger(__name__)
 

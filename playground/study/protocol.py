@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .make_data import stamp_of
+from ..make_data import stamp_of
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .connector_protocol import Folders, Protocol, Run, read_json
-from .files import write_json
+from ..files import write_json
+from .protocol import Folders, Protocol, Run, read_json
 
 logger = logging.getLogger(__name__)
 
-BASES = Path(__file__).resolve().parent / "bases"
+BASES = Path(__file__).resolve().parent.parent / "bases"
 FINISHED = "finished.json"  # in a checkpoint's folder: the settings that it was trained with
 
 

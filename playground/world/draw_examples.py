@@ -1,4 +1,4 @@
-"""Draws the demo's two example images: python -m playground.draw_examples [FOLDER]
+"""Draws the demo's two example images: python -m playground.world.draw_examples [FOLDER]
 
 A man who irons on the back of a taxi, and a jetty at a lake before a storm: shapes and gradients, drawn twice as
 large as needed and scaled down, so that edges are smooth. The same bytes at every run.
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SCALE = 2
 WIDTH, HEIGHT = 800, 600
-FOLDER = Path(__file__).resolve().parent.parent / "llava/serve/examples"
+FOLDER = Path(__file__).resolve().parent.parent.parent / "llava/serve/examples"
 Colour = tuple[int, int, int]
 Points = list[tuple[float, float]]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from .world import Scene
+from .scene import Scene
 
 IMAGE_SIZE = 96
 BLANK_GRAY = (127, 127, 127)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from .files import write_bytes, write_json
+from ..files import write_bytes, write_json
 from .language import (
     DESCRIBE,
     FACTS,
@@ -23,7 +23,7 @@ from .language import (
     describe,
     vocabulary,
 )
-from .world import sample_scene
+from .scene import sample_scene
 
 VOCAB_SIZE = 570
 MAX_LENGTH = 2048

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .language import Question
-from .world import COLORS, PLACES, SHAPES, WORDS
+from ..world.language import Question
+from ..world.scene import COLORS, PLACES, SHAPES, WORDS
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."

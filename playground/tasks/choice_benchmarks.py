@@ -9,12 +9,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+from ..files import write_bytes, write_json, write_json_lines
+from ..world.language import DESCRIBE, Question, caption
+from ..world.render import draw_scene
+from ..world.scene import Scene
 from .answer_formats import LETTER_ANSWER, LETTERS, choices
-from .benchmark_files import SHORT_CATEGORIES, held_out, save_image
-from .files import write_bytes, write_json, write_json_lines
-from .language import DESCRIBE, Question, caption
-from .render import draw_scene
-from .world import Scene
+from .word_benchmarks import SHORT_CATEGORIES, held_out, save_image
 
 CATEGORIES = tuple(category for category in SHORT_CATEGORIES if category != "yesno")
 

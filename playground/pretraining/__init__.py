@@ -1,0 +1,1 @@
+"""Training of the two tiny base models: a CLIP vision tower and a LLaMA."""

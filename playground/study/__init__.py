@@ -1,0 +1,1 @@
+"""The comparison of connectors under one protocol: training runs, evaluations, step times, report."""

@@ -1,0 +1,1 @@
+"""The synthetic world: scenes, how they are drawn, and what can be said about them."""
