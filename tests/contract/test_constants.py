@@ -1,11 +1,11 @@
 """llava.constants against the recorded values."""
 
 import json
-from pathlib import Path
 
 from llava import constants
+from tests.conftest import VECTORS as TEST_VECTORS
 
-VECTORS = Path(__file__).parent.parent / "vectors" / "llava"
+VECTORS = TEST_VECTORS / "llava"
 
 
 def test_constants() -> None:

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,9 @@ from PIL import Image
 
 from llava import conversation
 from llava.conversation import SeparatorStyle, conv_templates, default_conversation
+from tests.conftest import VECTORS as TEST_VECTORS
 
-VECTORS = Path(__file__).parent.parent / "vectors" / "llava" / "conversation"
+VECTORS = TEST_VECTORS / "llava" / "conversation"
 TEMPLATES = json.loads((VECTORS / "templates.json").read_text())
 LISTS = json.loads((VECTORS / "message_lists.json").read_text())
 CASES = json.loads((VECTORS / "cases.json").read_text())

@@ -25,7 +25,7 @@ from llava.mm_utils import (
 )
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_projector.builder import build_vision_projector
-from tests.unit import vlora_models
+from tests.support import vlora_models
 
 CHECKPOINTS = ["llava-v1-tiny-mlp2x", "llava-tiny-mistral", "llava-v1.6-tiny-anyres-unpad"]
 QUESTIONS = ["What color is the tall clock?", "Hi", "What is happening in the park?", "Is there a red house here? Why?"]

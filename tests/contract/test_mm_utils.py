@@ -2,7 +2,6 @@
 
 import functools
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,9 +22,10 @@ from llava.mm_utils import (
     tokenizer_image_token,
 )
 from llava.tokenization import load_tokenizer, tokenize_text
-from tests.contract.pixels import LEVEL, assert_same_pixels
+from tests.conftest import VECTORS as TEST_VECTORS
+from tests.support.pixels import LEVEL, assert_same_pixels
 
-ROOT = Path(__file__).parent.parent / "vectors" / "llava"
+ROOT = TEST_VECTORS / "llava"
 VECTORS = ROOT / "mm_utils"
 
 

@@ -3,7 +3,6 @@
 import collections
 import gzip
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,9 +19,10 @@ from llava.train.sampler import (
     get_modality_length_grouped_indices,
     split_to_even_chunks,
 )
-from tests.contract.pixels import LEVEL, assert_same_pixels
+from tests.conftest import VECTORS as TEST_VECTORS
+from tests.support.pixels import LEVEL, assert_same_pixels
 
-ROOT = Path(__file__).parent.parent / "vectors" / "llava"
+ROOT = TEST_VECTORS / "llava"
 RECORDED = {entry["tag"]: entry for entry in json.loads((ROOT / "train" / "dataset.json").read_text())}
 RUNS = [entry for entry in RECORDED.values() if "items" in entry]
 SAME_IMAGES = {"v1_imse": "v1_pad", "llama2": "v1_square"}  # same records and aspect ratio; stored once

@@ -9,7 +9,6 @@ import collections
 import functools
 import gzip
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +19,9 @@ from llava.conversation import SeparatorStyle, conv_templates
 from llava.mm_utils import tokenizer_image_token
 from llava.tokenization import load_tokenizer, tokenize_text
 from llava.train.preprocess import preprocess, preprocess_multimodal
+from tests.conftest import VECTORS as TEST_VECTORS
 
-ROOT = Path(__file__).parent.parent / "vectors" / "llava"
+ROOT = TEST_VECTORS / "llava"
 SOURCES = json.loads((ROOT / "train" / "sources.json").read_text())
 ROWS = [json.loads(row) for row in gzip.decompress((ROOT / "train" / "preprocess.jsonl.gz").read_bytes()).splitlines()]
 BATCHES = json.loads((ROOT / "train" / "preprocess_batches.json").read_text())

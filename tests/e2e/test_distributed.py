@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import REPOSITORY, VECTORS
-from tests.unit.training import BASE_FLAGS, final_state
+from tests.support.training import BASE_FLAGS, final_state
 
 pytestmark = pytest.mark.e2e
 

@@ -17,7 +17,7 @@ from llava.model.builder import load_pretrained_model
 from playground.make_data import make_data
 from tests.conftest import REPOSITORY
 from tests.e2e.test_distributed import free_port
-from tests.unit.test_connector_choice import publish
+from tests.unit.model.test_connector_choice import publish
 
 pytestmark = pytest.mark.e2e
 

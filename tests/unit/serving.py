@@ -15,7 +15,7 @@ from llava.serve.generation import EngineSettings, GenerationRequest, Reply, Rep
 from llava.serve.sampling import SamplingSettings
 from llava.tokenization import load_tokenizer
 from tests.conftest import VECTORS
-from tests.unit import vlora_models
+from tests.support import vlora_models
 
 GREEDY = SamplingSettings(temperature=0.0)
 PATIENCE = 120  # seconds

@@ -9,8 +9,8 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from llava.serve.kv_slots import CacheGeometry
+from tests.support.training import run_training
 from tests.unit.serving import Listener, alone, build, engine, picture, request
-from tests.unit.training import run_training
 
 CPU = {"device": "cpu", "dtype": torch.float32}
 RESAMPLER = {"mm_num_visual_tokens": 9, "mm_resampler_depth": 1, "mm_resampler_heads": 2}
@@ -48,7 +48,7 @@ def test_quantised_models(connector: str, option: str, tmp_path: Path, llava_vec
 
 @pytest.mark.parametrize("connector", ["acformer", "vlora"])
 def test_lora_directory_unmerged(connector: str, tmp_path: Path, llava_vectors: Path) -> None:
-    from tests.unit.vlora_models import FLAGS
+    from tests.support.vlora_models import FLAGS
 
     flags = FLAGS if connector == "vlora" else ["--mm_projector_type", "acformer", "--mm_num_visual_tokens", "9",
                                                 "--mm_resampler_depth", "1"]  # fmt: skip

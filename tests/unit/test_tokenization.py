@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from llava.tokenization import load_tokenizer, tokenize_image_with_starts, tokenize_text, tokenize_with_starts
+from tests.conftest import VECTORS as TEST_VECTORS
 
-ASSETS = Path(__file__).parent.parent / "vectors" / "llava" / "assets"
+ASSETS = TEST_VECTORS / "llava" / "assets"
 LLAMAS = ["tokenizer-llama", "tokenizer-llama-legacy", "tokenizer-llama-chatml", "tokenizer-llama-legacy-chatml"]
 
 

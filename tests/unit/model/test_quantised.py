@@ -8,7 +8,7 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from tests.conftest import REPOSITORY
-from tests.unit.training import run_training
+from tests.support.training import run_training
 
 BASES = REPOSITORY / "playground/bases"
 

@@ -9,9 +9,9 @@ import pytest
 
 from llava.eval import model_vqa_loader, run_llava
 from llava.serve import cli
-from tests.unit.test_acformer_vlora import FLAGS as BOTH
-from tests.unit.training import run_training
-from tests.unit.vlora_models import FLAGS as VLORA
+from tests.support.training import run_training
+from tests.support.vlora_models import FLAGS as VLORA
+from tests.unit.model.test_acformer_vlora import FLAGS as BOTH
 
 
 @pytest.mark.parametrize("flags", [VLORA, BOTH], ids=["vlora", "acformer_vlora"])

@@ -9,7 +9,7 @@ import torch
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.train.llava_trainer import LLaVATrainer
-from tests.unit.training import run_training
+from tests.support.training import run_training
 
 FULL = ["--version", "v1", "--data_path", "train/data.json", "--save_strategy", "no", "--max_steps", "2"]
 STAGE1 = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True", *FULL[4:]]

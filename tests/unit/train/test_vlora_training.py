@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.training import run_training
+from tests.support.training import run_training
 
 STAGE1 = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True"]
 FULL = ["--version", "v1", "--data_path", "train/data.json"]

@@ -10,8 +10,8 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from tests.conftest import REPOSITORY
-from tests.unit.connectors import CONNECTOR_NAMES, TOKENS, flags
-from tests.unit.training import losses_of, run_training
+from tests.support.connectors import CONNECTOR_NAMES, TOKENS, flags
+from tests.support.training import losses_of, run_training
 
 STEP = ["--save_strategy", "no", "--max_steps", "1"]
 STAGE1 = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True", *STEP]

@@ -11,8 +11,7 @@ import pytest
 
 from llava.tools.cost import Cost
 from llava.tools.flops import GeneratorShape, LLMShape, VisionShape
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.conftest import REPOSITORY
 
 
 def run_benchmark(name: str, *flags: str) -> subprocess.CompletedProcess[str]:

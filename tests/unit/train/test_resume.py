@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.training import final_state, losses_of, run_training
+from tests.support.training import final_state, losses_of, run_training
 
 STAGE1 = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True"]
 FULL = ["--version", "v1", "--data_path", "train/data.json", "--group_by_modality_length", "True"]

@@ -15,9 +15,9 @@ from llava.model.builder import load_pretrained_model
 from llava.program import RequestError
 from llava.tokenization import load_tokenizer
 from llava.tokenizer_files import save_tokenizer
-from tests.unit.connectors import ELASTIC, flags
-from tests.unit.test_connector_models import STAGE1, STAGE2, logits, open_model
-from tests.unit.training import run_training
+from tests.support.connectors import ELASTIC, flags
+from tests.support.training import run_training
+from tests.unit.model.test_connector_models import STAGE1, STAGE2, logits, open_model
 
 MLP = Path("checkpoints/llava-v1-tiny-mlp2x")
 PROMPT = torch.tensor([[1, 300, -200, 13, 301]])

@@ -21,8 +21,8 @@ from llava.model.image_inputs import ImageInputs
 from llava.model.multimodal_projector.vlora import DecoderShape, VLoRAConfig, check_settings
 from llava.model.splice import ImageCountError, LanguageInputs
 from tests.conftest import REPOSITORY
-from tests.unit.training import losses_of, run_training
-from tests.unit.vlora_models import (
+from tests.support.training import losses_of, run_training
+from tests.support.vlora_models import (
     FLAGS,
     GREEDY,
     PROMPTS,

@@ -10,8 +10,8 @@ from llava.model.builder import load_pretrained_model
 from llava.model.image_inputs import ImageInputs
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import LanguageInputs
-from tests.unit.training import losses_of, run_training
-from tests.unit.vlora_models import (
+from tests.support.training import losses_of, run_training
+from tests.support.vlora_models import (
     GREEDY,
     PROMPTS,
     SMALL,

@@ -14,7 +14,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector, kno
 from llava.model.multimodal_projector.vision_features import VisionFeatures
 from llava.model.multimodal_projector.visual_anchors import select_visual_anchors
 from llava.model.vision_config import check_vision_config
-from tests.unit.connectors import CONNECTOR_NAMES, ELASTIC, SMALL, TOKENS, connector, features
+from tests.support.connectors import CONNECTOR_NAMES, ELASTIC, SMALL, TOKENS, connector, features
 
 
 @pytest.mark.parametrize("name", CONNECTOR_NAMES)

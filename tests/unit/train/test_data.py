@@ -18,8 +18,9 @@ from llava.train.data import (
     load_records,
     resolve_image_path,
 )
+from tests.conftest import VECTORS as TEST_VECTORS
 
-ASSETS = Path(__file__).parent.parent / "vectors" / "llava" / "assets"
+ASSETS = TEST_VECTORS / "llava" / "assets"
 
 
 class Processor:

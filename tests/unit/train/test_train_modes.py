@@ -10,7 +10,7 @@ import torch
 from llava.model import LlavaLlamaForCausalLM, LlavaMistralForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.tokenizer_files import save_tokenizer
-from tests.unit.training import losses_of, run_training
+from tests.support.training import losses_of, run_training
 
 V1 = ["--version", "v1", "--data_path", "train/data.json", "--save_strategy", "no", "--max_steps", "1"]
 
@@ -41,7 +41,7 @@ def test_mistral_bases_get_the_mistral_class(mistral: str, tmp_path: Path) -> No
 def test_text_only_training_of_a_plain_llm(
     tmp_path: Path, llava_vectors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.unit import training
+    from tests.support import training
 
     flags = {k: v for k, v in training.BASE_FLAGS.items() if k != "--vision_tower"}
     monkeypatch.setattr(training, "BASE_FLAGS", flags)

@@ -1,6 +1,5 @@
 """Masking rules where the recorded vectors do not reach: other vocabularies, borders, warnings."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +18,9 @@ from llava.train.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
+from tests.conftest import VECTORS as TEST_VECTORS
 
-ASSETS = Path(__file__).parent.parent / "vectors" / "llava" / "assets"
+ASSETS = TEST_VECTORS / "llava" / "assets"
 TALK = [
     {"from": "human", "value": "What is it?"},
     {"from": "gpt", "value": "A cat."},

@@ -1,0 +1,1 @@
+"""Doubles, tiny models and runners that several tests share."""
