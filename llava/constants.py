@@ -1,4 +1,4 @@
-"""Constants shared by the model, the training code and the servers (contract: package.md section 2).
+"""Constants shared by the model, the training code and the servers.
 
 ``<image>`` is never a vocabulary entry: in a prompt it becomes the id ``IMAGE_TOKEN_INDEX``, which must never reach
 an embedding table.

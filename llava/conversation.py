@@ -1,4 +1,4 @@
-"""Prompt templates and the running conversation (contract: package.md section 3).
+"""Prompt templates and the running conversation.
 
 The strings in this file are part of released checkpoints: a changed space is a changed model.
 """
@@ -35,8 +35,8 @@ class Conversation:
     """A prompt template together with the messages said so far.
 
     A message is ``[role, content]``. Content is a string, ``None`` (a slot to be generated; an empty string counts as
-    one too) or a tuple ``(text, PIL image, image_process_mode)``, where a list of PIL images may stand for one (the
-    text then has one ``<image>`` for each; in the first message they are put in front). Messages before ``offset`` are
+    one too) or a tuple ``(text, PIL image, image_process_mode)``, or with a list of PIL images (the text then
+    has one ``<image>`` for each; in the first message they are put in front). Messages before ``offset`` are
     examples that belong to the template and are not shown to the user.
     """
 
@@ -51,7 +51,7 @@ class Conversation:
     skip_next: bool = False
 
     def get_prompt(self) -> str:
-        """The conversation as one string, ready for the tokenizer (contract: package.md 3.3).
+        """The conversation as one string, ready for the tokenizer.
 
         Raises:
             AssertionError: LLAMA_2 style and the first message is empty or not spoken by ``roles[0]``.
@@ -67,7 +67,7 @@ class Conversation:
         if self.sep_style == SeparatorStyle.LLAMA_2:
             return self._join_llama_2(turns)
         if self.sep_style == SeparatorStyle.PLAIN:
-            # Training ends every caption with `sep`, so a missing `sep2` means the same separator (P-11).
+            # Training ends every caption with `sep`, so a missing `sep2` means the same separator.
             seps = (self.sep, self.sep if self.sep2 is None else self.sep2)
             return self.system + "".join(text + seps[i % 2] for i, (_, text) in enumerate(turns) if text)
         raise ValueError(f"Unknown separator style {self.sep_style!r}; use one of {list(SeparatorStyle)}.")
@@ -120,7 +120,7 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ):
-        """Prepare an image for the model or the chat window (contract: package.md 3.4).
+        """Prepare an image for the model or the chat window.
 
         Args:
             image: PIL image of any mode; it is converted to RGB.
@@ -254,7 +254,7 @@ def _chatml(system: str) -> Conversation:
 
 
 # Upstream's `default`/`v0` carries a few-shot pair for the text-only Vicuna v0 of early 2023; here it is the plain
-# `###` format (the one deliberate deviation, package.md 3.2).
+# `###` format: the one deliberate deviation (docs/compatibility.md).
 conv_vicuna_v0 = _human(_CURIOUS_HUMAN, "Unknown")
 conv_vicuna_v1 = _vicuna(_CURIOUS_USER, "v1")
 conv_llama_2 = _llama_2(_LLAMA_2, "<s>")
@@ -267,9 +267,9 @@ conv_llava_v0 = _human(_CURIOUS_HUMAN, "Unknown")
 conv_llava_v0_mmtag = _human(_MMTAG, "v0_mmtag")
 conv_llava_v1 = _vicuna(_CURIOUS_HUMAN, "v1")
 conv_llava_v1_mmtag = _vicuna(_MMTAG, "v1_mmtag")
-conv_vlora = _vicuna("", "v1_vlora")  # of the published VLoRA (vlora.md 7)
+conv_vlora = _vicuna("", "v1_vlora")  # of the published VLoRA
 
-# `--version` replaces this (train.md section 6); read it as an attribute of the module, at the time of use.
+# `--version` replaces this; read it as an attribute of the module, at the time of use.
 default_conversation = conv_vicuna_v1
 
 conv_templates = {

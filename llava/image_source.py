@@ -1,4 +1,4 @@
-"""Images that a user names: a path, or a web address, which is fetched within limits (S-10, E-6)."""
+"""Images that a user names: a path, or a web address, which is fetched within limits."""
 
 import os
 import time

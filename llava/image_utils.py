@@ -1,4 +1,4 @@
-"""Opening images safely and bringing them into the shape a vision tower wants (contract: package.md section 4).
+"""Opening images safely and bringing them into the shape a vision tower wants.
 
 Needs only Pillow at import; torch is imported by the functions that return tensors.
 """

@@ -1,6 +1,6 @@
 """One reply from a LLaVA model: where it runs, how images reach it, how token ids become text.
 
-Shared by the command line chat and the answer generators (contract: eval.md 1, serve.md 8).
+Shared by the command line chat and the answer generators.
 """
 
 import argparse
@@ -22,8 +22,8 @@ Images = torch.Tensor | list[torch.Tensor]
 def inference_options(device: str = "cuda") -> dict[str, Any]:
     """Options for `load_pretrained_model` that suit this machine.
 
-    On a CPU the model runs in float32, where float16 is slow and coarse. CUDA falls back to the CPU where there is
-    none, and says so.
+    On a CPU the model runs in float32, because float16 is slow there. Without a CUDA device, `cuda` falls back to the
+    CPU with a warning.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("This machine has no CUDA device: the model runs on the CPU, in float32.")

@@ -1,4 +1,4 @@
-"""Images and prompts on their way to the model (contract: package.md section 4).
+"""Images and prompts on their way to the model.
 
 The work is done in ``llava.image_utils`` and ``llava.tokenization``; this module is the public address of both.
 """
@@ -54,7 +54,7 @@ class KeywordsStoppingCriteria:
 
     A row has produced a keyword when its new tokens end with the keyword's ids, or when the keyword occurs in the
     text of its last new tokens (as many as the longest keyword has). The new tokens are what follows the prompt; when
-    generation runs on embeddings there are no prompt ids in the output and all tokens are new (P-12).
+    generation runs on embeddings there are no prompt ids in the output and all tokens are new.
 
     It is no subclass of transformers' ``StoppingCriteria`` because importing that would load torch with this module;
     ``generate`` only needs something to call.

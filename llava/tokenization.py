@@ -2,8 +2,7 @@
 
 LLaVA's checkpoints saw the *slow* sentencepiece tokenizer of transformers 4. Since transformers 5 ``LlamaTokenizer`` is
 always the Rust one, and it gives a text that begins with a space one ``▁`` too few. The rule that repairs this lives
-in one place, ``_extra_spaces``; inference and training both go through it. Contract: package.md section 4
-(``tokenizer_image_token``) and 13, platform.md section 5.
+in one place, ``_extra_spaces``; inference and training both use it. See docs/compatibility.md.
 """
 
 import re

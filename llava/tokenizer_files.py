@@ -1,8 +1,7 @@
 """Saving a tokenizer so that old readers (transformers 4, upstream LLaVA) and new ones read the same one.
 
 transformers 5 writes `tokenizer.json` alone: without `tokenizer.model` the slow tokenizer of old readers has nothing to
-read, and without the `legacy` key every reader assumes another one than was trained with (contract package.md 11.1,
-platform.md 5).
+read, and without the `legacy` key every reader assumes another one than was trained with.
 """
 
 import json

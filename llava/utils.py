@@ -1,4 +1,4 @@
-"""Logging, content moderation and small helpers of the servers (contract: package.md section 5, serve.md section 9)."""
+"""Logging, content moderation and small helpers of the servers."""
 
 import logging
 import logging.handlers
@@ -93,7 +93,7 @@ class StreamToLogger:
 
 
 def disable_torch_init() -> None:
-    """Kept for old scripts. Upstream turned weight initialisation off for the whole process (P-4); this does nothing.
+    """Kept for old scripts. Upstream turned weight initialisation off for the whole process; this does nothing.
 
     Loading with transformers already skips needless initialisation.
     """

@@ -1,4 +1,4 @@
-"""Copy the connector out of a full checkpoint into one torch file (contract package.md 12).
+"""Copy the connector out of a full checkpoint into one torch file.
 
 Reads `pytorch_model.bin` or `model.safetensors`, sharded or not.
 """

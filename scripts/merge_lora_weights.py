@@ -1,4 +1,4 @@
-"""Merge a LoRA directory into its base and save the whole model (contract package.md 12)."""
+"""Merge a LoRA directory into its base and save the whole model."""
 
 import argparse
 

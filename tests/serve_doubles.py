@@ -1,4 +1,4 @@
-"""A bare-bones controller and worker that speak the recorded wire (contract: serve.md 1-3), for tests of the demo.
+"""A bare-bones controller and worker that speak the recorded wire, for tests of the demo.
 
 No model and no torch: the worker answers with words that a test gives it. Both are `http.server` threads on loopback.
 """

@@ -1,4 +1,4 @@
-"""Merging the crops of one image into one sequence of visual tokens (contract package.md 8.2, 8.3)."""
+"""Merging the crops of one image into one sequence of visual tokens."""
 
 from typing import Any
 

@@ -1,17 +1,9 @@
-"""target = base + delta, tensor by tensor (contract package.md 12).
+"""target = base + delta, tensor by tensor.
 
 python -m llava.model.apply_delta --base-model-path B --target-model-path T --delta-path D
 """
 
 import argparse
-
-import torch
-from transformers import AutoModelForCausalLM
-
-from llava.model.delta import combine
-from llava.model.families import open_language_model
-from llava.tokenization import load_tokenizer
-from llava.tokenizer_files import save_tokenizer
 
 
 def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -> None:
@@ -21,6 +13,14 @@ def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -
         ValueError: the delta has a tensor that the base lacks and that is not part of the vision modules, or shapes
             differ elsewhere than in the embedding tables.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from llava.model.delta import combine
+    from llava.model.families import open_language_model
+    from llava.tokenization import load_tokenizer
+    from llava.tokenizer_files import save_tokenizer
+
     print("Loading base model")
     base = AutoModelForCausalLM.from_pretrained(base_model_path, dtype=torch.float16)
     print("Loading delta")

@@ -1,4 +1,4 @@
-"""`load_pretrained_model`: the one way to open a checkpoint (contract package.md 10)."""
+"""`load_pretrained_model`: the one way to open a checkpoint."""
 
 import logging
 import os
@@ -195,7 +195,7 @@ def _load_projector(model: PreTrainedModel, path: str, dtype: torch.dtype) -> No
 
 
 def _load_lora(model_class: Any, path: str, base: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
-    """The LoRA recipe of contract package.md 10; the tower is not loaded yet, so its `q_proj` do not match."""
+    """Base, other trained weights, adapter, merge. The tower is not loaded yet, so its `q_proj` do not match."""
     from peft import PeftModel
 
     logger.info("Loading LLaVA from base model...")

@@ -1,20 +1,20 @@
-"""Load a checkpoint in float16 and save it again as one (contract package.md 12); the result has no tower weights.
+"""Load a checkpoint in float16 and save it as one; the result does not contain the vision tower.
 
 python -m llava.model.consolidate --src S --dst D
 """
 
 import argparse
 
-import torch
-
-from llava.model.families import open_language_model
-from llava.model.utils import auto_upgrade
-from llava.tokenization import load_tokenizer
-from llava.tokenizer_files import save_tokenizer
-
 
 def consolidate_ckpt(src_path: str, dst_path: str) -> None:
     """Rewrite the checkpoint at `src_path`, any shards and file kinds, to `dst_path`."""
+    import torch
+
+    from llava.model.families import open_language_model
+    from llava.model.utils import auto_upgrade
+    from llava.tokenization import load_tokenizer
+    from llava.tokenizer_files import save_tokenizer
+
     print("Loading model")
     auto_upgrade(src_path)
     model = open_language_model(src_path, torch.float16)

@@ -1,18 +1,9 @@
-"""delta = target - base, tensor by tensor (contract package.md 12).
+"""delta = target - base, tensor by tensor.
 
 python -m llava.model.make_delta --base-model-path B --target-model-path T --delta-path D [--hub-repo-id ID]
 """
 
 import argparse
-
-import torch
-from transformers import AutoModelForCausalLM
-
-from llava.model.delta import combine
-from llava.model.families import open_language_model
-from llava.model.utils import auto_upgrade
-from llava.tokenization import load_tokenizer
-from llava.tokenizer_files import save_tokenizer
 
 
 def make_delta(base_model_path: str, target_model_path: str, delta_path: str, hub_repo_id: str | None) -> None:
@@ -21,6 +12,15 @@ def make_delta(base_model_path: str, target_model_path: str, delta_path: str, hu
     Raises:
         ValueError: see `combine`.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from llava.model.delta import combine
+    from llava.model.families import open_language_model
+    from llava.model.utils import auto_upgrade
+    from llava.tokenization import load_tokenizer
+    from llava.tokenizer_files import save_tokenizer
+
     print("Loading base model")
     base = AutoModelForCausalLM.from_pretrained(base_model_path, dtype=torch.float16)
     print("Loading target model")

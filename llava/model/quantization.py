@@ -1,4 +1,4 @@
-"""What bitsandbytes must leave alone (platform.md 6)."""
+"""What bitsandbytes must leave alone."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Upgrading the configuration of very old checkpoints (contract package.md 12)."""
+"""Upgrading the configuration of very old checkpoints."""
 
 import json
 import os

@@ -69,7 +69,7 @@ def check_stage1_settings(config: Any, adapter_path: str) -> None:
     trained = SimpleNamespace(**PretrainedConfig.get_config_dict(os.path.dirname(path))[0])
     if getattr(trained, "mm_projector_type", None) != config.mm_projector_type:
         logger.warning(
-            "%s was trained as %r and goes on as %r.",
+            "%s was trained as %r and is used as %r.",
             *(adapter_path, getattr(trained, "mm_projector_type", None), config.mm_projector_type),
         )
         return
@@ -83,7 +83,7 @@ def check_stage1_settings(config: Any, adapter_path: str) -> None:
                 "asked for; give the same value, or train stage 1 again"
             )
         logger.warning(
-            "%s was trained with %s %s, training goes on with %s.",
+            "%s was trained with %s %s, training continues with %s.",
             *(adapter_path, f.name, before[f.name], now[f.name]),
         )
 

@@ -1,4 +1,4 @@
-"""Extra tokens around an image, and growing the embedding tables for them (contract package.md 8.3, end)."""
+"""Extra tokens around an image, and growing the embedding tables for them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

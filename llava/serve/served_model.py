@@ -128,7 +128,7 @@ class ServedModel:
         """
         if not self.is_multimodal:
             raise RequestError(f"{self.name} is a plain language model: it looks at no picture")
-        from llava.tools.visual_anchors import draw_anchor_pair
+        from llava.tools.anchor_drawing import draw_anchor_pair
 
         tower = self.model.get_vision_tower()
         tokens = num_visual_tokens or default_anchor_budget(tower)

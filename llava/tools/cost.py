@@ -1,4 +1,4 @@
-"""What a connector costs in arithmetic and cache, before anything is run (contract acformer.md 9, vlora.md 10).
+"""What a connector costs in arithmetic and cache, before anything is run.
 
     python -m llava.tools.cost --llm 7b --connector acformer --tokens 145
     python -m llava.tools.cost --llm 13b --connector pooling --tokens 65 --text-tokens 128 --batch 16
@@ -7,16 +7,16 @@
 
 `--llm` takes `7b`, `13b`, or the folder or config.json of any Llama-like model. The program prints the
 FLOPs of a prefill and of a stage-1 training step (with recomputation of activations and without), the bytes of the
-key/value cache, for vlora those of one image's weights, and the speed-up over `mlp2x_gelu`, which hands over every
+key/value cache, for vlora those of one image's weights, and the speed-up over `mlp2x_gelu`, which keeps every
 patch.
 
-The formulas are those of `llava/tools/flops.py`, the connectors stand in `llava/tools/connector_costs.py`. Read as
-follows they give every number of the contract, to its last digit:
+The formulas are in `llava/tools/flops.py`, those of each connector in `llava/tools/connector_costs.py`. Read as
+follows they reproduce the published figures to the last digit:
 
 * vision tower: 23 of CLIP-L's 24 blocks for the MLP as for every connector (select layer -2), patch embedding included;
 * logits of the last position only in a prefill, of all positions in a training step;
 * a training step runs the frozen language model twice (forward, backward to the activations), or three times when
-  activations are recomputed; acformer.md's 13B row is a step without recomputation, vlora.md's a prefill;
+  activations are recomputed; AcFormer's 13B row is a step without recomputation, VLoRA's a prefill;
 * a connector that gives weights keeps one position for the image, and its low-rank paths count as language model.
 
 Arithmetic on small dataclasses; nothing is run. `scripts/bench` uses it, too.
@@ -81,7 +81,7 @@ def read_llm(name: str) -> LLMShape:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image with its text costs; `tokens` is what the connector really hands over (`count_tokens`)."""
+    """What one image with its text costs; `tokens` is the actual number of visual tokens (`count_tokens`)."""
 
     connector: str
     tokens: int
@@ -93,7 +93,7 @@ class Cost:
 
     @property
     def slots(self) -> int:
-        """Positions of the sequence that the image takes; one that hands over no token keeps its place."""
+        """Positions of the sequence that the image takes; at least one, which is masked for weights."""
         return max(self.tokens, 1)
 
     @property

@@ -1,4 +1,4 @@
-"""FLOPs of the parts of a LLaVA model, from their sizes alone (contract acformer.md 9, vlora.md 10).
+"""FLOPs of the parts of a LLaVA model, from their sizes alone.
 
 Two FLOPs per multiply-add; causal attention counted half; work without matrix products (norms, softmax, anchor search,
 pooling) not counted. All figures are for one image or one sequence.
@@ -43,7 +43,7 @@ class VisionShape:
 
 @dataclass(frozen=True)
 class ResamplerShape:
-    """The resampler at the tower's width (contract acformer.md 3)."""
+    """The resampler at the tower's width."""
 
     depth: int = 6
     heads: int = 8
@@ -53,7 +53,7 @@ class ResamplerShape:
 
 @dataclass(frozen=True)
 class GeneratorShape:
-    """VLoRA's generator and the weights it makes (contract vlora.md 1); the defaults are the published script's."""
+    """VLoRA's generator and the weights it makes; the defaults are the published script's."""
 
     width: int = 512
     depth: int = 8
@@ -108,7 +108,7 @@ def mlp_flops(tokens: int, in_width: int, out_width: int, depth: int = 2) -> int
 
 
 def c_abstractor_flops(tokens: int, vision: VisionShape = CLIP_L_336) -> int:
-    """C-Abstractor's convolutions: three blocks on all patches, three on `tokens` cells (contract acformer.md 5.1)."""
+    """C-Abstractor's convolutions: three blocks on all patches, three on `tokens` cells."""
     width = vision.width
     squeeze_excite = 4 * width * round(width / 4)
     return sum(3 * (cells * (4 * width**2 + 18 * width) + squeeze_excite) for cells in (vision.patches, tokens))

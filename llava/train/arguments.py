@@ -1,4 +1,4 @@
-"""Command-line flags of training (contract train.md 2), on the Trainer of transformers 5.
+"""Command-line flags of training, on the Trainer of transformers 5.
 
 Flags that transformers dropped since 4.37 are still taken: those with a successor are translated, the others ignored
 with a warning.
@@ -179,7 +179,7 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
 
     @functools.cached_property
     def _setup_devices(self) -> torch.device:
-        """DeepSpeed also without a GPU: with `use_cpu` transformers would drop it without a word (platform.md 1)."""
+        """DeepSpeed also without a GPU: with `use_cpu` transformers would drop it without a word."""
         if not (self.deepspeed and not torch.cuda.is_available()):
             return transformers.TrainingArguments._setup_devices.func(self)
         from accelerate.state import AcceleratorState, PartialState

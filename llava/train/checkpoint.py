@@ -1,4 +1,4 @@
-"""What a training run writes and how it finds its way back (contract train.md 11)."""
+"""What a training run writes and how it finds its way back."""
 
 import json
 import logging
@@ -120,7 +120,7 @@ def _trim_adapter_config(path: str) -> None:
 
 
 def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
-    """Collect the state and write it (contract train.md 11): the connector only in stage 1, else the whole model.
+    """Collect the state and write it: the connector only in stage 1, else the whole model.
 
     In stage 1, an `output_dir` whose last part begins with `checkpoint-` gets its weights in
     `<parent>/mm_projector/<part>.bin` instead.

@@ -1,4 +1,4 @@
-"""The training data set and its collator (contract: train.md sections 4, 5 and 8)."""
+"""The training data set and its collator."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from llava.train.preprocess import pad_right, padding_id, preprocess, preprocess
 
 logger = logging.getLogger(__name__)
 
-# What an image adds to the length of a sample when samples are grouped by length (train.md section 4).
+# What an image adds to the length of a sample when samples are grouped by length.
 IMAGE_LENGTH = 128
 
 
@@ -196,10 +196,10 @@ def _check_turns(conversation: list) -> None:
 
 
 def _check_markers(source: Sequence[dict[str, str]]) -> None:
-    """A second marker would take the features of another row's image (T-10); none is allowed, the image is unused."""
+    """A second marker would take the features of another row's image; none is allowed, the image is unused."""
     count = sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in source)
     if count > 1:
-        raise ValueError(f"{DEFAULT_IMAGE_TOKEN} stands in {count} turns, but the record has one image")
+        raise ValueError(f"{DEFAULT_IMAGE_TOKEN} occurs {count} times, but the record has one image")
 
 
 @dataclass
@@ -217,7 +217,7 @@ class DataCollatorForSupervisedDataset:
         ids = pad_right([instance["input_ids"] for instance in instances], padding_id(self.tokenizer))[:, :limit]
         labels = pad_right([instance["labels"] for instance in instances], IGNORE_INDEX)[:, :limit]
         lengths = torch.tensor([len(instance["input_ids"]) for instance in instances])
-        # From lengths, not by comparing with the pad id, which may be the id of a genuine token (T-3).
+        # From lengths, not by comparing with the pad id, which may be the id of a genuine token.
         attention_mask = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
         batch: dict[str, Any] = {"input_ids": ids, "labels": labels, "attention_mask": attention_mask}
         if "image" in instances[0]:

@@ -1,4 +1,4 @@
-"""The Trainer: sampling, optimizer groups, saving and resuming in three modes (contract train.md 9-11)."""
+"""The Trainer: sampling, optimizer groups, saving and resuming in three modes."""
 
 import logging
 import os
@@ -71,7 +71,7 @@ class LLaVATrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The loss is the mean over one micro-batch, averaged over ranks and accumulation steps (train.md 10).
+        # The loss is the mean over one micro-batch, averaged over ranks and accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._seen = {"samples": 0, "tokens": 0, "since": time.perf_counter()}
         if self.is_adapter_mode:
@@ -119,7 +119,7 @@ class LLaVATrainer(Trainer):
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("norm_weight")]
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Only parameters that require a gradient, each in one group (train.md 10, vlora.md 7).
+        """Only parameters that require a gradient, each in one group.
 
         Weight decay or none. Once a part of the model has a rate of its own, these two for every part that trains;
         parts without a rate have `learning_rate`.
@@ -247,5 +247,5 @@ def _load_named(model: Any, path: str) -> None:
     parameters = dict(model.named_parameters())
     for name, value in load_weights_only(path).items():
         if name not in parameters:
-            raise ValueError(f"{path} holds {name}, which this model has not: was it written with other flags?")
+            raise ValueError(f"{path} holds {name}, which this model does not have: was it written with other flags?")
         parameters[name].copy_(value)

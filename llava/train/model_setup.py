@@ -1,4 +1,4 @@
-"""From arguments to a model that is ready to train (contract train.md 3, steps 2 to 9)."""
+"""From arguments to a model that is ready to train."""
 
 import logging
 from typing import Any
@@ -81,7 +81,7 @@ def load_language_model(
 
 
 def own_projector_type(path: str) -> str | None:
-    """The connector of a checkpoint that training goes on from; None for a language model."""
+    """The connector of a checkpoint that training starts from; None for a language model."""
     stored = read_config_dict(path, required=False)
     return stored.get("mm_projector_type") if stored.get("mm_vision_tower") else None
 
@@ -160,7 +160,7 @@ def smart_tokenizer_and_embedding_resize(special_tokens_dict: dict[str, str], to
 
 
 def prepare_tokenizer(model: Any, model_args: ModelArguments, args: TrainingArguments) -> tuple[Any, Any]:
-    """The tokenizer with its pad token, and the prompt template of --version (contract train.md 6)."""
+    """The tokenizer with its pad token, and the prompt template of --version."""
     tokenizer = load_tokenizer(
         model_args.model_name_or_path,
         cache_dir=args.cache_dir,
@@ -264,7 +264,7 @@ def settle_trained_dtype(model: torch.nn.Module, args: TrainingArguments) -> Non
 
 
 def settle_kbit_dtypes(model: Any, args: TrainingArguments) -> None:
-    """k-bit training: LoRA in bf16, norms in float32, embeddings and head in bf16 (contract train.md 3, step 9)."""
+    """k-bit training: LoRA in bf16, norms in float32, embeddings and head in bf16."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in model.named_modules():

@@ -1,7 +1,7 @@
-"""Conversations to token ids and labels (contract: train.md sections 5 to 7).
+"""Conversations to token ids and labels.
 
 Every rule set says which *characters* of the prompt are learned; the labels follow from the one tokenization of the
-whole prompt, so a mask border can never drift away from the tokens (T-1, T-2).
+whole prompt, so a mask border can never drift away from the tokens.
 
 The template is the ``conv`` argument; without it, ``llava.conversation.default_conversation`` at the time of the call.
 """
@@ -27,11 +27,11 @@ Tokenized = dict[str, Any]  # "input_ids" and "labels": a LongTensor [rows, n], 
 
 
 def preprocess(sources: Sequence[Source], tokenizer, has_image: bool = False, conv: Conversation | None = None):
-    """Ids and labels of some conversations by the rule set of the template (contract: train.md sections 6 and 7).
+    """Ids and labels of some conversations by the rule set of the template.
 
     Args:
         sources: conversations; with images they went through ``preprocess_multimodal`` first.
-        has_image: ``<image>`` stands for an image and nothing is cut off. Otherwise it is ordinary text, and the ids
+        has_image: ``<image>`` marks an image and nothing is cut off. Otherwise it is ordinary text, and the ids
             are cut at ``tokenizer.model_max_length``.
 
     Returns:
@@ -55,7 +55,7 @@ def preprocess(sources: Sequence[Source], tokenizer, has_image: bool = False, co
 
 
 def preprocess_multimodal(sources: Sequence[Source], data_args, conv: Conversation | None = None) -> list[Source]:
-    """Bring the image marker to the front of its turn, in the spelling of the template (train.md section 5).
+    """Bring the image marker to the front of its turn, in the spelling of the template.
 
     Turns without a marker stay as they are; the sources are not modified.
     """
@@ -89,7 +89,7 @@ def preprocess_llama_2(sources, tokenizer, has_image: bool = False, conv: Conver
 
 
 def preprocess_mpt(sources, tokenizer, has_image: bool = False, conv: Conversation | None = None) -> Tokenized:
-    """``<|im_start|>assistant\\n...<|im_end|>``: learned from behind the newline through ``<|im_end|>`` (T-1)."""
+    """``<|im_start|>assistant\\n...<|im_end|>``: learned from behind the newline through ``<|im_end|>``."""
     conv = _template(conv)
     return _preprocess_rounds(sources, tokenizer, has_image, conv, conv.sep, conv.roles[1], parts=(3, 2))
 
@@ -247,7 +247,7 @@ def _pad(rows, tokenizer) -> Tokenized:
 
 
 def padding_id(tokenizer) -> int:
-    """An id to fill up rows with; any will do, since attention masks are built from lengths (T-3)."""
+    """An id to fill up rows with; any will do, since attention masks are built from lengths."""
     for index in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id):
         if index is not None:
             return index

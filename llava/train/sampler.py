@@ -1,4 +1,4 @@
-"""Sampling order that groups samples by modality and length (contract: train.md section 9).
+"""Sampling order that groups samples by modality and length.
 
 b is the per-device batch, W the number of micro-batches per optimizer step (world size x accumulation steps), and
 M = W b the samples of one optimizer step, called a block here.
@@ -71,7 +71,9 @@ def get_modality_length_grouped_indices(
     with_image = [i for i, length in enumerate(lengths) if length > 0]
     text_only = [i for i, length in enumerate(lengths) if length < 0]
     if not with_image or not text_only:
-        return get_length_grouped_indices(absolute, batch_size, world_size, generator)  # absolute: T-8
+        return get_length_grouped_indices(
+            absolute, batch_size, world_size, generator
+        )  # LLaVA passes the negative lengths on and sorts text-only data backwards
 
     blocks: list[list[int]] = []
     rest: list[int] = []
@@ -91,7 +93,7 @@ def _cut(items: list[int], size: int) -> list[list[int]]:
 class LengthGroupedSampler(Sampler[int]):
     """Yields every sample once, grouped by length and, if asked, by modality.
 
-    The order depends on ``seed`` and the epoch only: it is the same on all ranks and after a resume (T-9), and
+    The order depends on ``seed`` and the epoch only: it is the same on all ranks and after a resume, and
     another one after ``set_epoch``. An explicit ``generator`` is used instead if given; it moves on with every pass.
     """
 

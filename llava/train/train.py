@@ -1,4 +1,4 @@
-"""Training: parse, build, train, save (contract train.md).
+"""Training: parse, build, train, save.
 
 deepspeed llava/train/train_mem.py --model_name_or_path ... --mm_projector_type acformer --mm_num_visual_tokens 145 ...
 """
@@ -87,7 +87,7 @@ def rank0_print(*args: object) -> None:
 def train(attn_implementation: str | None = None) -> None:
     """Run the training that `sys.argv` describes.
 
-    A run that finds a complete `checkpoint-*` in its output folder goes on from the newest one.
+    A run that finds a complete `checkpoint-*` in its output folder resumes from the newest one.
     """
     logging.basicConfig(level=logging.INFO if local_rank in (None, -1, 0) else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""How benchmarks ask: for a single word, or for a letter among choices (contract: eval.md 6, LLaVA-1.5's own words)."""
+"""How benchmarks ask: for a single word, or for a letter among choices."""
 
 from __future__ import annotations
 

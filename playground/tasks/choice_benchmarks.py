@@ -1,4 +1,4 @@
-"""Held-out scenes as the benchmarks that ask for a letter or a whole answer (contract: eval.md 6)."""
+"""Held-out scenes as the benchmarks that ask for a letter or a whole answer."""
 
 from __future__ import annotations
 

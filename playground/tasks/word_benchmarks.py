@@ -1,4 +1,4 @@
-"""Held-out scenes as the benchmarks that ask for a word, in their own files and folders (contract: eval.md 6).
+"""Held-out scenes as the benchmarks that ask for a word, in their own files and folders.
 
 Every function fills one folder and takes its scenes from the same generator, so a seed fixes everything.
 """

@@ -1,4 +1,4 @@
-"""Anchor search: the written rule on all attention maps against ours (contract acformer.md 2, 10.3, 10.4).
+"""Anchor search: the written rule on all attention maps against ours.
 
     python scripts/bench/anchors.py --markdown docs/benchmarks/anchors.md
 
@@ -42,7 +42,7 @@ GEOMETRIES = {"clip-l": CLIP_L_336, "base": BASE}
 
 
 def select_plainly(cls_attention: torch.Tensor, num_anchors: int) -> torch.Tensor:
-    """The rule of contract acformer.md 2.2 and 2.3 as it is written: `[B, H, P]` -> `[B, T]`."""
+    """The progressive per-head rule of the paper, written out: `[B, H, P]` -> `[B, T]`."""
     per_head = num_anchors // cls_attention.shape[1]
     rows = []
     for image in cls_attention:

@@ -1,4 +1,4 @@
-"""One stage-1 training step for every connector, against `mlp2x_gelu` on all patches (contract acformer.md 9).
+"""One stage-1 training step for every connector, against `mlp2x_gelu` on all patches.
 
     python scripts/bench/stage1.py --markdown docs/benchmarks/stage1-cpu.md                      # CPU: scaled down
     python scripts/bench/stage1.py --geometry 7b --batch 16 --markdown docs/benchmarks/stage1.md # GPU of 40 GB and more

@@ -1,4 +1,4 @@
-"""VLoRA against `mlp2x_gelu` on all patches: prefill, decode, hooks, stage-1 step, generator, merging (vlora.md 6, 10).
+"""VLoRA against `mlp2x_gelu` on all patches: prefill, decode, hooks, stage-1 step, generator, merging.
 
     python scripts/bench/vlora.py --markdown docs/benchmarks/vlora.md                   # CPU: scaled down
     python scripts/bench/vlora.py --geometry 7b --markdown docs/benchmarks/vlora-7b.md  # GPU of 40 GB and more

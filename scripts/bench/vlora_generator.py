@@ -1,4 +1,4 @@
-"""The generator of `vlora.py`'s benchmark: as shipped against the way it is written down (contract vlora.md 1)."""
+"""The generator of `vlora.py`'s benchmark: as shipped against the way it is written down."""
 
 import argparse
 from typing import Any
@@ -51,7 +51,7 @@ def generate_plainly(state: State, patches: torch.Tensor, letters: str, heads: i
     """A `[B, G, in, r]` per letter from patch features `[B, N, Dv]`, stack after stack, layer after layer.
 
     Args:
-        state: the connector's state_dict in the published layout (contract vlora.md 8), separate stacks or a joint one.
+        state: the connector's state_dict in the published layout, separate stacks or a joint one.
     """
     image = _linear(state, "visual_proj", patches) + state["pos_embed"]
     if "gen.queries" in state:

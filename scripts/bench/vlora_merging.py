@@ -1,4 +1,4 @@
-"""After how many tokens merging pays (contract vlora.md 6): part of `vlora.py`'s benchmark."""
+"""After how many tokens merging pays: part of `vlora.py`'s benchmark."""
 
 import argparse
 import statistics

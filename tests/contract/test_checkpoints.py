@@ -243,7 +243,7 @@ def test_consolidate(llava_vectors: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["llava-v1-tiny-mlp2x", "llava-v1-tiny-linear-imse"])
 def test_delta_there_and_back(target: str, llava_vectors: Path, tmp_path: Path) -> None:
-    """Upstream refuses MLP projectors here (P-13); the round trip must give the target again, in float16."""
+    """Upstream refuses MLP projectors here; the round trip must give the target again, in float16."""
     make_delta("assets/base-llama", f"checkpoints/{target}", str(tmp_path / "delta"), None)
     apply_delta("assets/base-llama", str(tmp_path / "applied"), str(tmp_path / "delta"))
     original = load_file(f"checkpoints/{target}/model.safetensors")

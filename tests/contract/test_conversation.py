@@ -82,7 +82,7 @@ def test_template_fields(name: str) -> None:
 
 
 def test_default_and_v0_are_the_plain_hash_format() -> None:
-    """The one deliberate deviation (package.md 3.2): no few-shot pair."""
+    """The one deliberate deviation: no few-shot pair."""
     for name in ("default", "v0"):
         assert dataclass_fields(conv_templates[name]) == dataclass_fields(conv_templates["llava_v0"])
 

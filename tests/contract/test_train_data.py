@@ -1,4 +1,4 @@
-"""Data set, collator and sampler against the recorded ones. Deviations name their defect (train.md section 15)."""
+"""Data set, collator and sampler against the recorded ones. Deviations name their defect."""
 
 import collections
 import gzip
@@ -160,7 +160,7 @@ def test_sampler(row: dict) -> None:
         assert by_modality == get_length_grouped_indices(absolute, *shape, seeded(row))
     assert_guarantees(by_modality, row["modality_lengths"], *shape)
 
-    # upstream's class always draws from the global generator (T-9); handing that one over gives its orders
+    # upstream's class always draws from the global generator; handing that one over gives its orders
     seeded(row)
     sampler = LengthGroupedSampler(*shape, row["lengths"], generator=torch.default_generator)
     assert list(sampler) == row["sampler_length"]

@@ -138,7 +138,7 @@ def check_files(folder: Path, recorded: dict[str, Any]) -> None:
 
 
 def test_trained_checkpoints_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llava_vectors: Path) -> None:
-    """What a LoRA run writes, final and intermediate, opens for inference (T-5), with the weights it had."""
+    """What a LoRA run writes, final and intermediate, opens for inference, with the weights it had."""
     trainer, output = run("lora", tmp_path, monkeypatch, "--save_strategy", "steps", "--save_steps", "2")
     ids = torch.tensor([[1, 300, 301, -200, 302]])
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))

@@ -104,7 +104,7 @@ EVERYTHING += ["--vision_tower_lr", "1e-4"]
 def test_vlora_with_images_on_one_process_only(connector: list[str], tmp_path: Path) -> None:
     """Both must run the generator and the same operations in every step, or they would wait for each other.
 
-    With recomputation the order of ZeRO-3's gathering follows from the operations (contract vlora.md 4).
+    With recomputation the order of ZeRO-3's gathering follows from the operations.
     """
     data = ["--version", "v1", "--data_path", str(mixed_data(tmp_path / "mixed.json")), "--save_strategy", "no"]
     if connector is EVERYTHING:

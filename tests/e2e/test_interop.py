@@ -76,7 +76,7 @@ def old_controller() -> Iterator[OldController]:
 
 
 def old_web_server(controller: str, request: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Models, and the growing replies, as upstream's web server gets them (contract: serve.md 7)."""
+    """Models, and the growing replies, as upstream's web server gets them."""
     assert requests.post(f"{controller}/refresh_all_workers", timeout=10).status_code == 200
     models = requests.post(f"{controller}/list_models", timeout=10).json()["models"]
     answer = requests.post(f"{controller}/get_worker_address", json={"model": request["model"]}, timeout=10)

@@ -135,7 +135,7 @@ def shown_by(script: str, **settings: str) -> str:
 
 
 def test_vlora_recipe_is_consistent() -> None:
-    """Both stages make the same generator (contract vlora.md 7), with the published rates and batches."""
+    """Both stages make the same generator, with the published rates and batches."""
     stages = [shown_by(f"v1_5/{name}_vlora.sh", SIZE="13b", VLORA_DIM="1024") for name in ("pretrain", "finetune")]
     generators = [re.findall(r"--(?:vlora_\w+|weights_sep|skip_layers|mm_projector_type) \S+", s) for s in stages]
     assert generators[0] == generators[1]

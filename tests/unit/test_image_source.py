@@ -75,7 +75,7 @@ def test_refused_downloads(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_web_schemes_are_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """E-6: a file whose name begins with `http` is a file."""
+    """A file whose name begins with `http` is a file."""
     assert image_source.is_url("HTTPS://host/a.png")
     assert not image_source.is_url("httpfoo.png")
     assert not image_source.is_url("file:///etc/passwd")

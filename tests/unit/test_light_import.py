@@ -36,7 +36,7 @@ def run(code: str, folder: Path) -> str:
 
 
 def test_servers_load_no_model_library(tmp_path: Path) -> None:
-    """Nor do they open a log file or take over the output when they are imported (S-19)."""
+    """Nor do they open a log file or take over the output when they are imported."""
     unwanted = ["torch", "transformers", "gradio", "fastapi", "tokenizers"]
     code = (
         f"import sys; before = sys.stdout, sys.stderr; import {', '.join(SERVERS)}; "
@@ -47,7 +47,7 @@ def test_servers_load_no_model_library(tmp_path: Path) -> None:
 
 
 def test_controller_runs_without_torch(tmp_path: Path) -> None:
-    """The application too, which `app` builds when it is first asked for (S-13)."""
+    """The application too, which `app` builds when it is first asked for."""
     code = (
         "import sys; from llava.serve import controller; app = controller.app; "
         "print(type(app).__name__, app is controller.app, [m for m in ('torch', 'transformers') if m in sys.modules])"

@@ -4,7 +4,7 @@ from typing import Any
 
 
 class LegacyConfigMixin:
-    """Writes, beside transformers 5's keys, those that older readers look for (contract package.md 13.6).
+    """Writes, beside transformers 5's keys, those that older readers look for.
 
     Without `rope_theta` an old reader silently falls back to 10000, without `torch_dtype` to float32.
     """

@@ -1,4 +1,4 @@
-"""LLaVA on Llama (contract package.md 9)."""
+"""LLaVA on Llama."""
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -9,7 +9,7 @@ from llava.model.llava_arch import LlavaMetaModel
 
 
 class LlavaConfig(LegacyConfigMixin, LlamaConfig):
-    """Llama's configuration plus the vision keys of contract package.md 11.4."""
+    """Llama's configuration plus LLaVA's vision keys (see `vision_config`)."""
 
     model_type = "llava_llama"
 

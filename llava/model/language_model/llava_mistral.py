@@ -1,4 +1,4 @@
-"""LLaVA on Mistral (contract package.md 9)."""
+"""LLaVA on Mistral."""
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM, MistralModel
@@ -9,7 +9,7 @@ from llava.model.llava_arch import LlavaMetaModel
 
 
 class LlavaMistralConfig(LegacyConfigMixin, MistralConfig):
-    """Mistral's configuration plus the vision keys of contract package.md 11.4."""
+    """Mistral's configuration plus LLaVA's vision keys (see `vision_config`)."""
 
     model_type = "llava_mistral"
 

@@ -1,7 +1,4 @@
-"""The MPT names of upstream, importable so that users' imports keep working; upstream's MPT cannot run either.
-
-(contract package.md P-5: its forward raises TypeError and it has no `generate`.)
-"""
+"""The MPT names of upstream, importable so that users' imports keep working; upstream's MPT cannot run either."""
 
 from typing import Any, NoReturn
 

@@ -1,4 +1,4 @@
-"""VLoRA on Llama, under the published names (contract vlora.md 7, 8)."""
+"""VLoRA on Llama, under the published names."""
 
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""The CLIP vision tower (contract package.md 6)."""
+"""The CLIP vision tower."""
 
 import logging
 from typing import Any
@@ -99,7 +99,7 @@ class CLIPVisionTower(nn.Module):
             self._anchor_block()
 
     def load_model(self, device_map: Any = None, dtype: torch.dtype | None = None) -> None:
-        """Load weights and image processor, and freeze the weights. A second call only says so.
+        """Load weights and image processor, and freeze the weights. A second call only logs a message.
 
         Args:
             device_map: as in `from_pretrained`.
@@ -193,7 +193,7 @@ class CLIPVisionTower(nn.Module):
         Args:
             images: `[N, 3, H, W]`.
             need_cls_attention: also compute the class token's attention row of the select (or anchor) layer's block.
-            need_patch_keys: also hand over that block's attention keys.
+            need_patch_keys: also return that block's attention keys.
 
         Returns:
             `VisionFeatures`; `hidden` is in the dtype of `images`.
@@ -254,7 +254,7 @@ class CLIPVisionTower(nn.Module):
 
 
 class CLIPVisionTowerS2(CLIPVisionTower):
-    """CLIP at several scales, joined on the channels (contract package.md 6). `args.s2_scales`: `336,672,1008`."""
+    """CLIP at several scales, joined on the channels. `args.s2_scales`: `336,672,1008`."""
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         # Set before the parent's constructor, which may load the model at once and needs them then.

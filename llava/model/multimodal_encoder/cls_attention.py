@@ -5,7 +5,7 @@ from torch import nn
 
 
 def class_token_attention(layer: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of the class token to the patches inside one encoder block (contract acformer.md 2.5).
+    """Attention of the class token to the patches inside one encoder block.
 
     Args:
         layer: a `CLIPEncoderLayer` of transformers.

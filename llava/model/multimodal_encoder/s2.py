@@ -1,4 +1,4 @@
-"""Multi-scale features (S2) by tiling, as contract package.md 6 states them."""
+"""Multi-scale features by tiling (S2, arXiv 2403.13043)."""
 
 import math
 from collections.abc import Callable

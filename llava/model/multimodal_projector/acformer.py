@@ -1,4 +1,4 @@
-"""AcFormer: visual anchors as queries (arXiv 2405.17815; contract acformer.md 2-4, 6)."""
+"""AcFormer: visual anchors as queries (arXiv 2405.17815)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

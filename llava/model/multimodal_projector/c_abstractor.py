@@ -1,4 +1,4 @@
-"""C-Abstractor: convolutions around adaptive pooling (Honeybee, arXiv 2312.06742; contract acformer.md 5.1)."""
+"""C-Abstractor: convolutions around adaptive pooling (Honeybee, arXiv 2312.06742)."""
 
 import math
 from dataclasses import dataclass

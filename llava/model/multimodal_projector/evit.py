@@ -1,4 +1,4 @@
-"""E-ViT: the visual anchors and one token that sums up the rest (contract acformer.md 5; arXiv 2202.07800)."""
+"""E-ViT: the visual anchors and one token that sums up the rest (arXiv 2202.07800)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""PR, the perceiver resampler: learned queries (contract acformer.md 5)."""
+"""PR, the perceiver resampler: learned queries."""
 
 from dataclasses import dataclass
 from typing import Any

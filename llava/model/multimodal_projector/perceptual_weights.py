@@ -1,4 +1,4 @@
-"""Perceptual weights: an image as a low-rank update of decoder matrices (arXiv 2405.20339; contract vlora.md 2, 3)."""
+"""Perceptual weights: an image as a low-rank update of decoder matrices (arXiv 2405.20339)."""
 
 from collections.abc import Callable
 from contextvars import ContextVar

@@ -1,4 +1,4 @@
-"""Pooling: means of square blocks of patches (contract acformer.md 5)."""
+"""Pooling: means of square blocks of patches."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Pooling-PR: pooled patches as queries of the resampler (contract acformer.md 5)."""
+"""Pooling-PR: pooled patches as queries of the resampler."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Key names of published AcFormer-style checkpoints (contract acformer.md 4) and ours."""
+"""Key names of published AcFormer-style checkpoints and ours."""
 
 import re
 from typing import Any
@@ -30,8 +30,8 @@ _MLP_KEY = re.compile(r"^(\d+)\.(weight|bias)$")
 def map_resampler_keys(state: dict[str, torch.Tensor], keep_latents: bool = False) -> dict[str, torch.Tensor]:
     """Rename a published projector's entries to this package's; a state of ours comes back unchanged.
 
-    The published module is `Sequential(resampler, Linear, GELU, Linear)`: its MLP stands at 1 and 3, ours at 0 and 2 of
-    `mlp`. Its layers hold what concerns the image one by one, ours together (`MediaProjection`).
+    The published module is `Sequential(resampler, Linear, GELU, Linear)`: its MLP has indices 1 and 3, ours 0 and 2
+    in `mlp`. Its layers hold the keys and values of the image layer by layer, ours together (`MediaProjection`).
 
     Args:
         keep_latents: keep the learned queries. AcFormer draws its own and never used them.

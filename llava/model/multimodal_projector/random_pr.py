@@ -1,4 +1,4 @@
-"""Random-PR: random tokens of the image as queries of the resampler (contract acformer.md 5)."""
+"""Random-PR: random tokens of the image as queries of the resampler."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The resampler of the query-based connectors (contract acformer.md 3)."""
+"""The resampler of the query-based connectors."""
 
 import math
 from dataclasses import dataclass

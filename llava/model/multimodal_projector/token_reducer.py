@@ -1,4 +1,4 @@
-"""What the connectors share that pick or merge tokens without weights of their own (contract acformer.md 5)."""
+"""What the connectors share that pick or merge tokens without weights of their own."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""Top-P: the visual anchors without a resampler (contract acformer.md 5)."""
+"""Top-P: the visual anchors without a resampler."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -7,7 +7,7 @@ def num_anchors_per_head(num_anchors: int, num_heads: int, num_patches: int) -> 
     """How many new patches each attention head contributes.
 
     Raises:
-        ValueError: fewer anchors than heads, or more anchors than patches (contract acformer.md 2.4).
+        ValueError: fewer anchors than heads, or more anchors than patches.
     """
     per_head = num_anchors // num_heads
     if per_head < 1:
@@ -66,7 +66,7 @@ def rank_patches(scores: torch.Tensor, count: int | None = None) -> torch.Tensor
 
 
 def select_visual_anchors(cls_attention: torch.Tensor, num_anchors: int) -> torch.Tensor:
-    """Pick visual anchors by the progressive per-head rule (contract acformer.md 2.2).
+    """Pick visual anchors by the progressive per-head rule.
 
     Heads take turns in their own order; each adds its `num_anchors // H` most attended patches that no earlier head has
     taken. Among equal attention values the larger patch index wins. All images are handled together: one
@@ -95,7 +95,7 @@ def select_visual_anchors(cls_attention: torch.Tensor, num_anchors: int) -> torc
         still_free = free.gather(1, ranked)
         free = free.scatter(1, ranked, still_free & (still_free.cumsum(dim=1) > per_head))
 
-    # The k-th anchor goes to place k, the class token stands at 0, all other patches meet in a last place, cut off.
+    # The k-th anchor goes to index k, the class token to 0; all other patches go to one last index, which is cut off.
     place = torch.where(free, total + 1, (~free).cumsum(dim=1))
     tokens = torch.arange(1, num_patches + 1, device=cls_attention.device).expand(batch, -1)
     return place.new_zeros(batch, total + 2).scatter(1, place, tokens)[:, : total + 1]

@@ -1,4 +1,4 @@
-"""VLoRA: the image as low-rank weights of the language model (arXiv 2405.20339; contract vlora.md 1, 7, 8)."""
+"""VLoRA: the image as low-rank weights of the language model (arXiv 2405.20339)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -133,7 +133,7 @@ class VLoRA(Connector, BareParameters):
         )
 
     def reset_parameters(self) -> None:
-        """Contract vlora.md 1: everything, whoever built the module."""
+        """Initialise everything; B is zero, so that training starts at the text-only model."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

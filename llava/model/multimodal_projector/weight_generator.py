@@ -1,4 +1,4 @@
-"""VLoRA's generator: learned queries read the image and become matrices (arXiv 2405.20339; contract vlora.md 1, 10).
+"""VLoRA's generator: learned queries read the image and become matrices (arXiv 2405.20339).
 
 Modules hold the parameters under their published names, stack by stack. The stacks are applied together, layer by
 layer: all read the same image, so their keys and values are one matrix product, and what they do with their own

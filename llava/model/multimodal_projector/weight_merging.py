@@ -1,4 +1,4 @@
-"""One image's perceptual weights written into the matrices while it is talked about (contract vlora.md 6)."""
+"""One image's perceptual weights written into the matrices while it is talked about."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

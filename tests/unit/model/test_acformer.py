@@ -27,7 +27,7 @@ def features(batch: int = 2, heads: int = 4, patches: int = 16) -> VisionFeature
 
 
 def written_rule(attention: torch.Tensor, per_head: int) -> list[int]:
-    """Contract acformer.md 2.2 and 2.3 as they are written, for one image `[H, P]`."""
+    """The progressive per-head rule of the paper, written out for one image `[H, P]`."""
     taken: set[int] = set()
     for row in attention.tolist():
         free = sorted((p for p in range(len(row)) if p not in taken), key=lambda p: (row[p], p), reverse=True)

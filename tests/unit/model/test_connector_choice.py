@@ -180,7 +180,7 @@ def test_flags_of_the_programs(tmp_path: Path, llava_vectors: Path, monkeypatch:
 
 
 def published_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our connector's entries under the names of contract acformer.md 4."""
+    """Our connector's entries under the published names."""
     result: dict[str, torch.Tensor] = {}
     for key, value in state.items():
         parts = key.split(".")
@@ -399,9 +399,9 @@ def test_stage2_with_other_settings_than_stage1(
         run_training(tmp_path / "second", *STAGE2, *flags("acformer"), *adapter, *other_heads)
     with caplog.at_level(logging.WARNING):
         run_training(tmp_path / "second", *STAGE2, *flags("acformer", 5), *adapter)
-        assert "trained with mm_num_visual_tokens 9, training goes on with 5" in caplog.text
+        assert "trained with mm_num_visual_tokens 9, training continues with 5" in caplog.text
         run_training(tmp_path / "third", *STAGE2, *flags("pooling_pr"), *adapter)
-        assert "was trained as 'acformer' and goes on as 'pooling_pr'" in caplog.text
+        assert "was trained as 'acformer' and is used as 'pooling_pr'" in caplog.text
 
 
 def forget_connector(folder: Path) -> None:

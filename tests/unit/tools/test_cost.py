@@ -1,4 +1,4 @@
-"""The arithmetic of connectors, held to every number of contract acformer.md 3, 5 and 9 and of vlora.md 10."""
+"""The arithmetic of connectors, held to every published number of AcFormer and VLoRA."""
 
 import json
 import subprocess
@@ -81,7 +81,7 @@ def test_shares_of_the_step_that_the_contract_names() -> None:
     assert pooling < acformer < 1.02 * pooling
 
 
-# Contract vlora.md 10: rows are text tokens 32, 64, 128, columns generator widths 512, 1024.
+# VLoRA: rows are text tokens 32, 64, 128, columns generator widths 512, 1024.
 VLORA_PREFILL_7B = [(10.0, 9.0), (7.0, 6.6), (4.6, 4.4)]
 VLORA_STAGE1_7B = [(12.3, 10.3), (8.0, 7.1), (4.9, 4.6)]
 VLORA_RECOMPUTED_7B = [(13.8, 12.0), (8.5, 7.8), (5.1, 4.9)]
@@ -158,7 +158,7 @@ def test_grouped_queries_have_smaller_keys_and_cache() -> None:
 
 
 def test_token_counts_of_the_ablation_table() -> None:
-    """What each connector gives when asked for the paper's budgets (contract acformer.md 5)."""
+    """What each connector gives when asked for the paper's budgets."""
     for name in ("acformer", "perceiver", "pr", "random_pr", "top_p", "visionzip"):
         assert [count_tokens(name, tokens) for tokens in TOKENS] == list(TOKENS)
     assert [count_tokens("c_abstractor", tokens) for tokens in TOKENS] == [64, 144, 256]

@@ -119,7 +119,7 @@ BAD = {
     "list of images": (record(["white.png"]), "not the path of one image"),
     "two markers": (
         record(conversations=[*record()["conversations"], *record()["conversations"]]),
-        "stands in 2 turns, but the record has one image",
+        "occurs 2 times, but the record has one image",
     ),
     "wrong order": (record(conversations=record(question="Hm?")["conversations"][:1] * 2), "must alternate"),
     "speaker": (record(conversations=[{"from": "bot", "value": "x"}]), "unknown speaker 'bot'"),

@@ -49,7 +49,7 @@ def learned_texts(result: dict, tokenizer, row: int = 0) -> list[str]:
 )
 @pytest.mark.parametrize("template", ["v1", "llava_v1", "llama_2", "mistral_instruct", "mpt", "chatml_direct"])
 def test_answers_and_their_ends_are_learned_with_every_vocabulary(template: str, name: str) -> None:
-    """T-2: upstream's lengths fit Llama vocabularies only."""
+    """LLaVA's lengths fit Llama vocabularies only."""
     tokenizer, conv = tokenizer_named(name), conv_templates[template]
     end = conv.sep if conv.version == "mpt" else conv.sep2
     texts = learned_texts(preprocess([TALK], tokenizer, conv=conv), tokenizer)

@@ -39,7 +39,7 @@ def test_resumed_equals_uninterrupted(mode: str, connector: list[str], tmp_path:
 
 
 def test_adapter_checkpoints_of_upstream_are_not_resumed(tmp_path: Path, llava_vectors: Path) -> None:
-    """They hold a connector only (T-4): the run starts afresh instead of failing, and says so."""
+    """They hold a connector only: the run starts afresh instead of failing, and says so."""
     shutil.copytree("checkpoints/llava-v1-tiny-pretrain/checkpoint-2", tmp_path / "checkpoint-2")
     trainer = run_training(tmp_path, *STAGE1, "--max_steps", "1", "--save_steps", "5")
     assert trainer.state.global_step == 1

@@ -75,7 +75,7 @@ def test_ranks_get_similar_lengths() -> None:
 
 @pytest.mark.parametrize("kind", [1, -1])
 def test_one_modality_groups_by_absolute_length(kind: int) -> None:
-    """T-8: text-only data is ordered like data with images."""
+    """Text-only data is ordered like data with images."""
     lengths = [kind * abs(length) for length in make_lengths(50)]
     plain = LengthGroupedSampler(4, 3, [abs(length) for length in lengths], seed=5)
     assert list(sampler(lengths, seed=5)) == list(plain)

@@ -1,4 +1,4 @@
-"""--tune_vision_tower and the learning rates of the model's parts (contract vlora.md 7)."""
+"""--tune_vision_tower and the learning rates of the model's parts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""VLoRA's stage-1 file: what is said when it does not fit (contract vlora.md 7)."""
+"""VLoRA's stage-1 file: what is said when it does not fit."""
 
 from pathlib import Path
 
