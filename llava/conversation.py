@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.image_utils import CLIP_BACKGROUND, expand2square
+from llava.images import CLIP_BACKGROUND, expand2square
 
 
 class SeparatorStyle(Enum):

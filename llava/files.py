@@ -1,12 +1,11 @@
-"""Files are written whole or not at all."""
+"""Atomic writes: a file or folder is written completely or not at all."""
 
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 def write_atomically(path: str, write: Callable[[str], None]) -> None:
@@ -49,10 +48,3 @@ def write_text_atomically(path: str, text: str) -> None:
             file.write(text)
 
     write_atomically(path, write)
-
-
-def save_torch_atomically(path: str, state: Mapping[str, Any]) -> None:
-    """A torch file, whole or not at all."""
-    import torch
-
-    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))

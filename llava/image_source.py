@@ -5,7 +5,7 @@ import time
 
 from PIL import Image
 
-from llava.image_utils import ImageError, open_image
+from llava.images import ImageError, open_image
 
 MAX_DOWNLOAD_BYTES = 64 * 2**20
 READ_TIMEOUT = 20.0  # seconds without a byte

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from llava.image_utils import process_images
+from llava.image_processing import process_images
 from llava.program import RequestError
 
 logger = logging.getLogger(__name__)

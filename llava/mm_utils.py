@@ -1,17 +1,17 @@
 """Images and prompts on their way to the model.
 
-The work is done in ``llava.image_utils`` and ``llava.tokenization``; this module is the public address of both.
+The work is done in ``llava.images``, ``llava.image_processing`` and ``llava.tokenization``; this module is their public
+address, as in LLaVA.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from llava.image_utils import (
+from llava.images import (
     divide_to_patches,
     expand2square,
     get_anyres_image_grid_shape,
     load_image_from_base64,
-    process_anyres_image,
-    process_images,
     resize_and_pad_image,
     select_best_resolution,
 )
@@ -19,6 +19,8 @@ from llava.tokenization import tokenize_text, tokenizer_image_token
 
 if TYPE_CHECKING:
     import torch
+
+    from llava.image_processing import process_anyres_image, process_images
 
 __all__ = [
     "KeywordsStoppingCriteria",
@@ -33,6 +35,13 @@ __all__ = [
     "select_best_resolution",
     "tokenizer_image_token",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The functions that return tensors import torch, so they are imported on first use."""
+    if name in ("process_anyres_image", "process_images"):
+        return getattr(import_module("llava.image_processing"), name)
+    raise AttributeError(f"module 'llava.mm_utils' has no attribute {name!r}")
 
 
 def get_model_name_from_path(model_path: str) -> str:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from llava.image_utils import ImageError
+from llava.images import ImageError
 
 
 class RequestError(ValueError):

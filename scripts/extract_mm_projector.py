@@ -10,8 +10,7 @@ import os
 import torch
 from safetensors import safe_open
 
-from llava.files import save_torch_atomically
-from llava.model.weights import load_weights_only
+from llava.model.weights import load_weights_only, save_torch_atomically
 
 KEY = "mm_projector"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import uvicorn
 
-from llava.image_utils import ImageError
+from llava.images import ImageError
 from llava.program import RequestError
 from llava.serve import wire
 from llava.serve.server import listen

@@ -4,11 +4,13 @@ import json
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from llava.files import write_atomically
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS, find_file
 
 
@@ -77,3 +79,8 @@ def _files_with_projector(model_path: str) -> list[str]:
 def adapter_state(state: dict[str, Any], name: str) -> dict[str, Any]:
     """Entries whose key contains `name`, with everything up to and including `name.` removed."""
     return {key.split(f"{name}.", 1)[1]: value for key, value in state.items() if f"{name}." in key}
+
+
+def save_torch_atomically(path: str, state: Mapping[str, Any]) -> None:
+    """Write a torch file atomically."""
+    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))

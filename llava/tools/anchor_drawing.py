@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from llava.image_utils import process_images
+from llava.image_processing import process_images
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.vision_features import VisionFeatures
 from llava.model.multimodal_projector.visual_anchors import select_visual_anchors

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from llava.files import save_torch_atomically, write_folder_atomically, write_text_atomically
+from llava.files import write_folder_atomically, write_text_atomically
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, has_tuned_tower
+from llava.model.weights import save_torch_atomically
 
 logger = logging.getLogger(__name__)
 

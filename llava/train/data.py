@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import Dataset
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
-from llava.image_utils import MAX_IMAGE_PIXELS, open_image, preprocess_padded
+from llava.image_processing import preprocess_padded
+from llava.images import MAX_IMAGE_PIXELS, open_image
 from llava.train.preprocess import pad_right, padding_id, preprocess, preprocess_multimodal
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from llava import image_source
 from llava.eval import run_llava
-from llava.image_utils import ImageError
+from llava.images import ImageError
 
 
 def _png(size: tuple[int, int] = (5, 4)) -> bytes:

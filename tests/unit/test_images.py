@@ -8,7 +8,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from llava.image_utils import ImageError, expand2square, load_image_from_base64, open_image
+from llava.images import ImageError, expand2square, load_image_from_base64, open_image
 
 
 def png(image: Image.Image) -> bytes:
