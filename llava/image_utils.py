@@ -6,4 +6,6 @@ from llava.images import *  # noqa: F403
 
 
 def __getattr__(name: str) -> object:
+    if name.startswith("__"):
+        raise AttributeError(name)
     return getattr(import_module("llava.image_processing"), name)

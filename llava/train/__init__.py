@@ -1,0 +1,1 @@
+"""Training: arguments, data, model set-up, the Trainer, checkpoints."""
