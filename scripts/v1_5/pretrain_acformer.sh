@@ -1,48 +1,15 @@
 #!/bin/bash
 # AcFormer stage 1: train the connector on image captions; learning rate 5e-4.
+# The defaults are the paper's recipe (arXiv 2405.17815) on 8 GPUs, global batch 256; variables as in lib/train.sh.
 # Flags given to this script come last and win: bash scripts/v1_5/pretrain_acformer.sh --learning_rate 1e-4
-# Settings by environment variable; the defaults are the paper's recipe (arXiv 2405.17815) on 8 GPUs.
-# SIZE=13b takes the larger language model.
-SIZE=${SIZE:-7b}
+. "$(dirname "${BASH_SOURCE[0]}")/../lib/train.sh"
 CONNECTOR=${CONNECTOR:-acformer}
 TOKENS=${TOKENS:-145}
-BASE_MODEL=${BASE_MODEL:-lmsys/vicuna-$SIZE-v1.5}
-VISION_TOWER=${VISION_TOWER:-openai/clip-vit-large-patch14-336}
-DATA_PATH=${DATA_PATH:-./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}
-IMAGE_FOLDER=${IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}
-OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/llava-v1.5-$SIZE-$CONNECTOR-$TOKENS-pretrain}
-deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
+train_stage1 \
     --deepspeed ./scripts/zero2.json \
-    --model_name_or_path "$BASE_MODEL" \
-    --version plain \
-    --data_path "$DATA_PATH" \
-    --image_folder "$IMAGE_FOLDER" \
-    --vision_tower "$VISION_TOWER" \
     --mm_projector_type "$CONNECTOR" \
     --mm_num_visual_tokens "$TOKENS" \
-    --tune_mm_mlp_adapter True \
-    --mm_vision_select_layer -2 \
-    --mm_use_im_start_end False \
-    --mm_use_im_patch_token False \
-    --bf16 True \
-    --output_dir "$OUTPUT_DIR" \
-    --num_train_epochs 1 \
-    --per_device_train_batch_size 32 \
-    --per_device_eval_batch_size 4 \
-    --gradient_accumulation_steps 1 \
-    --evaluation_strategy "no" \
-    --save_strategy "steps" \
-    --save_steps 24000 \
-    --save_total_limit 1 \
     --learning_rate 5e-4 \
-    --weight_decay 0. \
-    --warmup_ratio 0.03 \
-    --lr_scheduler_type "cosine" \
-    --logging_steps 1 \
-    --tf32 True \
-    --model_max_length 2048 \
-    --gradient_checkpointing True \
-    --dataloader_num_workers 4 \
-    --lazy_preprocess True \
-    --report_to wandb \
+    --per_device_train_batch_size 32 \
+    --output_dir "${OUTPUT_DIR:-./checkpoints/llava-v1.5-$SIZE-$CONNECTOR-$TOKENS-pretrain}" \
     "$@"

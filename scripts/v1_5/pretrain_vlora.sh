@@ -1,26 +1,14 @@
 #!/bin/bash
 # VLoRA stage 1: train the perceptual weights generator on image captions; the language model is frozen.
+# The defaults are the paper's recipe (arXiv 2405.20339) on 8 GPUs, global batch 768; variables as in lib/train.sh.
+# The paper trains on 30 M pairs of CapsFusion-120M; the default here is LLaVA-1.5's pre-training data.
 # Flags given to this script come last and win: bash scripts/v1_5/pretrain_vlora.sh --learning_rate 1e-4
-# Settings by environment variable; the defaults are the paper's recipe (arXiv 2405.20339) on 8 GPUs, global batch 768.
-# The paper trains on 30 M pairs of CapsFusion-120M; the default here is what LLaVA-1.5 pre-trains on.
-# SIZE=13b takes the larger language model.
-SIZE=${SIZE:-7b}
-# Width of the generator. The published scripts say 1024 in stage 1 and 512 in stage 2, so that stage 2 cannot load what
-# stage 1 wrote. 512 is the program's default, has 0.85 G parameters instead of 2.03 G (7b), and is used in both stages.
+. "$(dirname "${BASH_SOURCE[0]}")/../lib/train.sh"
+# Width of the generator. The published scripts say 1024 in stage 1 and 512 in stage 2, so that stage 2 cannot load the
+# file of stage 1. 512 is the program's default, has 0.85 G parameters instead of 2.03 G (7b), and is used in both.
 VLORA_DIM=${VLORA_DIM:-512}
-BASE_MODEL=${BASE_MODEL:-lmsys/vicuna-$SIZE-v1.5}
-VISION_TOWER=${VISION_TOWER:-openai/clip-vit-large-patch14-336}
-DATA_PATH=${DATA_PATH:-./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}
-IMAGE_FOLDER=${IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}
-OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/llava-v1.5-$SIZE-vlora-$VLORA_DIM-pretrain}
-DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG:-./scripts/zero2.json}
-deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
-    --deepspeed "$DEEPSPEED_CONFIG" \
-    --model_name_or_path "$BASE_MODEL" \
-    --version plain \
-    --data_path "$DATA_PATH" \
-    --image_folder "$IMAGE_FOLDER" \
-    --vision_tower "$VISION_TOWER" \
+train_stage1 \
+    --deepspeed "${DEEPSPEED_CONFIG:-./scripts/zero2.json}" \
     --mm_projector_type vlora \
     --vlora_dim "$VLORA_DIM" \
     --vlora_depth 8 \
@@ -29,29 +17,7 @@ deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
     --vlora_type qkvom \
     --weights_sep True \
     --skip_layers 4 \
-    --tune_mm_mlp_adapter True \
-    --mm_vision_select_layer -2 \
-    --mm_use_im_start_end False \
-    --mm_use_im_patch_token False \
-    --bf16 True \
-    --output_dir "$OUTPUT_DIR" \
-    --num_train_epochs 1 \
-    --per_device_train_batch_size 96 \
-    --per_device_eval_batch_size 4 \
-    --gradient_accumulation_steps 1 \
-    --evaluation_strategy "no" \
-    --save_strategy "steps" \
-    --save_steps 24000 \
-    --save_total_limit 1 \
     --learning_rate 5e-5 \
-    --weight_decay 0. \
-    --warmup_ratio 0.03 \
-    --lr_scheduler_type "cosine" \
-    --logging_steps 1 \
-    --tf32 True \
-    --model_max_length 2048 \
-    --gradient_checkpointing True \
-    --dataloader_num_workers 4 \
-    --lazy_preprocess True \
-    --report_to wandb \
+    --per_device_train_batch_size 96 \
+    --output_dir "${OUTPUT_DIR:-./checkpoints/llava-v1.5-$SIZE-vlora-$VLORA_DIM-pretrain}" \
     "$@"

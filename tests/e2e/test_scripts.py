@@ -129,9 +129,10 @@ def test_vlora_scripts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def shown_by(script: str, **settings: str) -> str:
     """The command line that a script makes, the launcher replaced by one that prints its arguments."""
     command = ["bash", "-c", f'deepspeed() {{ echo "$@"; }}; . {SCRIPTS / script}']
-    return subprocess.run(
+    result = subprocess.run(
         command, env=os.environ | settings, capture_output=True, text=True, check=True, cwd=REPOSITORY
-    ).stdout
+    )
+    return result.stdout.replace("\n", " ")
 
 
 def test_vlora_recipe_is_consistent() -> None:
@@ -150,11 +151,8 @@ def test_vlora_recipe_is_consistent() -> None:
 def test_size_chooses_base_model_and_folders() -> None:
     """SIZE=13b, with the launcher replaced by one that prints its arguments."""
     for name, folder in (("pretrain", "-pretrain"), ("finetune", ""), ("finetune", "-lora")):
-        script = SCRIPTS / f"v1_5/{name}_acformer{'_lora' if folder == '-lora' else ''}.sh"
-        shown = subprocess.run(
-            ["bash", "-c", f'deepspeed() {{ echo "$@"; }}; . {script}'],
-            env={**os.environ, "SIZE": "13b", "TOKENS": "257"}, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+        script = f"v1_5/{name}_acformer{'_lora' if folder == '-lora' else ''}.sh"
+        shown = shown_by(script, SIZE="13b", TOKENS="257")
         assert "--model_name_or_path lmsys/vicuna-13b-v1.5 " in shown
         assert f"--output_dir ./checkpoints/llava-v1.5-13b-acformer-257{folder} " in shown
         rate = {"-pretrain": "5e-4", "": "2e-5", "-lora": "2e-4"}[folder]
@@ -169,12 +167,13 @@ def test_every_script_parses_and_names_known_flags() -> None:
 
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, connector_arguments()))
     known = {option for action in parser._actions for option in action.option_strings}
-    scripts = sorted(SCRIPTS.glob("**/pretrain*.sh")) + sorted(SCRIPTS.glob("**/finetune*.sh"))
+    scripts = [*sorted(SCRIPTS.glob("**/pretrain*.sh")), *sorted(SCRIPTS.glob("**/finetune*.sh"))]
     assert len(scripts) >= 14
+    scripts.append(SCRIPTS / "lib/train.sh")
     for script in scripts:
         text = script.read_text()
         subprocess.run(["bash", "-n", str(script)], check=True)
-        flags = set(re.findall(r"^    (--\w+)", text, flags=re.M))
+        flags = set(re.findall(r"^ +(--\w+)", text, flags=re.M))
         assert flags and flags <= known, (script.name, flags - known)
         for path in re.findall(r"\./scripts/\w+\.json|llava/train/\w+\.py", text):
             assert (REPOSITORY / path).is_file(), (script.name, path)
