@@ -1,4 +1,4 @@
-"""VLoRA against `mlp2x_gelu` on all patches: prefill, decode, hooks, stage-1 step, generator, merging.
+"""VLoRA against `mlp2x_gelu` on all patches: prefill, decode, hooks, stage-1 step and generator.
 
     python scripts/bench/vlora.py --markdown docs/benchmarks/vlora.md                   # CPU: scaled down
     python scripts/bench/vlora.py --geometry 7b --markdown docs/benchmarks/vlora-7b.md  # GPU of 40 GB and more
@@ -23,12 +23,11 @@ from common import add_common_flags, markdown_table, peak_flops, precision, publ
 from stage1_model import GEOMETRIES, Geometry, build_connector, build_model
 from vlora_generator import generator_table, measure_generator
 from vlora_hooks import hooks_table, measure_hooks, twin
-from vlora_merging import measure_merging, merging_table
 
 from llava.tools.cost import BASELINE
 
 OURS = "vlora"
-PARTS = ("prefill", "hooks", "stage1", "generator", "merging")
+PARTS = ("prefill", "hooks", "stage1", "generator")
 
 
 def measure_inference(args: argparse.Namespace, geometry: Geometry) -> dict[str, Any]:
@@ -45,8 +44,6 @@ def measure_inference(args: argparse.Namespace, geometry: Geometry) -> dict[str,
         figures["generator"] = measure_generator(args, geometry, vlora)
     if "hooks" in args.parts:
         figures["hooks"] = measure_hooks(args, geometry, model, stock, vlora)
-    if "merging" in args.parts:
-        figures["merging"] = measure_merging(args, geometry, model, stock, vlora)
     if "prefill" in args.parts:
         figures["prefill"] = vlora_prefill.measure(args, geometry, model, connectors)
     return figures
@@ -127,8 +124,6 @@ def report(args: argparse.Namespace, geometry: Geometry, figures: dict[str, Any]
             "projects its own keys and values. Difference: the largest, relative to the largest weight.",
             generator_table(figures["generator"]),
         ]
-    if "merging" in figures:
-        parts += ["## Merging", merging_table(figures["merging"])]
     return "\n\n".join(parts)
 
 
