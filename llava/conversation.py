@@ -1,6 +1,6 @@
 """Prompt templates and the running conversation.
 
-The strings in this file are part of released checkpoints: a changed space is a changed model.
+The strings in this file belong to released checkpoints: changing a space changes the model.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Optional packages: their absence is met with an error that says what to install."""
+"""Optional packages: a missing one raises an error that names the extra to install."""
 
 import importlib.util
 

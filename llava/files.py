@@ -26,7 +26,7 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
 
 @contextmanager
 def write_folder_atomically(folder: str) -> Iterator[str]:
-    """A temporary folder beside the files of `folder`; when the block ends well, each file moves into place at once.
+    """A temporary folder inside `folder`; when the block succeeds, each of its files is moved into place.
 
     Other files of `folder` stay. If the block fails, nothing of it is left.
     """
@@ -41,7 +41,7 @@ def write_folder_atomically(folder: str) -> Iterator[str]:
 
 
 def write_text_atomically(path: str, text: str) -> None:
-    """UTF-8 text, whole or not at all."""
+    """Write UTF-8 text atomically."""
 
     def write(temporary: str) -> None:
         with open(temporary, "w", encoding="utf-8") as file:

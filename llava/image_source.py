@@ -1,4 +1,4 @@
-"""Images that a user names: a path, or a web address, which is fetched within limits."""
+"""Images by path or web address; downloads are limited in size and time."""
 
 import os
 import time
@@ -34,7 +34,7 @@ def load_image(image_file: str) -> Image.Image:
 
 
 def download(url: str, max_bytes: int = MAX_DOWNLOAD_BYTES, timeout: float = READ_TIMEOUT) -> bytes:
-    """What is at a web address, limited in size and time.
+    """Download a web address, limited in size and time.
 
     Args:
         url: an `http://` or `https://` address.

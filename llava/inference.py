@@ -1,4 +1,4 @@
-"""One reply from a LLaVA model: where it runs, how images reach it, how token ids become text.
+"""Inference with a LLaVA model: device, images, replies as text.
 
 Shared by the command line chat and the answer generators.
 """
@@ -50,7 +50,7 @@ def add_connector_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def connector_overrides(args: Any) -> dict[str, Any]:
-    """What was given of the flags of `add_connector_arguments`, for `load_pretrained_model`."""
+    """The flags of `add_connector_arguments` that were given, for `load_pretrained_model`."""
     values = {name: getattr(args, name, None) for name in ("mm_num_visual_tokens", "mm_projector_type")}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -58,7 +58,7 @@ def connector_overrides(args: Any) -> dict[str, Any]:
 def prepare_images(
     images: list[Image.Image], image_processor: Any, config: Any
 ) -> tuple[Images, list[tuple[int, int]]]:
-    """Images as the tower wants them, and their sizes (width, height).
+    """Images as the tower takes them, and their sizes (width, height).
 
     Raises:
         RequestError: there is no image processor: the model takes no images.

@@ -1,4 +1,4 @@
-"""How command line programs end: what the user can repair is reported in one line, without a traceback."""
+"""Error handling of command-line programs: errors that the user can fix are one line, without a traceback."""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from llava.images import ImageError
 
 
 class RequestError(ValueError):
-    """Something asked for that cannot be done as it stands; the message says what to change."""
+    """The request cannot be fulfilled; the message says what to change."""
 
 
 # Anything else is a fault of the program and keeps its traceback.

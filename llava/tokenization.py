@@ -1,4 +1,4 @@
-"""Text to token ids, the same ids as the tokenizers that released checkpoints were trained with.
+"""Tokenization with the ids that released checkpoints were trained with.
 
 LLaVA's checkpoints saw the *slow* sentencepiece tokenizer of transformers 4. Since transformers 5 ``LlamaTokenizer`` is
 always the Rust one, and it gives a text that begins with a space one ``▁`` too few. The rule that repairs this lives

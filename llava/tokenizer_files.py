@@ -1,7 +1,7 @@
-"""Saving a tokenizer so that old readers (transformers 4, upstream LLaVA) and new ones read the same one.
+"""Save a tokenizer so that old readers (transformers 4, LLaVA) and new ones load the same one.
 
 transformers 5 writes `tokenizer.json` alone: without `tokenizer.model` the slow tokenizer of old readers has nothing to
-read, and without the `legacy` key every reader assumes another one than was trained with.
+read, and without the `legacy` key readers assume a value that differs from training.
 """
 
 import json

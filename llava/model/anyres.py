@@ -1,4 +1,4 @@
-"""Merging the crops of one image into one sequence of visual tokens."""
+"""Merge the crops of one image into one sequence of visual tokens."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`load_pretrained_model`: the one way to open a checkpoint."""
+"""`load_pretrained_model` opens any checkpoint."""
 
 import logging
 import os
@@ -150,10 +150,10 @@ def _load_plain(model_path: str, model_base: str | None, options: dict[str, Any]
 def _load_language_model(
     model_class: Any, path: str, config: Any, options: dict[str, Any], projector_follows: bool
 ) -> PreTrainedModel:
-    """Full checkpoint; a tower that trains with the model comes from the checkpoint too, if it holds one.
+    """Load a full checkpoint, with its vision tower if it holds one.
 
-    With `projector_follows` the connector's weights are loaded next: transformers' report, which would call them
-    missing, is replaced by a warning about all the others.
+    With `projector_follows` the connector's weights are loaded afterwards. transformers' report, which would list them
+    as missing, is replaced by a warning about all others.
     """
     with quiet_loading_report(projector_follows):
         model, info = model_class.from_pretrained(path, config=config, output_loading_info=True, **options)
@@ -173,7 +173,7 @@ def _tower_from_its_own_folder(model: PreTrainedModel, info: dict[str, Any]) -> 
 def _load_on_base(model_class: Any, base: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
     """Base weights under a LLaVA configuration; the vocabulary may have grown in training.
 
-    A tuned tower is not the base's: it is built from its folder, later, and then filled.
+    A tuned tower is not part of the base: it is built from its folder later, then loaded.
     """
     trained_vocabulary, tuned_tower = config.vocab_size, has_tuned_tower(config)
     config.vocab_size = read_config(type(config), base).vocab_size
@@ -278,7 +278,7 @@ def _load_tower(model: PreTrainedModel, device_map: Any, dtype: torch.dtype) -> 
 
 
 def _find_tower_beside(config: Any, model_path: str) -> None:
-    """A tower named by a relative path that is not there may lie inside the checkpoint's folder."""
+    """A relative path to a tower that does not exist may be relative to the checkpoint's folder."""
     name = getattr(config, "mm_vision_tower", None)
     if name and not os.path.exists(name) and os.path.isdir(os.path.join(model_path, name)):
         config.mm_vision_tower = os.path.join(model_path, name)

@@ -1,4 +1,4 @@
-"""What kind of checkpoint a folder or Hub name is: config.json decides, upstream's name rules are the fallback."""
+"""The kind of a checkpoint: config.json decides; LLaVA's rules on names are the fallback."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +80,7 @@ def read_config_dict(path: str, required: bool) -> dict[str, Any]:
 
 
 def _family_of_type(model_type: str, name: str) -> str:
-    """By config.json's model type; where that leaves the family open, by the model's name."""
+    """The family by config.json's model type, or by the model's name where the type is ambiguous."""
     if model_type in ("", "llava"):
         return _family_of_name(name)
     return model_type.removeprefix("llava_")

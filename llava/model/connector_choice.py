@@ -1,4 +1,4 @@
-"""Which connector a checkpoint is opened with: its own, a published one known by its keys, or one asked for."""
+"""The connector that a checkpoint is opened with: its own, a published one recognised by its keys, or another one."""
 
 import copy
 import logging
@@ -102,7 +102,7 @@ def _choose(config: Any, model_path: str, model_base: str | None, overrides: dic
 def choose_for_training(config: Any, model_path: str, flags: dict[str, Any]) -> dict[str, torch.Tensor]:
     """`choose_connector` for a full checkpoint that training starts from.
 
-    Of our own connectors only what no weight depends on is changed by `flags`; the rest is the checkpoint's.
+    `flags` change only settings that no weight depends on; the checkpoint keeps the others.
     """
     own_type = getattr(config, TYPE, None) or DEFAULT_PROJECTOR
     if getattr(config, "mm_vision_tower", None) is None:
@@ -126,7 +126,7 @@ def _given(flags: dict[str, Any], connector_type: str, wanted: Callable[[Field],
 
 
 def _describe_published(config: Any, published: dict[str, Any], model_path: str, overrides: dict[str, Any]) -> None:
-    """config.json calls it a plain MLP; the shapes say more, the caller the rest."""
+    """config.json describes a plain MLP. The shapes give most settings, the caller the rest."""
     for name, value in published.items():
         setattr(config, name, value)
     settings = {f.name for f in fields(find_connector(config.mm_projector_type).config_class)}
@@ -139,7 +139,7 @@ def _describe_published(config: Any, published: dict[str, Any], model_path: str,
 
 
 def _apply_settings(config: Any, connector_type: str, overrides: dict[str, Any]) -> None:
-    """Write all settings of the connector, so that what is saved says it all."""
+    """Write all settings of the connector, so that the saved configuration is complete."""
     entry = find_connector(connector_type)
     settings = {f.name: f for f in fields(entry.config_class)}
     for name in sorted(overrides.keys() - {TYPE}):
@@ -172,5 +172,5 @@ def _fits(config: Any, connector_type: str, state: dict[str, torch.Tensor]) -> b
 
 
 def _counts_latents(connector_type: str, state: dict[str, torch.Tensor]) -> bool:
-    """Whether the published learned queries tell the number of visual tokens."""
+    """Whether the published learned queries determine the number of visual tokens."""
     return "0.latents" in state and find_connector(connector_type).connector_class is Perceiver

@@ -1,4 +1,4 @@
-"""Adding or subtracting a base model from a LLaVA model, in place."""
+"""Add a base model to a LLaVA model, or subtract it, in place."""
 
 import torch
 from transformers import PreTrainedModel

@@ -1,4 +1,4 @@
-"""The language-model families that can take images."""
+"""The supported families of language models."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def classes_of(family: str, path: str) -> tuple[Any, Any]:
 
 
 def read_config(config_class: Any, path: str) -> PretrainedConfig:
-    """config.json as `config_class`, whatever model type it says: LLaVA on a base, or LLaVA before 1.2 (`llava`)."""
+    """config.json as `config_class`, whatever its model type: LLaVA on a base, or LLaVA before 1.2 (`llava`)."""
     stored, _ = PretrainedConfig.get_config_dict(path)
     stored.pop("model_type", None)
     if "torch_dtype" in stored:

@@ -1,4 +1,4 @@
-"""transformers' report on a loaded checkpoint, where it would mislead."""
+"""Suppress transformers' loading report where it would mislead."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_loading_report(quiet: bool = True) -> Iterator[None]:
-    """Inside the block nothing is said of missing weights that are loaded right afterwards; errors still are."""
+    """Inside the block, missing weights are not reported, because they are loaded afterwards; errors still are."""
     report = logging.getLogger("transformers.modeling_utils")
     level = report.level
     try:

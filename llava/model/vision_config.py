@@ -1,4 +1,4 @@
-"""The vision keys of config.json: writing them once, and refusing settings that do not fit together."""
+"""The vision keys of config.json: written in one place, with checks that they are consistent."""
 
 import logging
 import os
@@ -50,14 +50,14 @@ def connector_setting_names() -> set[str]:
 
 
 def own_settings(config: Any) -> dict[str, Any]:
-    """The settings of the configuration's connector; what it does not state is the default."""
+    """The settings of the configuration's connector, with defaults for what it does not state."""
     own = fields(find_connector(getattr(config, "mm_projector_type", None)).config_class)
     stated = {f.name: getattr(config, f.name, None) for f in own}
     return {f.name: f.default if stated[f.name] is None else stated[f.name] for f in own}
 
 
 def check_stage1_settings(config: Any, adapter_path: str) -> None:
-    """Compare with the config.json beside a stage-1 file what the shapes of its entries do not show.
+    """Compare the settings that shapes do not determine with the config.json beside a stage-1 file.
 
     Raises:
         ValueError: a setting differs that the weights were trained with.

@@ -1,4 +1,4 @@
-"""Extra tokens around an image, and growing the embedding tables for them."""
+"""Extra tokens around an image, and the embedding rows that they need."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from llava.model.weights import load_weights_only
 
 @contextmanager
 def gathered(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
-    """The parameters whole, also under ZeRO-3, and written back from rank 0."""
+    """Gather the parameters under ZeRO-3; changes are written back from rank 0."""
     if any(hasattr(p, "ds_id") for p in parameters):
         from deepspeed import zero
 

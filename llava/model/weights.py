@@ -1,4 +1,4 @@
-"""Reading the torch files of a checkpoint as data, never as code."""
+"""Read and write the torch files of a checkpoint as data, never as code."""
 
 import json
 import os
@@ -36,9 +36,9 @@ def load_weights_only(path: str) -> dict[str, torch.Tensor]:
 
 
 def read_projector(model_path: str, model_base: str | None) -> dict[str, torch.Tensor]:
-    """The connector's entries of a checkpoint as they stand in its files, without prefix; empty if it has none.
+    """The connector's entries in the files of a checkpoint, without prefix; empty if there are none.
 
-    Only the files that hold them are opened, and of those nothing else is read (old torch files excepted).
+    Only the files that hold them are opened, and nothing else in them is read (except in old torch files).
 
     Args:
         model_path: folder or Hub name.

@@ -1,1 +1,1 @@
-"""Programs that look at a model or reckon with it: visual anchors, cost."""
+"""Programs that inspect a model: visual anchors, cost."""

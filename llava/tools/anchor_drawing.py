@@ -18,7 +18,7 @@ RING = (255, 45, 45)
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """What one layer looks like, each `[h, w, 3]` uint8 on the patch grid.
+    """The maps of one layer, each `[h, w, 3]` uint8 on the patch grid.
 
     Attributes:
         layer: index of the hidden state; k is the output of block k-1.
@@ -133,7 +133,7 @@ def find_anchors(
 
 
 def draw_anchor_pair(tower: CLIPVisionTower, image: Image.Image, tokens: int) -> tuple[Image.Image, str]:
-    """The image with its anchors circled beside the attention that chose them, and a line that says what is seen.
+    """The image with its anchors circled beside the attention that chose them, and a caption.
 
     Raises:
         ValueError: the tower does not allow this budget.

@@ -1,4 +1,4 @@
-"""What a connector costs in arithmetic and cache, before anything is run.
+"""The arithmetic and cache of a connector, computed without running it.
 
     python -m llava.tools.cost --llm 7b --connector acformer --tokens 145
     python -m llava.tools.cost --llm 13b --connector pooling --tokens 65 --text-tokens 128 --batch 16

@@ -1,4 +1,4 @@
-"""What a measured result must state: the kind of machine, and the commit of the code."""
+"""The kind of machine and the commit, which every measured result states."""
 
 import os
 import platform

@@ -1,7 +1,7 @@
 """Command-line flags of training, on the Trainer of transformers 5.
 
-Flags that transformers dropped since 4.37 are still taken: those with a successor are translated, the others ignored
-with a warning.
+Flags that transformers dropped since 4.37 are still accepted: those with a successor are translated, the others
+ignored with a warning.
 """
 
 import functools
@@ -74,7 +74,7 @@ class DataArguments:
 
 
 def connector_arguments() -> type:
-    """A dataclass with one optional flag per connector setting; what is not given stays None."""
+    """A dataclass with one optional flag per connector setting; the default is None."""
     settings: dict[str, list[Any]] = {}
     for connector in CONNECTORS.values():
         for setting in fields(connector.config_class):
@@ -111,7 +111,7 @@ _IgnoredArguments = make_dataclass(
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
-    """HF's training arguments with upstream's additions and the defaults of transformers 4.37."""
+    """transformers' training arguments with LLaVA's additions and the defaults of transformers 4.37."""
 
     cache_dir: str | None = field(default=None, metadata={"help": "Cache of downloaded models."})
     optim: str = field(default="adamw_torch", metadata={"help": "Optimizer."})
@@ -179,7 +179,7 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
 
     @functools.cached_property
     def _setup_devices(self) -> torch.device:
-        """DeepSpeed also without a GPU: with `use_cpu` transformers would drop it without a word."""
+        """Keep DeepSpeed without a GPU: with `use_cpu` transformers would silently drop it."""
         if not (self.deepspeed and not torch.cuda.is_available()):
             return transformers.TrainingArguments._setup_devices.func(self)
         from accelerate.state import AcceleratorState, PartialState
@@ -198,7 +198,7 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
 
 
 def usable_loggers(report_to: str | list[str] | None) -> list[str]:
-    """The wanted loggers without those that are not installed; each of these is named in a warning."""
+    """The requested loggers that are installed; each of the others is named in a warning."""
     from transformers.integrations import get_available_reporting_integrations
 
     wanted = [report_to] if isinstance(report_to, str) else list(report_to or [])
@@ -232,7 +232,7 @@ def parse_arguments(args: list[str] | None = None) -> tuple[ModelArguments, Data
 
 
 def prepare_single_process(args: list[str]) -> None:
-    """DeepSpeed started by plain `python`, without a launcher, is a world of one; else it looks for MPI."""
+    """Describe a world of one process where DeepSpeed runs without a launcher; else it looks for MPI."""
     if "--deepspeed" not in args or "RANK" in os.environ:
         return
     import socket

@@ -1,4 +1,4 @@
-"""Which attention implementation training asks for."""
+"""The attention implementation for training."""
 
 import logging
 
@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 def fastest_attention() -> str:
-    """`flash_attention_2` where it can run (Ampere or newer), else `sdpa`, said in one line."""
+    """`flash_attention_2` where it can run (Ampere or newer), else `sdpa` with a warning."""
     is_ampere = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
     if is_ampere and is_flash_attn_2_available():
         return "flash_attention_2"

@@ -1,4 +1,4 @@
-"""What a training run writes and how it finds its way back."""
+"""The files that a training run writes and resumes from."""
 
 import json
 import logging
@@ -113,7 +113,7 @@ _PORTABLE_ADAPTER_KEYS = """
 
 
 def _trim_adapter_config(path: str) -> None:
-    """Drop the keys that newer PEFT adds; this package never sets them to anything that loading would need."""
+    """Drop the keys that newer versions of PEFT add; loading does not need them."""
     with open(path, encoding="utf-8") as file:
         config = json.load(file)
     portable = {key: value for key, value in config.items() if key in _PORTABLE_ADAPTER_KEYS}
@@ -137,10 +137,10 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
 
 
 def latest_complete_checkpoint(output_dir: str) -> str | None:
-    """The newest `checkpoint-N` that a run can go on from, or None.
+    """The newest `checkpoint-N` that a run can resume from, or None.
 
-    `trainer_state.json` is written last, so a checkpoint without a readable one was cut off (or holds a connector
-    only, as upstream writes them): it is named in a warning and left alone.
+    `trainer_state.json` is written last, so a checkpoint without a readable one is incomplete (or holds a connector
+    only, as LLaVA writes them): it is named in a warning and skipped.
     """
     if not os.path.isdir(output_dir):
         return None

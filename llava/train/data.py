@@ -22,7 +22,7 @@ IMAGE_LENGTH = 128
 
 
 class BadSampleError(ValueError):
-    """A record that cannot be trained on; the message names the record, the cause and the remedy."""
+    """A record cannot be used for training; the message names the record, the cause and the remedy."""
 
 
 def load_records(data_path: str) -> list[dict[str, Any]]:
@@ -50,11 +50,11 @@ def load_records(data_path: str) -> list[dict[str, Any]]:
 
 
 def resolve_image_path(image_folder: str | None, name: str, follow_links: bool = True) -> str:
-    """The path of a record's image, which has to lie in the image folder.
+    """The path of a record's image, which must be inside the image folder.
 
-    The path as written decides: an absolute path elsewhere and ``..`` out of the folder are refused. Links that stand
-    inside the folder are followed, since data sets are usually linked into it; ``follow_links=False`` refuses those
-    that lead out of it too.
+    The path as written decides: an absolute path elsewhere and ``..`` out of the folder are refused. Links inside
+    the folder are followed, since data sets are usually linked into it; ``follow_links=False`` also refuses links that
+    lead out of it.
 
     Raises:
         ValueError: the path leaves the folder, or there is no folder.
@@ -77,7 +77,7 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 class LazySupervisedDataset(Dataset):
-    """Conversations, tokenized and joined with their image when they are asked for.
+    """Conversations, tokenized and joined with their image on access.
 
     An item has ``input_ids`` and ``labels`` (1-D LongTensors) and, in a multimodal run, ``image`` (``[3, H, W]``,
     zeros for a text-only sample).
@@ -205,7 +205,7 @@ def _check_markers(source: Sequence[dict[str, str]]) -> None:
 
 @dataclass
 class DataCollatorForSupervisedDataset:
-    """Makes a batch: rows padded on the right and cut at ``tokenizer.model_max_length``.
+    """Collates a batch: rows are padded on the right and cut at ``tokenizer.model_max_length``.
 
     Keys: ``input_ids``, ``labels`` (``[B, n]``), ``attention_mask`` (``[B, n]``, bool, from the lengths of the rows)
     and, if the samples have them, ``images`` (``[B, 3, H, W]``, or a list when shapes differ).
@@ -229,7 +229,7 @@ class DataCollatorForSupervisedDataset:
 
 
 def make_supervised_data_module(tokenizer, data_args) -> dict[str, Any]:
-    """Data set and collator under the names that the Trainer takes; there is no evaluation set."""
+    """Data set and collator under the Trainer's argument names; there is no evaluation set."""
     return {
         "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args),
         "eval_dataset": None,

@@ -1,10 +1,10 @@
-"""A name of old training code. Attention is chosen by `attn_implementation` now; nothing is patched."""
+"""A name used by old training code. `attn_implementation` selects the attention; nothing is patched."""
 
 import warnings
 
 
 def replace_llama_attn_with_flash_attn() -> None:
-    """Does nothing but say what replaced it."""
+    """Warn and name the replacement; nothing is patched."""
     warnings.warn(
         "replace_llama_attn_with_flash_attn() has no effect: load the model with "
         "attn_implementation='flash_attention_2' instead",

@@ -57,7 +57,7 @@ def _part_of(name: str) -> str:
 
 
 class SamplerEpoch(TrainerCallback):
-    """Tells the sampler which epoch begins: on a resume inside an epoch accelerate forgets to."""
+    """Set the sampler's epoch when an epoch begins: accelerate does not when it resumes inside one."""
 
     def __init__(self, sampler: LengthGroupedSampler) -> None:
         self.sampler = sampler
@@ -115,11 +115,11 @@ class LLaVATrainer(Trainer):
         return self.optimizer
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """No decay for biases and norms; the resampler's stacked norms are no modules that transformers would know."""
+        """No decay for biases and norms, including the resampler's stacked norms, which transformers misses."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("norm_weight")]
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Only parameters that require a gradient, each in one group.
+        """The parameters that require a gradient, each in one group.
 
         Weight decay or none. Once a part of the model has a rate of its own, these two for every part that trains;
         parts without a rate have `learning_rate`.
@@ -162,7 +162,7 @@ class LLaVATrainer(Trainer):
         return super()._prepare_inputs(inputs)
 
     def _visual_tokens(self, inputs: dict[str, Any]) -> int:
-        """Positions that splicing adds to a batch: visual tokens less the markers they replace."""
+        """Positions that splicing adds to a batch: visual tokens minus the markers that they replace."""
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         if inputs.get("images") is None or not hasattr(model, "num_visual_tokens"):
@@ -171,7 +171,7 @@ class LLaVATrainer(Trainer):
         return markers * (max(model.num_visual_tokens, 1) - 1)  # perceptual weights leave the marker in place
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds samples and LLM tokens per second, over all ranks, since the last log."""
+        """Add samples/s and language model tokens/s over all ranks since the last log."""
         if "loss" in logs:
             seconds = time.perf_counter() - self._seen["since"]
             logs["samples_per_second"] = round(self._seen["samples"] * self.args.world_size / seconds, 2)

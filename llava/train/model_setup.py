@@ -1,4 +1,4 @@
-"""From arguments to a model that is ready to train."""
+"""Build a model that is ready to train from the arguments."""
 
 import logging
 from typing import Any
@@ -43,7 +43,7 @@ def tower_dtype(args: TrainingArguments, trains: bool = False) -> torch.dtype:
 def load_language_model(
     model_args: ModelArguments, training_args: TrainingArguments, attn_implementation: str | None
 ) -> PreTrainedModel:
-    """The base model in its own class: Llama or Mistral with images, or a plain LLM without a vision tower.
+    """Load the base model: Llama or Mistral with images, or a plain language model without a vision tower.
 
     Raises:
         NotImplementedError: a base with a vision tower that is neither Llama nor Mistral.
@@ -144,7 +144,7 @@ def freeze_and_adapt(model: PreTrainedModel, model_args: ModelArguments, args: T
 
 
 def _spared_by_name(model: torch.nn.Module, targets: list[str]) -> list[str] | None:
-    """Layers that the targets' bare names match where nothing is adapted: in a tower that came with the checkpoint."""
+    """Layers of a vision tower in the checkpoint whose names match the targets, which LoRA must not adapt."""
     spared = [
         name
         for name, _ in model.named_modules()
@@ -190,7 +190,7 @@ def template_name(version: str) -> str:
 def add_vision(
     model: Any, tokenizer: Any, model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments
 ) -> None:
-    """Tower, connector, the vision keys of the configuration, and what of it trains."""
+    """Add tower and connector, write the vision keys of the configuration, and set what trains."""
     inner = model.get_model()
     inner.initialize_vision_modules(model_args=model_args, fsdp=args.fsdp)
     tower = model.get_vision_tower()
@@ -246,7 +246,7 @@ def check_recomputation(projector: Connector, args: TrainingArguments) -> None:
 
 
 def settle_trained_dtype(model: torch.nn.Module, args: TrainingArguments) -> None:
-    """The dtype of what trains, where the mixed-precision engine insists on one.
+    """Cast trainable parameters where the mixed-precision engine requires a dtype.
 
     DeepSpeed in bf16 keeps float32 masters itself and ZeRO-3 takes one dtype only, while the connector and LoRA's
     matrices are made in float32 beside a bf16 language model. Without DeepSpeed, --fp16 scales gradients of float32

@@ -1,7 +1,7 @@
-"""Conversations to token ids and labels.
+"""Convert conversations to token ids and labels.
 
-Every rule set says which *characters* of the prompt are learned; the labels follow from the one tokenization of the
-whole prompt, so a mask border can never drift away from the tokens.
+Every rule set selects the *characters* of the prompt that are learned. The labels follow from one tokenization of the
+whole prompt, so that mask borders always match the tokens.
 
 The template is the ``conv`` argument; without it, ``llava.conversation.default_conversation`` at the time of the call.
 """
@@ -247,7 +247,7 @@ def _pad(rows, tokenizer) -> Tokenized:
 
 
 def padding_id(tokenizer) -> int:
-    """An id to fill up rows with; any will do, since attention masks are built from lengths."""
+    """The id for padding; any id works, because attention masks are built from lengths."""
     for index in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id):
         if index is not None:
             return index
@@ -255,5 +255,5 @@ def padding_id(tokenizer) -> int:
 
 
 def pad_right(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
-    """1-D tensors as one ``[rows, longest]`` tensor, filled up on the right."""
+    """Stack 1-D tensors to one ``[rows, longest]`` tensor, padded on the right."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)

@@ -94,7 +94,7 @@ class LengthGroupedSampler(Sampler[int]):
     """Yields every sample once, grouped by length and, if asked, by modality.
 
     The order depends on ``seed`` and the epoch only: it is the same on all ranks and after a resume, and
-    another one after ``set_epoch``. An explicit ``generator`` is used instead if given; it moves on with every pass.
+    another one after ``set_epoch``. An explicit ``generator`` replaces them; its state advances with every pass.
     """
 
     def __init__(

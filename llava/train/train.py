@@ -124,10 +124,10 @@ def train(attn_implementation: str | None = None) -> None:
 
 
 def leave() -> None:
-    """End this process after a finished training; of several together, when all are done.
+    """End this process after training; with several processes, when all have finished.
 
-    The threads of torch's gloo backend may still run while an interpreter takes itself apart. The process then aborts,
-    and the launcher reports a failure although everything is written. So a worker runs its exit handlers and stops.
+    The threads of torch's gloo backend may still run while the interpreter shuts down. The process then aborts, and the
+    launcher reports a failure although everything is written. So a worker runs its exit handlers and exits at once.
     """
     rank, address, port = (os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
     # DeepSpeed on CPUs leaves 66 MiB of shared memory behind.

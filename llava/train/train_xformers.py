@@ -1,4 +1,4 @@
-"""Memory-efficient attention: torch's fused attention took the place of xformers."""
+"""Memory-efficient attention: torch's fused attention replaces xformers."""
 
 import os
 import sys

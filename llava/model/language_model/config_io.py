@@ -11,7 +11,7 @@ class LegacyConfigMixin:
 
     @property
     def torch_dtype(self) -> Any:
-        """`dtype` by its old name; transformers warns of the name, which we write on purpose."""
+        """`dtype` by its old name, written for old readers; transformers warns about it."""
         return self.dtype
 
     @torch_dtype.setter

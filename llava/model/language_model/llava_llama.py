@@ -21,7 +21,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
 
 
 class LlavaLlamaForCausalLM(LlavaCausalLMMixin, LlamaForCausalLM):
-    """Llama that takes images."""
+    """Llama with images."""
 
     config_class = LlavaConfig
 

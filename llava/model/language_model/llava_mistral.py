@@ -21,7 +21,7 @@ class LlavaMistralModel(LlavaMetaModel, MistralModel):
 
 
 class LlavaMistralForCausalLM(LlavaCausalLMMixin, MistralForCausalLM):
-    """Mistral that takes images."""
+    """Mistral with images."""
 
     config_class = LlavaMistralConfig
 

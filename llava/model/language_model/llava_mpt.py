@@ -1,4 +1,5 @@
-"""The MPT names of upstream, importable so that users' imports keep working; upstream's MPT cannot run either."""
+"""LLaVA's MPT names, importable so that users' imports keep working. LLaVA's own MPT classes cannot run either:
+their forward pass raises TypeError."""
 
 from typing import Any, NoReturn
 

@@ -6,13 +6,13 @@ from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCau
 
 
 class LlavaVLoRAConfig(LlavaConfig):
-    """As LLaVA's, with the settings of the generator."""
+    """LLaVA's configuration with the settings of the generator."""
 
     model_type = "llava_vlora"
 
 
 class LlavaLlamaVLoRAForCausalLM(LlavaLlamaForCausalLM):
-    """Llama that takes images as weights. The connector makes the difference; this class only has the name."""
+    """Llama with images as weights. The connector makes the difference; this class adds the published name."""
 
     config_class = LlavaVLoRAConfig
 

@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class ClipBackbone(nn.Module):
-    """Keeps transformers' CLIP one level down, under `vision_model`.
+    """transformers' CLIP under the attribute `vision_model`.
 
-    transformers 5 dropped that level, but every released LLaVA checkpoint has it in its key names
+    transformers 5 dropped that level, but the key names of every released LLaVA checkpoint contain it
     (`model.vision_tower.vision_tower.vision_model.*`); with it, loading and saving need no renaming.
     """
 
@@ -203,11 +203,11 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def is_trainable(self) -> bool:
-        """Whether any weight of the tower asks for a gradient."""
+        """Whether any weight of the tower requires a gradient."""
         return any(p.requires_grad for p in self.vision_tower.parameters())
 
     def unfreeze(self) -> None:
-        """Let the tower train, as far as it is run: nothing behind the select layer ever has a gradient."""
+        """Let the tower train up to the select layer; later blocks are never run."""
         clip = self.vision_tower.vision_model
         used = clip.encoder.layers[: self._hidden_state_index(self.select_layer, "mm_vision_select_layer")]
         for part in (clip.embeddings, clip.pre_layrnorm, used):

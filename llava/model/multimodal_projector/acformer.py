@@ -22,7 +22,7 @@ class AcFormer(ResamplerConnector):
     """`z = F[anchors(A)]`; `y = MLP(Resampler(z, F))`, with F `[B, 1+P, D]` and A the class token's attention.
 
     The tokens `[B, T, d]` are the class token's, then the anchors' in ascending patch order. The queries are drawn from
-    the image, not learned, so the number of visual tokens is not built into the weights.
+    the image, not learned, so the weights do not depend on the number of visual tokens.
     """
 
     needs_cls_attention: ClassVar[bool] = True

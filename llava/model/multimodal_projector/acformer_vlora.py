@@ -14,15 +14,15 @@ from .vlora import VLoRA, VLoRAConfig
 
 @dataclass
 class AcFormerVLoRAConfig(VLoRAConfig, AcFormerConfig):
-    """The settings of both, under the names that they have alone."""
+    """The settings of both connectors, under their own names."""
 
 
 @register_connector("acformer_vlora", AcFormerVLoRAConfig)
 class AcFormerVLoRA(Connector):
     """AcFormer's visual tokens `[B, T, d]` go into the sequence, VLoRA's weights into the decoder.
 
-    Details that a low rank cannot carry, such as written words, may come by the tokens. The tokens are ordinary ones:
-    attended by all that follow, and no place is masked.
+    The tokens can carry details that a low rank cannot, such as written words. They are ordinary tokens: later positions
+    attend to them, and nothing is masked.
     """
 
     space: ClassVar[str] = "both"

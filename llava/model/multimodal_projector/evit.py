@@ -1,4 +1,4 @@
-"""E-ViT: the visual anchors and one token that sums up the rest (arXiv 2202.07800)."""
+"""E-ViT: the visual anchors and one token for all other patches (arXiv 2202.07800)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,9 +21,9 @@ class EvitConfig(AnchorSettings, TokenSettings):
 
 @register_connector("evit", EvitConfig)
 class Evit(TokenReducer):
-    """`y = MLP([F[anchors(A)]; sum_j w_j F_j / sum_j w_j])` over the patches j that are no anchors -> `[B, T, d]`.
+    """`y = MLP([F[anchors(A)]; sum_j w_j F_j / sum_j w_j])` over the patches j that are not anchors -> `[B, T, d]`.
 
-    w is the class token's attention, averaged over the heads. A number of tokens that is right for `acformer` (65, 145,
+    w is the class token's attention, averaged over the heads. A number of tokens that is legal for `acformer` (65, 145,
     257) gives the same anchors and one token more.
     """
 

@@ -31,7 +31,7 @@ class LayerWeights(NamedTuple):
 
 
 class BoundWeights(NamedTuple):
-    """Perceptual weights as decoder layers take them: cut, cast and put side by side once, not in every step.
+    """Perceptual weights in the form that decoder layers use: sliced, cast and concatenated once, not in every step.
 
     Attributes:
         layers: the update of each decoder layer, None for those without; layers beyond the last have none.
@@ -46,7 +46,7 @@ class BoundWeights(NamedTuple):
         return self.layers[layer] if layer < len(self.layers) else None
 
     def one_position_earlier(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """`[B, n]` less one in the rows with an image."""
+        """`[B, n]` minus one in the rows with an image."""
         if self.rows is None:
             return position_ids - 1
         return position_ids.index_add(0, self.rows, position_ids.new_full((len(self.rows), position_ids.shape[1]), -1))
@@ -55,8 +55,8 @@ class BoundWeights(NamedTuple):
 class PerceptualWeights(NamedTuple):
     """Low-rank updates of a batch, `y += (x A) B^T`.
 
-    A named tuple, because DeepSpeed looks for tensors in tuples and dictionaries only: under ZeRO-3 it brings back
-    the parameters of the module that made them (`Bs`) when the backward pass comes to these tensors.
+    A named tuple, because DeepSpeed looks for tensors in tuples and dictionaries only: under ZeRO-3 it gathers
+    the parameters of the module that made them (`Bs`) when the backward pass reaches these tensors.
 
     Letters: B rows with an image, G weighted layers, r rank.
 
@@ -82,7 +82,7 @@ class PerceptualWeights(NamedTuple):
         return next(iter(self.outputs.values())).shape[0]
 
     def group_of(self, layer: int) -> int | None:
-        """Which of the weighted layers a decoder layer is; None if it is not weighted."""
+        """The index of a decoder layer among the weighted ones; None if it is not weighted."""
         group = layer // self.skip
         return None if not self.inputs or (layer + 1) % self.skip or group >= self.num_groups else group
 
@@ -94,7 +94,7 @@ class PerceptualWeights(NamedTuple):
         return {letter: (a[:, group], self.outputs[letter][group]) for letter, a in self.inputs.items()}
 
     def bind(self, dtype: torch.dtype) -> BoundWeights:
-        """Ready for the decoder, in the dtype that its layers compute in."""
+        """The weights for the decoder, in the dtype of its layers."""
         if not self.inputs:
             return BoundWeights((), self.rows, self.num_rows)
         shared = "".join(letter for letter in SHARED if letter in self.inputs)
@@ -138,7 +138,7 @@ class PerceptualWeights(NamedTuple):
         return self._replace(inputs=inputs, rows=rows, num_rows=num_rows)
 
     def repeat_rows(self, times: int) -> "PerceptualWeights":
-        """For a batch in which every row stands several times in a row: beam search, several return sequences."""
+        """Weights of a batch in which every row is repeated `times` times: beam search, several return sequences."""
         inputs = {letter: a.repeat_interleave(times, dim=0) for letter, a in self.inputs.items()}
         rows = self.rows
         if rows is not None:
@@ -146,14 +146,14 @@ class PerceptualWeights(NamedTuple):
         return self._replace(inputs=inputs, rows=rows, num_rows=times * self.num_rows)
 
     def only(self, letters: str) -> "PerceptualWeights":
-        """Without the other letters; of no letter left, nothing is added anywhere."""
+        """Weights of these letters only; with none left, nothing is added."""
         inputs, outputs = ({t: x for t, x in part.items() if t in letters} for part in (self.inputs, self.outputs))
         return self._replace(inputs=inputs, outputs=outputs)
 
 
 @dataclass(frozen=True)
 class BoundLayer:
-    """What the hooks of one decoder layer work with during one call of it."""
+    """The state that the hooks of one decoder layer share during one call."""
 
     weights: LayerWeights
     rows: torch.Tensor | None
@@ -179,7 +179,7 @@ def _low_rank(x: torch.Tensor, a: torch.Tensor, rows: torch.Tensor | None) -> to
 
 
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """As `Tensor.to`, without the call where nothing is to be done: it counts in a decoding step."""
+    """Like `Tensor.to`, but without a call if the dtype matches, because calls count in a decoding step."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -189,7 +189,7 @@ _installing = Lock()
 
 
 def install_hooks(layers: nn.ModuleList, weights: BoundWeights) -> None:
-    """Prepare decoder layers for the keyword `perceptual_weights`; a second call with like weights does nothing.
+    """Prepare decoder layers for the keyword `perceptual_weights`; a second call for the same letters does nothing.
 
     The weights travel as a keyword of the decoder's forward, not as state of a module: recomputation in the backward
     pass, which calls a layer again with the same keywords, finds the same ones. Projections of layers and letters that
@@ -243,10 +243,10 @@ def _add(letter: str, module: nn.Module, args: tuple[Any, ...], output: torch.Te
 
 
 def _finish(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor | None) -> torch.Tensor | None:
-    """The MLP is the last part of a layer: what the layer worked with must not live on.
+    """The MLP is the last part of a layer, so the shared state ends here.
 
-    Also where the MLP fails (no output then), which is how recomputation stops early. The layer's own hooks would not
-    do: recomputation calls its forward without them.
+    Also where the MLP raises (no output then), which is how recomputation stops early. Hooks on the layer itself would
+    not work: recomputation calls its forward without them.
     """
     bound = _bound.get()
     _bound.set(None)

@@ -32,7 +32,7 @@ def legal_token_counts(num_heads: int, num_patches: int) -> str:
 
 
 def count_anchor_tokens(wanted: int, num_heads: int, num_patches: int) -> int:
-    """Tokens that `wanted` comes to: the class token and the same number of anchors from every head.
+    """The number of tokens for `wanted`: the class token and the same number of anchors from every head.
 
     Raises:
         ValueError: `wanted` is too small or too large; names the legal values.

@@ -34,7 +34,7 @@ class VLoRAConfig:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """What the weights must fit: input and output width of every letter, number of decoder layers."""
+    """The shapes that the weights must fit: widths of every letter, and the number of decoder layers."""
 
     in_widths: dict[str, int]
     out_widths: dict[str, int]
@@ -166,7 +166,7 @@ class VLoRA(Connector, BareParameters):
 
 
 def check_settings(settings: VLoRAConfig, vision_width: int, shape: DecoderShape) -> None:
-    """Refuse settings that contradict one another or the models; names both numbers.
+    """Refuse settings that contradict one another or the models; the message names both numbers.
 
     Raises:
         ValueError: see there.

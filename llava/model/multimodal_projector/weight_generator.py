@@ -1,4 +1,4 @@
-"""VLoRA's generator: learned queries read the image and become matrices (arXiv 2405.20339).
+"""VLoRA's generator: learned queries read the image and are mapped to matrices (arXiv 2405.20339).
 
 Modules hold the parameters under their published names, stack by stack. The stacks are applied together, layer by
 layer: all read the same image, so their keys and values are one matrix product, and what they do with their own
@@ -53,7 +53,7 @@ class Stack(nn.Module):
 
 
 def run_stacks(stacks: Sequence[Stack], image: torch.Tensor, heads: int) -> list[torch.Tensor]:
-    """What the stacks make of images.
+    """Run all stacks on a batch of images.
 
     Args:
         stacks: of equal width, depth and number of queries.

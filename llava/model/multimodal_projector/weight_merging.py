@@ -1,4 +1,4 @@
-"""One image's perceptual weights written into the matrices while it is talked about."""
+"""Write one image's perceptual weights into the matrices for some time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from .perceptual_weights import PROJECTIONS, PerceptualWeights
 
 @contextmanager
 def merged(layers: nn.ModuleList, weights: PerceptualWeights) -> Iterator[PerceptualWeights]:
-    """Inside the block `W += B A^T` in q, k, v and o; afterwards every matrix has its old bits again.
+    """Inside the block `W += B A^T` in q, k, v and o; afterwards every matrix is restored bit for bit.
 
     Merging costs `2 d^2 r` per matrix, the low-rank path `4 d r` per token and matrix: it pays after d / 2 tokens.
     Other threads that use the model meanwhile see the image too.
 
     Yields:
-        What is left to bind: m, a path beside the MLP that no matrix can take up.
+        The weights that still have to be bound: m, a path beside the MLP that no matrix can absorb.
 
     Raises:
         ValueError: more than one image, rows without one, or a quantised or offloaded language model.
