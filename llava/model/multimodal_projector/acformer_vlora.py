@@ -21,7 +21,7 @@ class AcFormerVLoRAConfig(VLoRAConfig, AcFormerConfig):
 class AcFormerVLoRA(Connector):
     """AcFormer's visual tokens `[B, T, d]` go into the sequence, VLoRA's weights into the decoder.
 
-    The tokens can carry details that a low rank cannot, such as written words. They are ordinary tokens: later positions
+    The tokens can carry details that a low rank cannot, such as written words. They are ordinary: later positions
     attend to them, and nothing is masked.
     """
 

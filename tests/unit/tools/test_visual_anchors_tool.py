@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from llava.program import RequestError
-from llava.tools import visual_anchors as tool
+from llava.tools import anchor_drawing, visual_anchors
 
 
 def test_pca_map_shows_the_three_largest_components() -> None:
@@ -17,7 +17,7 @@ def test_pca_map_shows_the_three_largest_components() -> None:
     coordinates = torch.randn(64, 3, generator=generator)
     coordinates = torch.linalg.qr(coordinates - coordinates.mean(0)).Q * torch.tensor([9.0, 3.0, 1.0])
     basis = torch.linalg.qr(torch.randn(20, 3, generator=generator)).Q.T
-    shown = tool.pca_map(coordinates @ basis + 5).float().reshape(64, 3)
+    shown = anchor_drawing.pca_map(coordinates @ basis + 5).float().reshape(64, 3)
     assert shown.amin() == 0 and shown.amax() == 255
     for channel, wanted in zip(shown.T, coordinates.T, strict=True):
         assert torch.corrcoef(torch.stack([channel, wanted]))[0, 1].abs() > 0.95
@@ -25,14 +25,16 @@ def test_pca_map_shows_the_three_largest_components() -> None:
 
 def test_heat_map_is_brightest_where_the_value_is_largest() -> None:
     values = torch.tensor([0.1, 0.9, 0.2, 0.3])
-    shown = tool.heat_map(values).float().sum(-1).flatten()
+    shown = anchor_drawing.heat_map(values).float().sum(-1).flatten()
     assert shown.argmax() == 1 and shown.argmin() == 0
-    assert torch.equal(tool.heat_map(torch.ones(4)), tool.heat_map(torch.zeros(4))), "a flat map is one colour"
+    assert torch.equal(anchor_drawing.heat_map(torch.ones(4)), anchor_drawing.heat_map(torch.zeros(4))), (
+        "a flat map is one colour"
+    )
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
     monkeypatch.setattr(sys, "argv", ["visual_anchors", *flags])
-    tool.main()
+    visual_anchors.main()
 
 
 def test_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -43,17 +45,22 @@ def test_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "17 visual tokens of 64 patches" in capsys.readouterr().out
     sheet = Image.open(out)
     assert sheet.size == (
-        4 * (tool.PANEL + tool.MARGIN) + tool.MARGIN,
-        3 * (tool.PANEL + tool.HEADER + tool.MARGIN) + 12,
+        4 * (anchor_drawing.PANEL + anchor_drawing.MARGIN) + anchor_drawing.MARGIN,
+        3 * (anchor_drawing.PANEL + anchor_drawing.HEADER + anchor_drawing.MARGIN) + 12,
     )
     panel = sheet.crop(
-        (tool.MARGIN, tool.MARGIN + tool.HEADER, tool.MARGIN + tool.PANEL, tool.MARGIN + 28 + tool.PANEL)
+        (
+            anchor_drawing.MARGIN,
+            anchor_drawing.MARGIN + anchor_drawing.HEADER,
+            anchor_drawing.MARGIN + anchor_drawing.PANEL,
+            anchor_drawing.MARGIN + 28 + anchor_drawing.PANEL,
+        )
     )
-    cell = tool.PANEL // 8
+    cell = anchor_drawing.PANEL // 8
     ringed = [
         patch
         for patch in range(64)
-        if panel.getpixel(((patch % 8) * cell + cell // 2, (patch // 8) * cell + 2)) == tool.RING
+        if panel.getpixel(((patch % 8) * cell + cell // 2, (patch // 8) * cell + 2)) == anchor_drawing.RING
     ]
     assert len(ringed) == 16
 
