@@ -60,7 +60,7 @@ def plan_trainings(connectors: Sequence[str], seeds: Sequence[int]) -> list[Eval
 
 
 def plan_further_questions(connectors: Sequence[str], seeds: Sequence[int], tokens: int) -> list[Evaluation]:
-    """What is asked of finished models: other budgets, training-free connectors, and blank images as the floor."""
+    """Further evaluations of trained models: other budgets, training-free connectors, and blank images as a lower bound."""
     plan: list[Evaluation] = []
     for seed in seeds:
         if ELASTIC in connectors:
@@ -72,7 +72,7 @@ def plan_further_questions(connectors: Sequence[str], seeds: Sequence[int], toke
 
 
 class Progress:
-    """Tells on standard output which job of how many runs, the time taken and left, and the last result."""
+    """Report progress on standard output: jobs done, time elapsed and left, the last result."""
 
     def __init__(self, title: str, total: int, done: int, at_once: int) -> None:
         self.total, self.done, self.at_once = total, done, at_once
@@ -101,7 +101,7 @@ class Progress:
 
 
 def obtain_all(title: str, plan: Sequence[Evaluation], protocol: Protocol, folders: Folders, at_once: int) -> list[str]:
-    """Bring in the results that are missing. -> names of those that failed."""
+    """Obtain the missing results. -> names of those that failed."""
     missing = [e for e in plan if finished_result(e, protocol, folders) is None]
     progress = Progress(title, len(plan), len(plan) - len(missing), at_once)
     for evaluation in missing:
@@ -126,7 +126,7 @@ def obtain_all(title: str, plan: Sequence[Evaluation], protocol: Protocol, folde
 
 
 def obtain_step_times(connectors: Sequence[str], seed: int, protocol: Protocol, folders: Folders) -> list[str]:
-    """Measure alone, after everything else, on the models of one seed. -> what failed."""
+    """Measure step times last, with nothing else running, on the models of one seed. -> what failed."""
     runs = [Run(name, seed) for name in connectors]
     runs = [run for run in runs if finished_result(Evaluation(run), protocol, folders) is not None]
     if not runs:
@@ -146,7 +146,7 @@ def obtain_step_times(connectors: Sequence[str], seed: int, protocol: Protocol, 
 def gather(
     connectors: Sequence[str], seeds: Sequence[int], protocol: Protocol, folders: Folders, command: str
 ) -> dict[str, Any]:
-    """Everything the report needs, as it is written to `connectors.json`; results that are missing are left out."""
+    """All data of the report, as written to `connectors.json`; missing results are left out."""
     plan = [*plan_trainings(connectors, seeds), *plan_further_questions(connectors, seeds, protocol.tokens)]
     results = [finished_result(evaluation, protocol, folders) for evaluation in plan]
     return {
@@ -161,7 +161,7 @@ def gather(
 
 
 def shell_command(args: argparse.Namespace) -> str:
-    """How `connector_table.sh` is called for these settings."""
+    """The `connector_table.sh` command for these settings."""
     settings = {
         "CONNECTORS": " ".join(args.connectors),
         "SEEDS": " ".join(map(str, args.seeds)),

@@ -34,7 +34,7 @@ INSTRUCTIONS = (DESCRIBE, "What is in the picture?", "Describe what you see.")
 
 
 def stamp_of(num_train: int, num_eval: int, turns: int, seed: int) -> dict[str, int]:
-    """The arguments that decide the data, as written to `stamp.json`."""
+    """The arguments that determine the data, as written to `stamp.json`."""
     return {"format": FORMAT, "num_train": num_train, "num_eval": num_eval, "turns": turns, "seed": seed}
 
 

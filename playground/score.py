@@ -46,7 +46,7 @@ def training_facts(model: Path) -> dict[str, str]:
 
 
 def table(data: Path, models: list[Path]) -> str:
-    """One column per model, with what it scores on images and on the blank one."""
+    """One column per model: its scores on the images and on the blank one."""
     rows: dict[str, list[str]] = {name: [] for name in (*CATEGORIES, "average")}
     facts: dict[str, list[str]] = {}
     for model in models:

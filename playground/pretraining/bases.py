@@ -1,4 +1,4 @@
-"""Train the two stand-in base models and put them into `playground/bases`."""
+"""Train the two tiny base models and store them in `playground/bases`."""
 
 from __future__ import annotations
 

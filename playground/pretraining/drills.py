@@ -1,4 +1,4 @@
-"""Drills: dense exercises in looking things up, which bring forth in minutes what conversations alone teach slowly.
+"""Drills: dense exercises in looking things up, which teach in minutes what conversations alone teach slowly.
 
 A conversation asks for a chain of skills at once (find what was asked, look it up, carry the answer to the end of the
 prompt), and a small model sits on a plateau for thousands of steps before it has the whole chain. A drill asks for one

@@ -263,7 +263,7 @@ def _chunks(total: int, size: int) -> Iterator[int]:
 
 
 def train_language(recipe: LanguageRecipe, pieces: SentencePieceProcessor, work_dir: Path) -> LlamaForCausalLM:
-    """Train from scratch, or go on from the last checkpoint in `work_dir`."""
+    """Train from scratch, or resume from the last checkpoint in `work_dir`."""
     torch.manual_seed(recipe.seed)
     writer = Writer(pieces)
     model = build_llama(recipe, pieces.get_piece_size())

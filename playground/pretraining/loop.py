@@ -1,4 +1,4 @@
-"""Small helpers shared by both pre-trainings: learning-rate schedule, progress line, resumable checkpoints."""
+"""Helpers of both pre-trainings: learning-rate schedule, progress line, resumable checkpoints."""
 
 from __future__ import annotations
 

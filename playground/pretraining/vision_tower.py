@@ -160,7 +160,7 @@ def score(task: VisionTask, count: int = 512, seed: int = 10**6) -> dict[str, fl
 
 
 def train_vision(recipe: VisionRecipe, work_dir: Path) -> VisionTask:
-    """Train from scratch, or go on from the last checkpoint in `work_dir`."""
+    """Train from scratch, or resume from the last checkpoint in `work_dir`."""
     torch.manual_seed(recipe.seed)
     task = VisionTask(recipe)
     optimizer = torch.optim.AdamW(task.parameters(), lr=recipe.lr, weight_decay=0.01, betas=(0.9, 0.98))

@@ -1,4 +1,4 @@
-"""What the comparison of connectors keeps equal, what one run and one evaluation are, and where their results lie."""
+"""The protocol of the connector comparison: settings that all runs share, runs, evaluations, and their result files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..make_data import stamp_of
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is equal for all connectors. Results record it, and one of another protocol is not reused.
+    """The settings that all connectors share. Results record them, and a result of another protocol is not reused.
 
     The learning rates, the batches and the resampler's size are those of `scripts/quickstart.sh`: small models. There
     are far fewer steps than there, where good connectors end near 100 % and could not be told apart.
@@ -52,7 +52,7 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {"vlora": GENERATOR, "acformer_vlora":
 
 @dataclass(frozen=True)
 class Folders:
-    """Where things are: the playground's data, and this comparison's checkpoints, logs and results."""
+    """Paths: the playground's data, and this comparison's checkpoints, logs and results."""
 
     data: Path
     runs: Path
@@ -108,12 +108,12 @@ class Evaluation:
         return folders.runs / "results" / f"{self.name}.json"
 
     def settings(self, protocol: Protocol) -> dict[str, Any]:
-        """All that decides the result; equal settings, equal result."""
+        """Everything that determines the result."""
         return asdict(self) | asdict(protocol) | self.run.own_settings
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None if there is no such file."""
+    """The content of a JSON file; None if the file does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -121,13 +121,13 @@ def read_json(path: Path) -> Any:
 
 
 def finished_result(evaluation: Evaluation, protocol: Protocol, folders: Folders) -> dict[str, Any] | None:
-    """The stored result, or None if there is none or it was made with other settings."""
+    """The stored result, or None if there is none with these settings."""
     result = read_json(evaluation.result_file(folders))
     return result if result and result["settings"] == evaluation.settings(protocol) else None
 
 
 def changed_settings(evaluation: Evaluation, protocol: Protocol, folders: Folders) -> list[str]:
-    """In which settings a stored result differs, as `stage2_steps 250 -> 300`; empty if there is none."""
+    """The settings in which a stored result differs, as `stage2_steps 250 -> 300`; empty without a stored result."""
     old = (read_json(evaluation.result_file(folders)) or {}).get("settings", {})
     new = evaluation.settings(protocol)
     return [f"{key} {old[key]} -> {new.get(key)}" for key in old if old[key] != new.get(key)]

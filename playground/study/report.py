@@ -106,7 +106,7 @@ def protocol_part(raw: Result) -> str:
 
 
 def generator_rows(raw: Result) -> Rows:
-    """What VLoRA's generator looks like, where a connector has one."""
+    """The sizes of VLoRA's generator, for connectors that have one."""
     settings = raw.get("own_settings", {})
     if not settings:
         return []
@@ -218,7 +218,7 @@ def page(raw: Result) -> str:
 
 
 def plot_points(raw: Result) -> list[dict[str, Any]]:
-    """What the comparison's plot shows, one point per trained connector."""
+    """The points of the comparison's plot, one per trained connector."""
     points = []
     for connector in raw["connectors"]:
         results = of_table(raw, "trained", connector)
@@ -268,7 +268,7 @@ def write_report(folder: Path) -> None:
 
 
 def reference_lines(raw: Result) -> dict[str, list[Result]]:
-    """What the elastic curve is held against: the trained MLP with all patches, and a blank image."""
+    """Reference lines of the elastic curve: the trained MLP with all patches, and a blank image."""
     mlp = of_table(raw, "trained", "mlp2x_gelu")
     return {f"mlp2x_gelu, {tokens_of(mlp)} tokens": mlp, "a blank image": of_table(raw, "blank")}
 

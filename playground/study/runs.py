@@ -1,4 +1,4 @@
-"""One result of the comparison: a connector trained with one seed, and what it answers to the held-out questions."""
+"""One result of the comparison: a connector trained with one seed, and its answers to the held-out questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def obtain_result(evaluation: Evaluation, protocol: Protocol, folders: Folders) -> None:
-    """Train what is not trained yet, answer the questions, and write the result file, whole or not at all."""
+    """Train what is not trained yet, answer the questions, and write the result file atomically."""
     logging.basicConfig(level=logging.INFO)
     seconds = train(evaluation.run, protocol, folders)
     started = time.perf_counter()
@@ -67,7 +67,7 @@ def answer_questions(evaluation: Evaluation, folders: Folders) -> Path:
 
 
 def count_visual_tokens(evaluation: Evaluation, folders: Folders) -> int:
-    """How many tokens an image becomes, asked of the opened model: not every connector hits the number exactly."""
+    """The actual number of visual tokens of the opened model, which can differ from the requested one."""
     from llava.inference import inference_options
     from llava.model.builder import load_pretrained_model
 

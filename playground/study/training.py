@@ -22,7 +22,7 @@ FINISHED = "finished.json"  # in a checkpoint's folder: the settings that it was
 
 
 def train(run: Run, protocol: Protocol, folders: Folders) -> dict[str, float]:
-    """Both stages, each only if its checkpoint is not there with these settings. -> seconds of what was trained."""
+    """Run both stages, unless a checkpoint with these settings exists. -> seconds of each stage that was trained."""
     seconds = {}
     stages = {"stage1": (run.stage1(folders), stage1_flags), "stage2": (run.stage2(folders), stage2_flags)}
     for stage, (folder, flags) in stages.items():
@@ -40,7 +40,7 @@ def train(run: Run, protocol: Protocol, folders: Folders) -> dict[str, float]:
 
 
 def _training_settings(run: Run, protocol: Protocol, stage: str) -> dict[str, Any]:
-    """All that decides a stage's checkpoint: stage 1 does not depend on stage 2, neither on the questions."""
+    """Everything that determines a stage's checkpoint: stage 1 depends neither on stage 2 nor on the questions."""
     settings = asdict(run) | asdict(protocol) | run.own_settings
     skipped = ("questions", *(["stage2_"] if stage == "stage1" else []))
     return {key: value for key, value in settings.items() if not key.startswith(skipped)}

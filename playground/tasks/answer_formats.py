@@ -1,4 +1,4 @@
-"""How benchmarks ask: for a single word, or for a letter among choices."""
+"""The phrasing of benchmarks that ask for a single word, or for a letter among choices."""
 
 from __future__ import annotations
 

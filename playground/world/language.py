@@ -1,4 +1,4 @@
-"""What can be said about a scene: captions, other descriptions, and questions with single-word answers."""
+"""Text about a scene: captions, other descriptions, and questions with single-word answers."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _shade(rgb: tuple[int, int, int], rng: random.Random, spread: int) -> tuple[
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things ended up on the canvas, as boxes (left, top, right, bottom) in pixels."""
+    """The positions of things on the canvas, as boxes (left, top, right, bottom) in pixels."""
 
     items: tuple[tuple[float, float, float, float], ...]
     word: tuple[float, float, float, float] | None

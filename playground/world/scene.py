@@ -1,4 +1,4 @@
-"""What a scene of the playground is: up to three coloured shapes at named places, and perhaps a written word.
+"""A scene of the playground: up to three coloured shapes at named places, and perhaps a written word.
 
 Scenes are drawn from a `random.Random`, so a seed fixes everything. The split is a property of the scene's *content*:
 one scene in ten (by hash) is held out, and neither the base models nor the training data ever see one of those.
@@ -23,7 +23,7 @@ HELD_OUT_SHARE = 10  # one scene in ten
 
 @dataclass(frozen=True)
 class Item:
-    """One coloured shape. `size` is drawn but never talked about: it makes images differ."""
+    """One coloured shape. `size` is drawn but never mentioned in text; it makes images differ."""
 
     color: str
     shape: str
