@@ -24,6 +24,7 @@ EXTRAS = {
     "eval": ["matplotlib>=3.8", "openai>=1.40", "openpyxl>=3.1", "pandas>=2.2"],
     "vllm": ["vllm>=0.30"],
     "test": [
+        "import-linter>=2",
         "playwright>=1.45",
         "pytest>=8",
         "pytest-timeout>=2.3",

@@ -60,7 +60,7 @@ def plan_trainings(connectors: Sequence[str], seeds: Sequence[int]) -> list[Eval
 
 
 def plan_further_questions(connectors: Sequence[str], seeds: Sequence[int], tokens: int) -> list[Evaluation]:
-    """Further evaluations of trained models: other budgets, training-free connectors, and blank images as a lower bound."""
+    """Further evaluations of trained models: other budgets, training-free connectors, blank images as a lower bound."""
     plan: list[Evaluation] = []
     for seed in seeds:
         if ELASTIC in connectors:
