@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
 from llava.program import RequestError, run_program
-from llava.serve.controller_state import Controller, DispatchMethod, WorkerInfo
-from llava.serve.registration import (
+from llava.serve.access import (
     ANY_HOST,
     LOOPBACK_HOSTS,
     RegistrationRules,
@@ -25,13 +24,14 @@ from llava.serve.registration import (
     parse_hosts,
     read_secret,
 )
-from llava.serve.server import require_serving, run_server
+from llava.serve.control.state import Controller, DispatchMethod, WorkerInfo
+from llava.serve.http_server import require_serving, run_server
 from llava.utils import build_logger
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from llava.serve.worker_client import Timeouts
+    from llava.serve.control.worker_client import Timeouts
 
 __all__ = ["Controller", "DispatchMethod", "WorkerInfo", "create_app", "main"]
 
@@ -61,8 +61,8 @@ def create_app(
         ImportError: a package of the `serve` extra is missing.
     """
     require_serving()
-    from llava.serve.controller_routes import build_app
-    from llava.serve.worker_client import Timeouts
+    from llava.serve.control.routes import build_app
+    from llava.serve.control.worker_client import Timeouts
 
     return build_app(controller, rules or RegistrationRules(), timeouts or Timeouts(), max_body_bytes, expire_every)
 
@@ -117,7 +117,7 @@ def main() -> None:
     """
     args = build_parser().parse_args()
     require_serving()
-    from llava.serve.worker_client import Timeouts
+    from llava.serve.control.worker_client import Timeouts
 
     for flag in ("heart_beat_expiration", "stream_timeout", "max_request_mb"):
         if not getattr(args, flag) > 0:

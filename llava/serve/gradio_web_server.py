@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 
 def build_demo(*args: Any, **options: Any) -> "gradio.Blocks":
-    """The page as `gradio.Blocks`; arguments as `llava.serve.demo_page.build_demo`, which this imports when called.
+    """The page as `gradio.Blocks`; arguments as `llava.serve.page.layout.build_demo`, which this imports when called.
 
     Raises:
         ImportError: the packages of the extra `serve` are missing.
     """
     require_extra("gradio", "serve")
     require_extra("httpx", "serve")
-    from llava.serve import demo_page
+    from llava.serve.page import layout
 
-    return demo_page.build_demo(*args, **options)
+    return layout.build_demo(*args, **options)
 
 
 def get_model_list(controller_url: str) -> list[str]:
@@ -45,7 +45,7 @@ def get_model_list(controller_url: str) -> list[str]:
         RequestError: the controller cannot be reached.
     """
     require_extra("httpx", "serve")
-    from llava.serve.demo_client import ModelClient, ServerError
+    from llava.serve.page.client import ModelClient, ServerError
 
     try:
         return asyncio.run(ModelClient(controller_url).list_models())
@@ -110,8 +110,8 @@ def serve(args: argparse.Namespace) -> None:
         RequestError: there is no controller.
     """
     # Before the log file is opened, which takes up the loggers that exist then.
-    from llava.serve import demo_page
-    from llava.serve.demo_style import launch_options
+    from llava.serve.page import layout
+    from llava.serve.page.style import launch_options
 
     os.umask(0o077)  # logs and uploads are the visitors' own: for nobody else on this machine
     logger = build_logger("gradio_web_server", "gradio_web_server.log")
@@ -123,7 +123,7 @@ def serve(args: argparse.Namespace) -> None:
         logger.info("Models: %s", models)
         if not models:
             logger.warning("the controller knows no model: start a worker first, or use --model-list-mode reload")
-    demo = demo_page.build_demo(
+    demo = layout.build_demo(
         controller_url=args.controller_url,
         models=models,
         embed=args.embed,

@@ -20,16 +20,16 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.program import RequestError, run_program
 from llava.serve import wire
-from llava.serve.engine import Engine
-from llava.serve.generation import ContextFullError, EngineSettings
-from llava.serve.image_intake import ImageLimits
-from llava.serve.reply_stream import ReplyStream
-from llava.serve.reply_text import whole_words
-from llava.serve.served_model import ServedModel
-from llava.serve.server import check_port, require_serving, run_server
-from llava.serve.url_fetch import UrlFetcher
-from llava.serve.wire_request import generation_request
-from llava.serve.worker_base import BaseWorker, add_worker_arguments, create_worker_app, new_worker_id
+from llava.serve.engine.engine import Engine
+from llava.serve.engine.generation import ContextFullError, EngineSettings
+from llava.serve.engine.reply_text import whole_words
+from llava.serve.http_server import check_port, require_serving, run_server
+from llava.serve.worker.base import BaseWorker, add_worker_arguments, create_worker_app, new_worker_id
+from llava.serve.worker.image_intake import ImageLimits
+from llava.serve.worker.reply_stream import ReplyStream
+from llava.serve.worker.served_model import ServedModel
+from llava.serve.worker.url_fetch import UrlFetcher
+from llava.serve.worker.wire_request import generation_request
 from llava.utils import build_logger
 
 logger = logging.getLogger(__name__)
@@ -195,8 +195,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def create_app(worker: ModelWorker, max_body_bytes: int | None = None, api_key: str | None = None) -> Any:
     """The worker's web application: upstream's wire, the OpenAI API, details, anchors, metrics."""
-    from llava.serve.openai_api import add_openai_api
-    from llava.serve.worker_extras import extras_router
+    from llava.serve.worker.extras import extras_router
+    from llava.serve.worker.openai_api import add_openai_api
 
     app = create_worker_app(worker, max_body_bytes=max_body_bytes, extra_routers=[extras_router(worker.served)])
     add_openai_api(app, worker, api_key)
@@ -205,7 +205,7 @@ def create_app(worker: ModelWorker, max_body_bytes: int | None = None, api_key: 
 
 def main() -> None:
     require_serving()
-    from llava.serve.registration import parse_hosts, read_secret
+    from llava.serve.access import parse_hosts, read_secret
 
     args = build_parser().parse_args()
     worker_id = new_worker_id()

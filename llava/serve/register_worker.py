@@ -9,7 +9,7 @@ if not __package__:  # run by path
 import argparse
 
 from llava.program import run_program
-from llava.serve.registration import add_secret_argument, read_secret
+from llava.serve.access import add_secret_argument, read_secret
 from llava.serve.wire import SECRET_HEADER, direct_session
 
 # The controller asks the worker for its status before it answers, for 5 seconds at most.

@@ -23,10 +23,10 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.mm_utils import get_model_name_from_path
 from llava.program import RequestError, run_program
 from llava.serve import wire
-from llava.serve.image_intake import ImageLimits
-from llava.serve.registration import read_secret
-from llava.serve.server import require_serving, run_server
-from llava.serve.worker_base import BaseWorker, add_worker_arguments, create_worker_app, new_worker_id
+from llava.serve.access import read_secret
+from llava.serve.http_server import require_serving, run_server
+from llava.serve.worker.base import BaseWorker, add_worker_arguments, create_worker_app, new_worker_id
+from llava.serve.worker.image_intake import ImageLimits
 from llava.utils import build_logger
 
 logger = logging.getLogger(__name__)

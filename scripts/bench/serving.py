@@ -21,7 +21,7 @@ from common import add_common_flags, markdown_table, peak_bytes_above, precision
 from serving_load import GIB, endless, engine_settings, measure, serve_by_engine, serve_by_threads
 from stage1_model import GEOMETRIES, build_model
 
-from llava.serve.engine import Engine
+from llava.serve.engine.engine import Engine
 from llava.tokenization import load_tokenizer
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "playground/bases/tiny-llama"

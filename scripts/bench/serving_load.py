@@ -12,9 +12,9 @@ import torch
 from transformers import TextIteratorStreamer
 
 from llava.model import LlavaLlamaForCausalLM
-from llava.serve.engine import Engine
-from llava.serve.generation import EngineSettings, GenerationRequest
-from llava.serve.sampling import SamplingSettings
+from llava.serve.engine.engine import Engine
+from llava.serve.engine.generation import EngineSettings, GenerationRequest
+from llava.serve.engine.sampling import SamplingSettings
 
 GIB = 2**30
 

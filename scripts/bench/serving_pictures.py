@@ -14,11 +14,11 @@ from stage1_model import Geometry, build_connector, build_model
 from transformers import CLIPImageProcessor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.serve.engine import Engine
-from llava.serve.generation import GenerationRequest
-from llava.serve.kv_slots import CacheGeometry, KVSlots, slot_length
-from llava.serve.prompts import build_prompt, bytes_of_weights, encode_picture, prepare_picture
-from llava.serve.sampling import SamplingSettings
+from llava.serve.engine.engine import Engine
+from llava.serve.engine.generation import GenerationRequest
+from llava.serve.engine.kv_slots import CacheGeometry, KVSlots, slot_length
+from llava.serve.engine.prompts import build_prompt, bytes_of_weights, encode_picture, prepare_picture
+from llava.serve.engine.sampling import SamplingSettings
 from llava.tools.cost import BASELINE
 
 CONNECTORS = {BASELINE: (BASELINE, 0), "acformer, 145": ("acformer", 145), "acformer, 65": ("acformer", 65),

@@ -13,9 +13,9 @@ import pytest
 
 from llava.serve import register_worker, test_message, wire
 from llava.serve.controller import Controller, DispatchMethod, create_app
-from llava.serve.worker_base import BaseWorker, create_worker_app
+from llava.serve.worker.base import BaseWorker, create_worker_app
 from tests.conftest import VECTORS
-from tests.serving import FakeWorker, serving
+from tests.support.serving import FakeWorker, serving
 
 SERVE = VECTORS / "llava/serve"
 LOGIC = json.loads((SERVE / "controller_logic.json").read_text())

@@ -13,7 +13,7 @@ import requests
 
 from llava.serve.model_worker import ModelWorker, create_app
 from tests.conftest import VECTORS
-from tests.serving import serving, wait_until
+from tests.support.serving import serving, wait_until
 
 LLAVA = VECTORS / "llava"
 TRANSCRIPT = json.loads((LLAVA / "serve/transcript.json").read_text())

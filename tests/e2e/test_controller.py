@@ -16,7 +16,7 @@ import pytest
 
 from llava.serve import wire
 from tests.conftest import REPOSITORY, VECTORS
-from tests.serving import free_port, program, wait_until
+from tests.support.serving import free_port, program, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -25,8 +25,8 @@ MODULE = "llava.serve.controller"
 WORKER = """
 import asyncio, sys
 from llava.serve import wire
-from llava.serve.server import run_server
-from llava.serve.worker_base import BaseWorker, create_worker_app
+from llava.serve.http_server import run_server
+from llava.serve.worker.base import BaseWorker, create_worker_app
 
 class Counter(BaseWorker):
     async def stream(self, params):

@@ -18,10 +18,10 @@ from PIL import Image
 pytest.importorskip("gradio", reason="pip install 'llava[serve]'")
 
 from tests.conftest import REPOSITORY
-from tests.e2e.browser import chromium
-from tests.e2e.visitor import BOTH, QUESTION, Visitor
-from tests.serve_doubles import ANSWER, Behaviour, ControllerDouble, WorkerDouble, deployment, elastic_details
-from tests.serving import free_port, wait_until
+from tests.support.browser import chromium
+from tests.support.serve_doubles import ANSWER, Behaviour, ControllerDouble, WorkerDouble, deployment, elastic_details
+from tests.support.serving import free_port, wait_until
+from tests.support.visitor import BOTH, QUESTION, Visitor
 
 pytestmark = pytest.mark.e2e
 

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from llava.serve.controller import Controller
 from llava.serve.controller import create_app as create_controller_app
-from llava.serve.image_intake import ImageLimits
 from llava.serve.model_worker import ModelWorker, create_app
+from llava.serve.worker.image_intake import ImageLimits
 from tests.conftest import VECTORS
-from tests.serving import serving, wait_until
+from tests.support.serving import serving, wait_until
 
 pytestmark = pytest.mark.e2e
 

@@ -15,11 +15,11 @@ import requests
 
 from llava.serve.controller import Controller
 from llava.serve.controller import create_app as create_controller_app
-from llava.serve.demo_client import ModelClient
 from llava.serve.model_worker import ModelWorker, create_app
+from llava.serve.page.client import ModelClient
 from tests.conftest import VECTORS
-from tests.serve_doubles import Server, send_json
-from tests.serving import FakeWorker, free_port, serving, wait_until
+from tests.support.serve_doubles import Server, send_json
+from tests.support.serving import FakeWorker, free_port, serving, wait_until
 
 pytestmark = pytest.mark.e2e
 

@@ -16,7 +16,7 @@ import requests
 
 from llava.serve import wire
 from tests.conftest import REPOSITORY, VECTORS
-from tests.serving import free_port, program, wait_until
+from tests.support.serving import free_port, program, wait_until
 
 pytestmark = pytest.mark.e2e
 

@@ -1,0 +1,92 @@
+"""What the tabs of the demo have in common: uploads, the visitor's address, a choice of visual tokens."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
+from PIL import Image
+
+from llava.serve.page.client import ModelClient, ModelDetails, ServerError
+from llava.serve.page.images import make_preview, open_pictures
+
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # of every event: the page is the only client
+# Text goes in escaped (demo_text); the chat box renders no markdown and removes what is dangerous in HTML besides.
+CHAT_BOX = {
+    "elem_classes": "chat-box",
+    "layout": "panel",
+    "buttons": [],
+    "sanitize_html": True,
+    "render_markdown": False,
+    "latex_delimiters": [],
+}
+EXAMPLES_FOLDER = str(Path(__file__).resolve().parents[1] / "examples")
+EXAMPLES = [
+    [os.path.join(EXAMPLES_FOLDER, "extreme_ironing.jpg"), "What is unusual about this image?"],
+    [
+        os.path.join(EXAMPLES_FOLDER, "waterview.jpg"),
+        "What are the things I should be cautious about when I visit here?",
+    ],
+]
+OWN_NUMBER = 0  # choice of visual tokens: what the model has by itself
+
+
+def open_uploads(
+    chatbot: gr.Chatbot, image: str | None, more: list[Any] | None = None
+) -> tuple[list[Image.Image], list[str]]:
+    """The pictures of an image box and a gallery, in this order, and small files that show them in a chat box.
+
+    Raises:
+        ImageError: one of them cannot be used.
+    """
+    paths = [image] if image else []
+    paths += [one[0] if isinstance(one, tuple | list) else one for one in more or []]
+    pictures = open_pictures(paths)
+    previews = [save_pil_to_cache(make_preview(one), chatbot.GRADIO_CACHE, format="jpeg") for one in pictures]
+    chatbot.temp_files.update(previews)  # Gradio deletes them with its own, by age and at the end
+    return pictures, previews
+
+
+def visitor_address(request: gr.Request) -> str:
+    """The IP address a request comes from, as it is logged."""
+    return request.client.host if request.client else ""
+
+
+def model_box(models: list[str], index: int = 0, **options: Any) -> gr.Dropdown:
+    """A list of models; the one at `index`, or the last, is chosen."""
+    chosen = models[min(index, len(models) - 1)] if models else None
+    return gr.Dropdown(choices=models, value=chosen, interactive=True, **options)
+
+
+def budget_box(**options: Any) -> gr.Dropdown:
+    """How many visual tokens a picture may take; filled by `budget_choices`.
+
+    Any value is let through, for the worker to judge: the list changes with the model, and Gradio would refuse a
+    number that was on the list when the visitor chose it.
+    """
+    return gr.Dropdown(
+        choices=[("default", OWN_NUMBER)],
+        value=OWN_NUMBER,
+        interactive=False,
+        label="Visual tokens",
+        allow_custom_value=True,
+        **options,
+    )
+
+
+async def budget_choices(client: ModelClient, model: str | None) -> Any:
+    """An update for `budget_box`: the numbers that a model allows, its own for a model that is not elastic."""
+    try:
+        details = await client.details_of(model) if model else ModelDetails()
+    except ServerError:
+        details = ModelDetails()
+    own = details.num_visual_tokens
+    choices = [(f"{own} (default)" if own else "default", OWN_NUMBER)]
+    choices += [(str(budget), budget) for budget in details.budgets if budget != own]
+    return gr.update(choices=choices, value=OWN_NUMBER, interactive=len(choices) > 1)
+
+
+def chosen_budget(choice: int | str | None) -> int | None:
+    """What a worker is asked for; None leaves it to the model, as does what is no number."""
+    return int(choice) or None if str(choice).isdecimal() else None
