@@ -1,7 +1,7 @@
-"""Who may register a worker at a controller: the shared secret and the addresses that are allowed (S-1).
+"""Who may do what: the secret that controller and workers share, the hosts of workers, replicas, the API key.
 
-A controller posts to the addresses that workers name. Without these rules anybody who reaches it can make it post to
-any address (CVE-2024-9309), or receive the prompts and pictures of users.
+A controller posts to the addresses that workers name. Without these rules, anybody who reaches it could make it post
+to any address (CVE-2024-9309), or receive the prompts and images of users.
 """
 
 import argparse
@@ -27,17 +27,17 @@ HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?\.?")
 
 
 class RegistrationRefused(Exception):
-    """A worker (or somebody else) may not do this here; the message says what the operator can change."""
+    """A peer may not do this here; the message tells what the operator can change."""
 
 
 @dataclass(frozen=True)
 class RegistrationRules:
-    """What a controller asks of those who register.
+    """What a controller requires of workers that register.
 
     Attributes:
-        secret: shared by controller and workers; None: none is needed.
-        allowed_hosts: host names and addresses that workers may have; `*` stands for all.
-        allow_replicas: whether several workers may serve one model without showing the secret.
+        secret: shared by controller and workers; None: none is required.
+        allowed_hosts: host names and addresses that workers may have; `*` allows all.
+        allow_replicas: whether workers of other machines may serve one model without the secret.
     """
 
     secret: str | None = None
@@ -45,28 +45,35 @@ class RegistrationRules:
     allow_replicas: bool = False
 
     def check_secret(self, given: str | None) -> None:
-        """
+        """Check the secret of a request.
+
         Raises:
-            RegistrationRefused: a secret is set here, and another one, or none, was given.
+            RegistrationRefused: this controller has a secret, and the request shows another one or none.
         """
         if self.secret is not None and not self.shows_secret(given):
             raise RegistrationRefused(
-                f"this controller wants a shared secret; start the worker with the same {SECRET_VARIABLE} "
+                f"this controller requires a shared secret; start the worker with the same {SECRET_VARIABLE} "
                 "or --secret-file"
             )
 
     def shows_secret(self, given: str | None) -> bool:
-        """Whether a secret is set here and `given` is the same; takes equally long for every wrong one."""
+        """Whether a secret is set here and `given` equals it; compared in constant time."""
         if self.secret is None or given is None:
             return False
         return hmac.compare_digest(self.secret.encode(), given.encode("utf-8", "surrogateescape"))
 
-    def may_share_models(self, given: str | None) -> bool:
-        """Whether this peer may serve a model that another worker serves already."""
-        return self.allow_replicas or self.shows_secret(given)
+    def may_share_models(self, given: str | None, peer: str) -> bool:
+        """Whether a worker may serve a model that another worker serves already.
+
+        Args:
+            given: the secret that the request shows, if any.
+            peer: IP address that the request comes from. Several workers on one host are the usual way to scale, so
+                the loopback needs no secret.
+        """
+        return self.allow_replicas or is_loopback(peer) or self.shows_secret(given)
 
     def check_address(self, address: str) -> None:
-        """Look at the base URL that a worker names, before anything is sent there.
+        """Check the base URL of a worker before anything is sent there.
 
         Raises:
             RegistrationRefused: not `http(s)://host[:port][/path]`, or the host is not allowed.
@@ -78,14 +85,22 @@ class RegistrationRules:
             )
 
 
+def is_loopback(peer: str) -> bool:
+    """Whether an IP address is this machine's loopback, also as IPv4 inside IPv6."""
+    if not is_ip_address(peer):
+        return False
+    address = ipaddress.ip_address(peer)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 def host_of(address: str) -> str:
     """The host of a worker's base URL.
 
     Raises:
-        RegistrationRefused: anything but `http(s)://host[:port][/path]`: parsers disagree about the rest.
+        RegistrationRefused: anything but `http(s)://host[:port][/path]`; parsers disagree about the rest.
     """
     refused = RegistrationRefused("a worker's name must be its address: http://host:port, nothing else")
-    # Looked at before parsing: urlsplit drops tabs and newlines, and takes a backslash for a part of a name.
+    # Checked before parsing: urlsplit drops tabs and newlines, and accepts a backslash in a name.
     if len(address) > MAX_ADDRESS_LENGTH or re.search(r"[^!-~]|[\\@?#%]", address):
         raise refused
     try:
@@ -117,25 +132,25 @@ def normal_host(host: str) -> str:
 
 
 def parse_hosts(text: str) -> tuple[str, ...]:
-    """The value of `--allow-hosts`: names and addresses between commas."""
+    """Parse `--allow-hosts`: names and addresses, separated by commas."""
     return tuple(normal_host(one) for one in text.split(",") if one.strip())
 
 
 def add_secret_argument(parser: argparse.ArgumentParser) -> None:
-    """`--secret-file`: the secret itself never stands on a command line, where every user of the machine sees it."""
+    """Add `--secret-file`. The secret itself is no flag: command lines are visible to every user of the machine."""
     parser.add_argument(
         "--secret-file",
         type=str,
         default=None,
-        help=f"file with the secret that controller and workers share (or set the variable {SECRET_VARIABLE})",
+        help=f"file with the secret that controller and workers share (default: the variable {SECRET_VARIABLE})",
     )
 
 
 def read_secret(path: str | None) -> str | None:
-    """The shared secret: from the file if one is named, else from the environment, else None.
+    """The shared secret: from a file if one is named, else from the environment, else None.
 
     Raises:
-        RequestError: it is empty or cannot travel in a header.
+        RequestError: it is empty, or not allowed in an HTTP header.
         OSError: the file cannot be read.
     """
     if path is None:
@@ -146,8 +161,14 @@ def read_secret(path: str | None) -> str | None:
         with open(path, encoding="utf-8") as file:
             secret, source = file.read(), path
         if os.stat(path).st_mode & 0o007:
-            logger.warning("%s can be read by every user of this machine: chmod 600 it.", path)
+            logger.warning("%s is readable by every user of this machine: chmod 600 it.", path)
     secret = secret.strip()
     if not secret or not secret.isascii() or not secret.isprintable():
         raise RequestError(f"the secret in {source} must be one line of printable ASCII characters")
     return secret
+
+
+def shows_api_key(api_key: str | None, authorization: str) -> bool:
+    """Whether an `Authorization` header holds the API key as a bearer token; always, where no key is set."""
+    given = authorization.removeprefix("Bearer ")
+    return api_key is None or hmac.compare_digest(given.encode(), api_key.encode())

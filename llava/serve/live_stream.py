@@ -1,7 +1,4 @@
-"""A streamed HTTP reply that ends the moment its reader goes away (S-7).
-
-Needs the `serve` extra; imported by the servers only.
-"""
+"""Streamed HTTP replies that end the moment their reader goes away. Needs the `serve` extra."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
@@ -9,12 +6,10 @@ from contextlib import suppress
 from typing import TypeVar
 
 import anyio
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-# A reader that takes nothing for so long holds a slot for nothing.
-SEND_TIMEOUT = 60.0
+SEND_TIMEOUT = 60.0  # seconds in which a client must accept a piece; a stalled one would keep its slot
 CLIENT_GONE = 499  # status of an answer that nobody reads
 
 Result = TypeVar("Result")
@@ -27,10 +22,10 @@ class LiveStream(Response):
     response ends. Starlette's own streaming response leaves them to the garbage collector.
 
     Args:
-        pieces: the generator; it is closed in every case.
+        pieces: the generator; it is always closed.
         status_code: HTTP status.
-        headers: HTTP headers; there is no content type unless it is named here (contract: serve.md 3).
-        on_end: awaited at the end in every case, also if the generator was never begun.
+        headers: HTTP headers. There is no content type unless it is given here; upstream's streams have none.
+        on_end: awaited at the end in every case, even if the generator never started.
     """
 
     def __init__(
@@ -49,20 +44,12 @@ class LiveStream(Response):
         self.raw_headers = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send_all(send))
-        listening = asyncio.ensure_future(_until_gone(receive))
         try:
-            await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
+            with suppress(OSError, TimeoutError):  # the client is gone, or accepts nothing
+                await run_until_gone(self._send_all(send), receive)
         finally:
-            finished = sending.done()
-            sending.cancel()
-            listening.cancel()
-            await asyncio.gather(sending, listening, return_exceptions=True)
             if self.on_end is not None:
                 await self.on_end()
-        if finished and not sending.cancelled():
-            with suppress(OSError, TimeoutError):  # the client went away, or takes nothing
-                sending.result()
 
     async def _send_all(self, send: Send) -> None:
         try:
@@ -75,13 +62,15 @@ class LiveStream(Response):
             await self.pieces.aclose()
 
 
-async def unless_gone(request: Request, work: Coroutine[None, None, Result]) -> Result | None:
-    """The result of `work`; it is cancelled, and None returned, when the client hangs up first.
+async def run_until_gone(work: Coroutine[None, None, Result], receive: Receive) -> Result | None:
+    """The result of `work`, or None if the client hangs up first; `work` is then cancelled.
 
-    The body of the request must have been read.
+    Args:
+        work: what the client waits for.
+        receive: of a request whose body has been read.
     """
     working = asyncio.ensure_future(work)
-    listening = asyncio.ensure_future(_until_gone(request.receive))
+    listening = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
@@ -91,6 +80,6 @@ async def unless_gone(request: Request, work: Coroutine[None, None, Result]) -> 
         await asyncio.gather(working, listening, return_exceptions=True)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         continue

@@ -1,4 +1,4 @@
-"""Pictures in `serving.py`: how many requests fit in a cache budget, and the time to the first token, by connector."""
+"""Images in `serving.py`: how many requests fit in a cache budget, and the time to the first token, by connector."""
 
 import argparse
 import queue
@@ -17,7 +17,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.serve.engine.engine import Engine
 from llava.serve.engine.generation import GenerationRequest
 from llava.serve.engine.kv_slots import CacheGeometry, KVSlots, slot_length
-from llava.serve.engine.prompts import build_prompt, bytes_of_weights, encode_picture, prepare_picture
+from llava.serve.engine.prompts import build_prompt, bytes_of_weights, encode_image, prepare_image
 from llava.serve.engine.sampling import SamplingSettings
 from llava.tools.cost import BASELINE
 
@@ -25,7 +25,7 @@ CONNECTORS = {BASELINE: (BASELINE, 0), "acformer, 145": ("acformer", 145), "acfo
               "vlora": ("vlora", 0)}  # fmt: skip
 
 
-def random_picture(generator: torch.Generator, side: int) -> Image.Image:
+def random_image(generator: torch.Generator, side: int) -> Image.Image:
     return Image.fromarray(torch.randint(0, 256, (side, side, 3), generator=generator, dtype=torch.uint8).numpy())
 
 
@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace, geometry: Geometry, tokenizer: Any) -> lis
     rows: dict[str, dict[str, Any]] = {}
     for label, connector in connectors.items():
         model.model.mm_projector = connector
-        encoded = encode_picture(model, prepare_picture(model, processor, random_picture(generator, side)), None)
+        encoded = encode_image(model, prepare_image(model, processor, random_image(generator, side)), None)
         prompt = build_prompt(model, ids, [encoded])
         needed = len(prompt) + args.reply_tokens
         rows[label] = {"connector": label, "positions": needed, "weight_bytes": 2 * bytes_of_weights(encoded.weights)}
@@ -68,8 +68,8 @@ def measure(args: argparse.Namespace, geometry: Geometry, tokenizer: Any) -> lis
         for label, connector in connectors.items():
             model.model.mm_projector = connector
             ends: queue.Queue[Any] = queue.Queue()
-            picture, asked = random_picture(generator, side), time.perf_counter()
-            prepared, taken = engine.prepare(picture), time.perf_counter() - asked
+            image, asked = random_image(generator, side), time.perf_counter()
+            prepared, taken = engine.prepare(image), time.perf_counter() - asked
             engine.submit(GenerationRequest(ids, 1, (prepared,), SamplingSettings(0.0)), ends.put)
             while (event := ends.get()).finish is None:
                 pass

@@ -25,17 +25,21 @@ MODULE = "llava.serve.controller"
 WORKER = """
 import asyncio, sys
 from llava.serve import wire
-from llava.serve.http_server import run_server
-from llava.serve.worker.base import BaseWorker, create_worker_app
+from llava.serve.http_layer import run_server
+from llava.serve.worker.app import create_worker_app
+from llava.serve.worker.base import BaseWorker
 
 class Counter(BaseWorker):
+    def get_queue_length(self):
+        return 0
+
     async def stream(self, params):
         for number in range(params["max_new_tokens"]):
             yield wire.frame(f"{params['prompt']} {number}")
             await asyncio.sleep(0.01)
 
 controller, port, model = sys.argv[1:]
-worker = Counter(controller, f"http://127.0.0.1:{port}", "abcdef", False, [model], 5)
+worker = Counter(controller, f"http://127.0.0.1:{port}", "abcdef", False, [model])
 worker.heart_beat.interval = worker.heart_beat.retry = 0.1
 run_server(create_worker_app(worker), "127.0.0.1", int(port))
 """
@@ -183,9 +187,9 @@ def test_openai_client_through_the_controller(controller: str, port: int, tmp_pa
         wait_until(lists(controller, name), 120)
         client = openai.OpenAI(base_url=f"{controller}/v1", api_key="none")
         assert [one.id for one in client.models.list()] == [name]
-        picture = base64.b64encode((vectors / "assets/images/img0.png").read_bytes()).decode()
+        image = base64.b64encode((vectors / "assets/images/img0.png").read_bytes()).decode()
         content = [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
             {"type": "text", "text": "Describe the striped cat in detail."},
         ]
         request = {

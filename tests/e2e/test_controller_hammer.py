@@ -8,9 +8,10 @@ import httpx
 import pytest
 
 from llava.serve import wire
+from llava.serve.control.routes import create_app
 from llava.serve.control.worker_client import Timeouts
-from llava.serve.controller import Controller, create_app
-from llava.serve.worker.base import create_worker_app
+from llava.serve.controller import Controller
+from llava.serve.worker.app import create_worker_app
 from tests.support.serving import Counting, serving
 
 pytestmark = pytest.mark.e2e

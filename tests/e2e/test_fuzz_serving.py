@@ -18,12 +18,13 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
+from llava.serve.control.routes import create_app as create_controller_app
 from llava.serve.controller import Controller
-from llava.serve.controller import create_app as create_controller_app
-from llava.serve.model_worker import ModelWorker, create_app
+from llava.serve.model_worker import ModelWorker
 from llava.serve.worker.image_intake import ImageLimits
+from llava.serve.worker.options import ServingOptions
 from tests.conftest import VECTORS
-from tests.support.serving import serving, wait_until
+from tests.support.serving import open_model_worker, serving, serving_model, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -52,16 +53,12 @@ ODD_VALUES = [
 
 @pytest.fixture(scope="module")
 def worker() -> ModelWorker:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(LLAVA)
-        addresses = "http://localhost:9", "http://localhost:9"
-        return ModelWorker(*addresses, "a1b2c3", True, f"checkpoints/{MODEL}", None, None, False, False, "cpu",
-                           limits=ImageLimits(max_images=4, max_pixels=10**6))  # fmt: skip
+    return open_model_worker(MODEL, options=ServingOptions(limits=ImageLimits(max_images=4, max_pixels=10**6)))
 
 
 @pytest.fixture(scope="module")
 def worker_address(worker: ModelWorker) -> Iterator[str]:
-    with serving(create_app(worker, max_body_bytes=HUGE_BODY)) as address:
+    with serving_model(worker, max_body_bytes=HUGE_BODY) as address:
         yield address
 
 
@@ -172,7 +169,7 @@ class Mutator:
                 place.append(copy.deepcopy(self.random.choice(ODD_VALUES)))
 
     def damaged_text(self, text: str) -> str:
-        """A base64 picture whose file is damaged, or a text with something in the middle."""
+        """A base64 image whose file is damaged, or a text with something in the middle."""
         try:
             data = base64.b64decode(text, validate=True)
         except ValueError:

@@ -20,7 +20,7 @@ from tests.unit import vlora_models
 GREEDY = SamplingSettings(temperature=0.0)
 PATIENCE = 120  # seconds
 SETTINGS = {
-    "max_rows": 3, "max_queue": 64, "cache_bytes": 64 * 2**20, "picture_cache_bytes": 2**20, "prefill_chunk": 8,
+    "max_rows": 3, "max_queue": 64, "cache_bytes": 64 * 2**20, "image_cache_bytes": 2**20, "prefill_chunk": 8,
     "context_length": 128,
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ def endless(model: Any) -> Any:
     return model
 
 
-def picture(number: int) -> Image.Image:
+def random_image(number: int) -> Image.Image:
     """Different for each number."""
     generator = torch.Generator().manual_seed(number)
     pixels = torch.randint(0, 256, (40, 60, 3), generator=generator, dtype=torch.uint8)
@@ -66,8 +66,8 @@ class Listener:
 
     def __init__(self, running: Engine, request: GenerationRequest) -> None:
         self.events: queue.Queue[ReplyEvent] = queue.Queue()
-        prepared = tuple(running.prepare(picture) for picture in request.pictures)
-        self.reply: Reply = running.submit(replace(request, pictures=prepared), self.events.put)
+        prepared = tuple(running.prepare(image) for image in request.images)
+        self.reply: Reply = running.submit(replace(request, images=prepared), self.events.put)
 
     def next(self) -> ReplyEvent:
         return self.events.get(timeout=PATIENCE)
@@ -83,17 +83,17 @@ class Listener:
         return self.reply.text.ids
 
 
-def request(ids: list[int], *pictures: Image.Image, tokens: int = 12, **options: Any) -> GenerationRequest:
-    """A greedy one, with its pictures as they are."""
-    return GenerationRequest(ids, tokens, pictures, **{"sampling": GREEDY, **options})
+def request(ids: list[int], *images: Image.Image, tokens: int = 12, **options: Any) -> GenerationRequest:
+    """A greedy one, with its images as they are."""
+    return GenerationRequest(ids, tokens, images, **{"sampling": GREEDY, **options})
 
 
 @torch.no_grad()
 def alone(model: Any, asked: GenerationRequest) -> list[int]:
     """What the model's own `generate` gives for a request, without the end token."""
     images, sizes = None, None
-    if asked.pictures:
-        images, sizes = prepare_images(list(asked.pictures), model.get_vision_tower().image_processor, model.config)
+    if asked.images:
+        images, sizes = prepare_images(list(asked.images), model.get_vision_tower().image_processor, model.config)
     ids = model.generate(
         torch.tensor([asked.input_ids]),
         images=images,

@@ -1,24 +1,22 @@
-"""A bare-bones controller and worker that speak the recorded wire (contract: serve.md 1-3), for tests of the demo.
-
-No model and no torch: the worker answers with words that a test gives it. Both are `http.server` threads on loopback.
-"""
+"""Minimal controllers and workers that speak the recorded wire: `http.server` threads on the loopback, no model."""
 
 import base64
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
 from llava.utils import server_error_msg
 
-ANSWER = "The picture shows a red circle beside a blue square."
+ANSWER = "The image shows a red circle beside a blue square."
 
 
 @dataclass
@@ -64,44 +62,82 @@ def elastic_details(**changes: Any) -> dict[str, Any]:
     }
 
 
+class Request(NamedTuple):
+    """What a server was sent; `question` is the JSON of `body`, empty if it is none."""
+
+    path: str
+    question: Any
+    headers: dict[str, str]
+    body: bytes
+
+
 class Server:
-    """An HTTP server in threads whose POST paths are the methods named in `routes`."""
+    """An HTTP server in threads whose POST paths are the methods named in `routes`.
+
+    Attributes:
+        url: its base URL.
+        requests: everything it was sent.
+        redirect: base URL to redirect every request to.
+    """
 
     routes: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self) -> None:
-        self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.requests: list[Request] = []
+        self.redirect: str | None = None
+        self._connections: list[socket.socket] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                super().setup()
+                outer._connections.append(self.connection)
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                question = json.loads(body) if body else {}
-                outer.requests.append((self.path, question, dict(self.headers)))
+                try:
+                    question = json.loads(body)
+                except ValueError:
+                    question = {}
+                outer.requests.append(Request(self.path, question, dict(self.headers), body))
                 method = outer.routes.get(self.path)
-                if method is None:
+                if outer.redirect is not None:
+                    self.send_response(307)
+                    self.send_header("Location", outer.redirect)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                elif method is None:
                     self.send_error(404)
                 else:
                     getattr(outer, method)(self, question)
 
             def log_message(self, *args: Any) -> None:
-                """Nothing: the test's output is for the test."""
+                """Nothing: the output of the test is for the test."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
-    def asked(self, path: str) -> list[dict[str, Any]]:
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def asked(self, path: str) -> list[Any]:
         """The questions to one path, in order."""
-        return [question for asked, question, _ in self.requests if asked == path]
+        return [request.question for request in self.requests if request.path == path]
 
     def close(self) -> None:
-        """No further connection is accepted."""
+        """Stop, and break all connections, as when the process is killed."""
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def send_json(handler: BaseHTTPRequestHandler, reply: Any, status: int = 200) -> None:
@@ -139,28 +175,38 @@ class ControllerDouble(Server):
 
 
 class WorkerDouble(Server):
-    """A worker that says `behaviour.answer`.
+    """A worker that says `behaviour.answer`, or streams `frames`.
 
     Attributes:
+        status, status_code: its answer to `/worker_get_status`.
+        frames: JSON objects to stream instead of an answer; `ConnectionError` breaks the connection inside a frame.
         hung_up: set when a client closed a stream before its end.
     """
 
     routes = MappingProxyType(
         {
             "/worker_generate_stream": "stream",
-            "/worker_get_status": "status",
+            "/worker_get_status": "send_status",
             "/worker_get_details": "details",
             "/worker_visual_anchors": "anchors",
         }
     )
 
-    def __init__(self, behaviour: Behaviour) -> None:
+    def __init__(self, behaviour: Behaviour | None = None) -> None:
         super().__init__()
-        self.behaviour = behaviour
+        self.behaviour = behaviour or Behaviour()
+        self.status: Any = {"model_names": [self.behaviour.model], "speed": 1, "queue_length": 0}
+        self.status_code = 200
+        self.frames: list[Any] | None = None
         self.hung_up = threading.Event()
 
-    def status(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
-        send_json(handler, {"model_names": [self.behaviour.model], "speed": 1, "queue_length": 0})
+    def close(self) -> None:
+        """Release a stream that is on hold, then stop."""
+        self.behaviour.hold.set()
+        super().close()
+
+    def send_status(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
+        send_json(handler, self.status, self.status_code)
 
     def details(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
         if self.behaviour.details is None:
@@ -175,26 +221,33 @@ class WorkerDouble(Server):
         elif not details["has_anchors"]:
             send_json(handler, {"message": f"{details['connector']} has no visual anchors"}, 400)
         else:
-            picture = Image.open(io.BytesIO(base64.b64decode(question["image"]))).convert("RGB")
-            send_json(handler, {"image": circles_on(picture), "caption": "16 anchors of 64 patches"})
+            image = Image.open(io.BytesIO(base64.b64decode(question["image"]))).convert("RGB")
+            send_json(handler, {"image": circles_on(image), "caption": "16 anchors of 64 patches"})
 
     def stream(self, handler: BaseHTTPRequestHandler, question: dict[str, Any]) -> None:
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         try:
-            for frame in self.frames(question):
-                piece = json.dumps(frame).encode() + b"\0"
-                handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-                handler.wfile.flush()
+            for frame in self.answer(question) if self.frames is None else self.held_frames():
+                if frame is ConnectionError:
+                    send_chunk(handler, b'{"text": "half')
+                    raise BrokenConnection
+                send_chunk(handler, json.dumps(frame).encode() + b"\0")
             handler.wfile.write(b"0\r\n\r\n")
         except BrokenConnection:
+            handler.connection.shutdown(socket.SHUT_RDWR)
             handler.close_connection = True
         except OSError:  # the client has gone
             handler.close_connection = True
             self.hung_up.set()
 
-    def frames(self, question: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def held_frames(self) -> Iterator[Any]:
+        for frame in self.frames:
+            self.behaviour.hold.wait(20)
+            yield frame
+
+    def answer(self, question: dict[str, Any]) -> Iterator[dict[str, Any]]:
         behaviour = self.behaviour
         if behaviour.error is not None:
             code, message = behaviour.error
@@ -231,18 +284,31 @@ class WorkerDouble(Server):
         }
 
 
+def old_worker(models: list[str], queue_length: int = 0, speed: int = 1) -> WorkerDouble:
+    """A worker as upstream's, with a status and no frames yet."""
+    worker = WorkerDouble()
+    worker.status = {"model_names": models, "speed": speed, "queue_length": queue_length}
+    worker.frames = []
+    return worker
+
+
+def send_chunk(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+    handler.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+    handler.wfile.flush()
+
+
 class BrokenConnection(Exception):
     """The worker dies in the middle of a stream."""
 
 
-def circles_on(picture: Image.Image) -> str:
-    """The picture with circles on some fields of an 8 x 8 grid, as a PNG in base64."""
-    draw, (width, height) = ImageDraw.Draw(picture), picture.size
+def circles_on(image: Image.Image) -> str:
+    """The image with circles on some fields of an 8 x 8 grid, as a PNG in base64."""
+    draw, (width, height) = ImageDraw.Draw(image), image.size
     for patch in (9, 11, 18, 20, 27, 29, 34, 36, 37, 42, 44, 45, 50, 52, 54, 61):
         x, y = patch % 8 * width / 8, patch // 8 * height / 8
         draw.ellipse((x, y, x + width / 8, y + height / 8), outline=(255, 45, 45), width=4)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -256,7 +322,5 @@ def deployment(*behaviours: Behaviour) -> Iterator[tuple[ControllerDouble, list[
     try:
         yield controller, workers
     finally:
-        for behaviour in behaviours:
-            behaviour.hold.set()
         for server in (controller, *workers):
             server.close()

@@ -1,7 +1,6 @@
-"""Servers for tests: an application in a thread of its own, and a bare-bones worker that speaks the recorded wire."""
+"""Servers for tests: applications in threads, programs in processes, and workers."""
 
 import asyncio
-import json
 import os
 import socket
 import subprocess
@@ -9,23 +8,28 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 
 from llava.image_utils import ImageError
 from llava.program import RequestError
 from llava.serve import wire
-from llava.serve.http_server import listen
-from llava.serve.worker.base import BaseWorker
-from tests.conftest import REPOSITORY
+from llava.serve.http_layer import listen
+from llava.serve.model_worker import ModelWorker
+from llava.serve.worker.base import MAX_WAITING, BaseWorker
+from llava.serve.worker.options import ServingOptions
+from llava.serve.worker.slots import Slots
+from tests.conftest import REPOSITORY, VECTORS
+
+NOWHERE = "http://localhost:9"
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """Wait for a condition to hold; what it gave. Errors of connecting count as "not yet"."""
+    """Wait until a condition is true and return its result; failed connections count as false."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -76,107 +80,27 @@ def program(module: str, *arguments: str, folder: Path, **environment: str) -> I
             process.wait()
 
 
-class FakeWorker:
-    """An old worker: status and stream as recorded, from plain `http.server`; no health, no details, no OpenAI.
+class Counting(BaseWorker):
+    """A worker that counts up, `n` times; fails or waits on request.
 
-    Attributes:
-        address: its base URL.
-        requests: `(path, headers, body)` of everything it was sent.
-        frames: what it streams, as JSON objects; an exception class in it breaks the connection there.
+    Args:
+        limit: requests that run at once.
+        max_waiting: requests that may wait.
     """
 
-    def __init__(self, models: list[str], queue_length: int = 0, speed: int = 1) -> None:
-        self.status: Any = {"model_names": models, "speed": speed, "queue_length": queue_length}
-        self.status_code = 200
-        self.frames: list[Any] = []
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        self.redirect: str | None = None
-        self.paused = threading.Event()
-        self.paused.set()
-        self._connections: list[socket.socket] = []
-        worker = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                super().setup()
-                worker._connections.append(self.connection)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                worker.requests.append((self.path, dict(self.headers), body))
-                if worker.redirect is not None:
-                    self.send_response(307)
-                    self.send_header("Location", worker.redirect)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                elif self.path == "/worker_get_status":
-                    self._json(worker.status_code, worker.status)
-                elif self.path == "/worker_generate_stream":
-                    self._stream()
-                else:
-                    self._json(404, {"detail": "Not Found"})
-
-            def _json(self, status: int, content: Any) -> None:
-                data = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def _stream(self) -> None:
-                self.send_response(200)
-                self.send_header("Transfer-Encoding", "chunked")
-                self.end_headers()
-                for item in worker.frames:
-                    worker.paused.wait(20)
-                    if item is ConnectionError:  # dies in the middle of a frame
-                        self._chunk(b'{"text": "half')
-                        self.wfile.flush()
-                        self.connection.shutdown(socket.SHUT_RDWR)
-                        self.close_connection = True
-                        return
-                    self._chunk(json.dumps(item).encode() + b"\0")
-                self.wfile.write(b"0\r\n\r\n")
-
-            def _chunk(self, data: bytes) -> None:
-                self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> "FakeWorker":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.paused.set()
-        self._server.shutdown()
-        self._server.server_close()
-        for connection in self._connections:  # as when the process is killed
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-class Counting(BaseWorker):
-    """Counts up, `n` times. Fails or waits where it is told to."""
-
-    def __init__(self, no_register: bool = True, limit: int = 5, **options: Any) -> None:
-        super().__init__("http://127.0.0.1:9", "http://localhost:1", "abcdef", no_register, ["m"], limit, **options)
+    def __init__(self, no_register: bool = True, limit: int = 5, max_waiting: int = MAX_WAITING) -> None:
+        self.slots = Slots(limit, max_waiting)
+        super().__init__("http://127.0.0.1:9", "http://localhost:1", "abcdef", no_register, ["m"])
         self.running = 0
         self.ended = 0
         self.most_running = 0
         self.go_on = threading.Event()
+
+    def get_queue_length(self) -> int:
+        return len(self.slots)
+
+    def admit(self) -> Any:
+        return self.slots.one()
 
     async def stream(self, params: dict[str, Any]) -> AsyncIterator[bytes]:
         self.running += 1
@@ -194,3 +118,27 @@ class Counting(BaseWorker):
         finally:
             self.running -= 1
             self.ended += 1
+
+
+def open_model_worker(
+    model: str = "llava-v1-tiny-mlp2x",
+    controller: str = NOWHERE,
+    address: str = NOWHERE,
+    no_register: bool = True,
+    options: ServingOptions | None = None,
+) -> ModelWorker:
+    """A worker with a tiny model of the recorded vectors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(VECTORS / "llava")  # the checkpoint names its tower by a relative path
+        path = f"checkpoints/{model}"
+        upstream = (controller, address, "a1b2c3", no_register, path, None, None, False, False, "cpu")
+        return ModelWorker(*upstream, options=options)
+
+
+@contextmanager
+def serving_model(worker: ModelWorker, port: int = 0, **options: Any) -> Iterator[str]:
+    """The web application of a worker with a model; its address."""
+    from llava.serve.worker.model_app import create_app
+
+    with serving(create_app(worker, worker.served, **options), port) as address:
+        yield address

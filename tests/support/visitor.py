@@ -29,14 +29,14 @@ class Visitor:
     def wait_model(self, name: str) -> None:
         wait_until(lambda: self.page.locator("#model_selector_row input").input_value() == name)
 
-    def upload(self, *pictures: Path) -> None:
+    def upload(self, *images: Path) -> None:
         box = self.page.locator("input[type=file]").nth(0)
-        box.set_input_files(pictures[0])
+        box.set_input_files(images[0])
         self.page.locator('[data-testid="image"] img, .image-frame img').first.wait_for()
-        if pictures[1:]:
-            self.page.get_by_text("More pictures").click()
-            self.page.locator("input[type=file]").nth(1).set_input_files(list(pictures[1:]))
-            self.page.locator(".grid-container img").nth(len(pictures) - 2).wait_for()
+        if images[1:]:
+            self.page.get_by_text("More images").click()
+            self.page.locator("input[type=file]").nth(1).set_input_files(list(images[1:]))
+            self.page.locator(".grid-container img").nth(len(images) - 2).wait_for()
 
     def ask(self, text: str) -> None:
         self.page.fill(QUESTION, text)

@@ -1,4 +1,4 @@
-"""Figures of a controller for Prometheus. Needs the `serve` extra."""
+"""Prometheus metrics of a controller. Needs the `serve` extra."""
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -8,10 +8,10 @@ from llava.serve.control.state import Controller
 
 
 class ControllerMetrics:
-    """Counters of one controller in a registry of their own; the state of its workers is read when asked for.
+    """The counters of one controller, in a registry of their own; the table of workers is read on request.
 
     Attributes:
-        registrations: by outcome: `registered`, `failed` (gave no status), `refused`.
+        registrations: by outcome: `registered`, `failed` (no status), `refused`.
         relayed: by endpoint and outcome: `started`, `no_worker`.
     """
 
@@ -29,6 +29,7 @@ class ControllerMetrics:
         )
 
     def render(self) -> bytes:
+        """The text format of Prometheus."""
         return generate_latest(self.registry)
 
 

@@ -1,46 +1,36 @@
-"""The controller as a router of OpenAI's API: a request goes to a worker of its model. Needs the `serve` extra."""
+"""The controller as a router of the OpenAI API: a request goes to a worker of its model. Needs the `serve` extra."""
 
 import json
 import logging
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
+from llava.program import RequestError
 from llava.serve import wire
 from llava.serve.control.metrics import ControllerMetrics
 from llava.serve.control.state import Controller, shown_name
-from llava.serve.control.worker_client import HOPS_HEADER, MAX_HOPS, WorkerClient, explain, hops_of, read_limited
-from llava.serve.live_stream import CLIENT_GONE, LiveStream, unless_gone
+from llava.serve.control.worker_client import HOPS_HEADER, MAX_HOPS, WorkerClient, explain, hops_of
+from llava.serve.http_client import read_limited
+from llava.serve.http_layer import OpenAIError, model_list, parse_json_object
+from llava.serve.live_stream import CLIENT_GONE, LiveStream, run_until_gone
 
 logger = logging.getLogger(__name__)
 
 ENDPOINT = "/v1/chat/completions"
-# What a worker has to know of a client's request. Its other headers (cookies, ...) end here.
-FORWARDED_HEADERS = ("content-type", "authorization")
+FORWARDED_HEADERS = ("content-type", "authorization")  # others (cookies, ...) are not the worker's business
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 2**20  # of a stream
-REPLY_OPENAPI = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["model", "messages"],
-                    "properties": {"model": {"type": "string"}, "messages": {"type": "array"}},
-                }
-            }
-        },
-    }
-}
 
 
-def openai_error(status: int, message: str, kind: str, code: str | None = None, param: str | None = None) -> Response:
-    """An error in the shape that OpenAI's clients read."""
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status_code=status)
+def request_schema(*required: str, **properties: str) -> dict[str, Any]:
+    """The OpenAPI description of a JSON body that is parsed by hand; `properties` maps fields to their types."""
+    fields = {name: {"type": kind} for name, kind in properties.items()}
+    schema = {"type": "object", "required": list(required), "properties": fields}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def openai_routes(controller: Controller, client: WorkerClient, metrics: ControllerMetrics) -> APIRouter:
@@ -48,46 +38,45 @@ def openai_routes(controller: Controller, client: WorkerClient, metrics: Control
     router = APIRouter()
 
     @router.get("/v1/models")
-    async def models() -> dict:
-        names = controller.list_models()
-        return {
-            "object": "list",
-            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "llava"} for name in names],
-        }
+    async def models() -> dict[str, Any]:
+        return model_list(controller.list_models())
 
-    @router.post(ENDPOINT, openapi_extra=REPLY_OPENAPI)
+    @router.post(ENDPOINT, openapi_extra=request_schema("model", "messages", model="string", messages="array"))
     async def chat_completions(request: Request) -> Response:
         body = await request.body()
-        model, streaming = _read_request(body)
-        if model is None:
-            message = "the body must be a JSON object with the name of a model"
-            return openai_error(400, message, "invalid_request_error", param="model")
+        try:
+            params = parse_json_object(body)
+        except RequestError:
+            params = {}
+        model = params.get("model")
+        if not isinstance(model, str):
+            raise OpenAIError(400, "the body must be a JSON object with the name of a model", param="model")
         hops = hops_of(request.headers)
         address = controller.get_worker_address(model) if hops < MAX_HOPS else ""
+        metrics.relayed.labels(ENDPOINT, "started" if address else "no_worker").inc()
         if not address:
-            metrics.relayed.labels(ENDPOINT, "no_worker").inc()
             message = f"no worker serves the model {shown_name(model)} now; GET /v1/models lists what is served"
-            return openai_error(404, message, "invalid_request_error", code="model_not_found", param="model")
-        metrics.relayed.labels(ENDPOINT, "started").inc()
+            raise OpenAIError(404, message, code="model_not_found", param="model")
         headers = {name: request.headers[name] for name in FORWARDED_HEADERS if name in request.headers}
         headers[HOPS_HEADER] = str(hops + 1)
-        answer = await unless_gone(request, _forward(client, address, body, headers, streaming))
+        is_stream = params.get("stream") is True
+        answer = await run_until_gone(_forward(client, address, body, headers, is_stream), request.receive)
         return answer if answer is not None else Response(status_code=CLIENT_GONE)
 
     return router
 
 
 async def _forward(
-    client: WorkerClient, address: str, body: bytes, headers: dict[str, str], streaming: bool
+    client: WorkerClient, address: str, body: bytes, headers: dict[str, str], is_stream: bool
 ) -> Response:
-    """The worker's answer: as it comes if it is an event stream, else whole."""
-    request = client.http.build_request(
-        "POST",
-        address.rstrip("/") + ENDPOINT,
-        content=body,
-        headers=headers,
-        timeout=client.stream_timeout() if streaming else client.reply_timeout(),
-    )
+    """The worker's answer: an event stream piece by piece, anything else whole.
+
+    Raises:
+        OpenAIError: the worker cannot be reached, breaks off, or does not have this endpoint.
+    """
+    url = address.rstrip("/") + ENDPOINT
+    timeout = client.http.timeout if is_stream else client.reply_timeout
+    request = client.http.build_request("POST", url, content=body, headers=headers, timeout=timeout)
     try:
         answer = await client.http.send(request, stream=True)
         content_type = answer.headers.get("content-type", "application/json")
@@ -98,15 +87,14 @@ async def _forward(
         finally:
             await answer.aclose()
     except (httpx.HTTPError, wire.WireError) as error:
-        logger.error("The answer of %s failed: %s: %s", address, type(error).__name__, error)
-        return openai_error(503, explain(error), "server_error", code="worker_unreachable")
+        raise _unreachable(address, error) from error
     if answer.status_code in (404, 405) and b'"error"' not in content:
-        return openai_error(400, "the worker of this model has no OpenAI endpoint", "server_error", "not_supported")
+        raise OpenAIError(400, "the worker of this model has no OpenAI endpoint", "server_error", "not_supported")
     return Response(content, status_code=answer.status_code, headers={"content-type": content_type})
 
 
 async def _events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """The worker's events, each whole; a stream that breaks off ends with an event that says so."""
+    """The worker's complete events; a stream that breaks off ends with an error event."""
     rest = b""
     try:
         async for piece in answer.aiter_raw():
@@ -116,19 +104,12 @@ async def _events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
             if len(rest) > MAX_EVENT_BYTES:
                 raise wire.WireError(f"the worker's event is larger than {MAX_EVENT_BYTES} bytes")
     except (httpx.HTTPError, wire.WireError) as error:
-        logger.error("An event stream broke off: %s: %s", type(error).__name__, error)
-        failure = {"message": explain(error), "type": "server_error", "param": None, "code": "worker_unreachable"}
-        yield f"data: {json.dumps({'error': failure})}\n\n".encode()
+        yield f"data: {json.dumps(_unreachable(str(answer.url), error).body)}\n\n".encode()
     else:
         if rest:
             yield rest
 
 
-def _read_request(body: bytes) -> tuple[str | None, bool]:
-    """Name of the model, None if the request is not a proper one; and whether the reply shall be streamed."""
-    try:
-        request = json.loads(body)
-        model, streaming = request["model"], request.get("stream")
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return None, False
-    return (model if isinstance(model, str) else None), streaming is True
+def _unreachable(address: str, error: Exception) -> OpenAIError:
+    logger.error("The answer of %s failed: %s: %s", address, type(error).__name__, error)
+    return OpenAIError(503, explain(error), "server_error", "worker_unreachable")

@@ -1,24 +1,24 @@
-"""The HTTP side of a controller (contract: serve.md 1). Needs the `serve` extra."""
+"""The HTTP endpoints of a controller. Needs the `serve` extra."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
+from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
+from llava.program import RequestError
 from llava.serve import wire
 from llava.serve.access import MAX_ADDRESS_LENGTH, RegistrationRefused, RegistrationRules
 from llava.serve.control.metrics import ControllerMetrics
-from llava.serve.control.relay import openai_routes
+from llava.serve.control.relay import openai_routes, request_schema
 from llava.serve.control.state import LARGEST_NUMBER, Controller, shown_name
 from llava.serve.control.worker_client import MAX_HOPS, Timeouts, WorkerClient, hops_of
-from llava.serve.http_layer import BodyLimit, NoPages
+from llava.serve.http_layer import MAX_REQUEST_MB, handle_errors, parse_json_object, protect
 from llava.serve.live_stream import LiveStream
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,25 @@ class ModelQuestion(BaseModel):
     model: str
 
 
-def build_app(
-    controller: Controller, rules: RegistrationRules, timeouts: Timeouts, max_body_bytes: int, expire_every: float
+def create_app(
+    controller: Controller,
+    *,
+    rules: RegistrationRules | None = None,
+    timeouts: Timeouts | None = None,
+    max_body_bytes: int = MAX_REQUEST_MB * 2**20,
+    expire_every: float = CONTROLLER_HEART_BEAT_EXPIRATION,
 ) -> FastAPI:
-    """See `controller.create_app`."""
-    client = WorkerClient(timeouts)
+    """The web application of a controller.
+
+    Args:
+        controller: its state.
+        rules: who may register; by default workers on this machine, without a secret.
+        timeouts: how long workers are waited for.
+        max_body_bytes: larger requests are answered with 413.
+        expire_every: seconds between two checks for workers whose heart beats have stopped.
+    """
+    rules = rules or RegistrationRules()
+    client = WorkerClient(timeouts or Timeouts())
     metrics = ControllerMetrics(controller)
     refresh = Refresh(controller, client)
 
@@ -56,8 +70,8 @@ def build_app(
 
     app = FastAPI(title="LLaVA controller", lifespan=lifespan)
     app.state.controller = controller
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
-    app.add_middleware(NoPages)  # the last one added is asked first
+    protect(app, max_body_bytes)
+    handle_errors(app, status=400)
     app.include_router(openai_routes(controller, client, metrics))
 
     @app.exception_handler(RegistrationRefused)
@@ -65,33 +79,24 @@ def build_app(
         logger.warning("Refused: %s", refusal)
         return JSONResponse({"message": str(refusal)}, status_code=403)
 
-    @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        message = f"{place}: {first['msg']}" if place else first["msg"]
-        return JSONResponse({"message": message}, status_code=400)
-
     @app.post("/register_worker")
     async def register_worker(registration: Registration, request: Request) -> Response:
-        secret = request.headers.get(wire.SECRET_HEADER)
+        name, secret = registration.worker_name, request.headers.get(wire.SECRET_HEADER)
         try:
             rules.check_secret(secret)
-            rules.check_address(registration.worker_name)
-            status = registration.worker_status or await client.get_status(registration.worker_name)
+            rules.check_address(name)
+            status = registration.worker_status or await client.get_status(name)
             if status is not None:
-                may_share = rules.may_share_models(secret)
-                controller.register_worker(
-                    registration.worker_name, registration.check_heart_beat, status, may_share=may_share
-                )
+                may_share = rules.may_share_models(secret, request.client.host if request.client else "")
+                controller.register_worker(name, registration.check_heart_beat, status, may_share=may_share)
         except RegistrationRefused:
             metrics.registrations.labels("refused").inc()
             raise
         except ValueError as error:
             metrics.registrations.labels("failed").inc()
             return JSONResponse({"message": str(error)}, status_code=400)
-        # An old worker takes any other status for the end of the world: no status is answered like success, and
-        # its next heart beat repairs it (S-20).
+        # Old workers stop at any other answer. A missing status is answered like success, and the worker's next heart
+        # beat repairs it.
         metrics.registrations.labels("failed" if status is None else "registered").inc()
         return JSONResponse(None)
 
@@ -112,10 +117,11 @@ def build_app(
     async def get_worker_address(question: ModelQuestion) -> dict[str, str]:
         return {"address": controller.get_worker_address(question.model)}
 
-    @app.post("/worker_generate_stream", openapi_extra=STREAM_OPENAPI)
+    @app.post(
+        "/worker_generate_stream", openapi_extra=request_schema("model", "prompt", model="string", prompt="string")
+    )
     async def worker_generate_stream(request: Request) -> Response:
-        frames = _relay(controller, client, metrics, await request.body(), hops_of(request.headers))
-        return LiveStream(frames)
+        return LiveStream(_relay(controller, client, metrics, await request.body(), hops_of(request.headers)))
 
     @app.post("/worker_get_status")
     async def worker_get_status(request: Request) -> Response:
@@ -135,24 +141,8 @@ def build_app(
     return app
 
 
-STREAM_OPENAPI = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["model", "prompt"],
-                    "properties": {"model": {"type": "string"}, "prompt": {"type": "string"}},
-                }
-            }
-        },
-    }
-}
-
-
 class Refresh:
-    """Asks all workers for their status at once; who calls while that goes on waits for it instead of asking again."""
+    """Asks all workers for their status at once; calls during a refresh wait for it instead of starting another."""
 
     def __init__(self, controller: Controller, client: WorkerClient) -> None:
         self.controller = controller
@@ -172,7 +162,7 @@ class Refresh:
 
 
 async def total_status(controller: Controller, client: WorkerClient, hops: int) -> dict[str, Any]:
-    """The status of a controller as a worker of another one: sums over its workers, asked now."""
+    """The status of a controller that is a worker of another one: sums over its workers, asked live."""
     answers = await asyncio.gather(*(client.get_status(name, hops) for name in controller.workers()))
     statuses = [status for status in answers if status is not None]
     return {
@@ -185,32 +175,23 @@ async def total_status(controller: Controller, client: WorkerClient, hops: int) 
 async def _relay(
     controller: Controller, client: WorkerClient, metrics: ControllerMetrics, body: bytes, hops: int
 ) -> AsyncGenerator[bytes, None]:
-    """A worker's frames, or one frame with error 2 (S-2)."""
-    outcome = metrics.relayed.labels
-    params = _params_of(body)
-    model = params["model"] if isinstance(params.get("model"), str) else None
+    """A worker's frames, or exactly one frame with error 2."""
+    try:
+        params = parse_json_object(body)
+    except RequestError:
+        params = {}
+    model = params.get("model") if isinstance(params.get("model"), str) else None
     address = controller.get_worker_address(model) if model is not None and hops < MAX_HOPS else ""
+    metrics.relayed.labels("worker_generate_stream", "started" if address else "no_worker").inc()
     if not address:
-        outcome("worker_generate_stream", "no_worker").inc()
-        reason = (
-            "the request names no model" if model is None else f"no worker serves the model {shown_name(model)} now"
-        )
+        named = "the request names no model"
+        reason = named if model is None else f"no worker serves the model {shown_name(model)} now"
         logger.info("A request fails: %s", reason)
         yield wire.error_frame(wire.NO_WORKER, reason, wire.wants_details(params))
         return
-    outcome("worker_generate_stream", "started").inc()
     async with aclosing(client.stream(address, body, hops, wire.wants_details(params))) as frames:
         async for frame in frames:
             yield frame
-
-
-def _params_of(body: bytes) -> dict[str, Any]:
-    """The fields of a request; none if it is not a JSON object."""
-    try:
-        params = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return params if isinstance(params, dict) else {}
 
 
 async def _expire(controller: Controller, expire_every: float) -> None:

@@ -1,4 +1,4 @@
-"""What a controller knows of its workers, and how it picks one (contract: serve.md 1). Plain state: no HTTP here."""
+"""A controller's table of workers, and the choice of one for a request. Plain state, without HTTP."""
 
 import logging
 import math
@@ -19,19 +19,20 @@ MAX_WORKERS = 1024
 MAX_MODELS_PER_WORKER = 256
 MAX_NAME_LENGTH = 256
 SMALLEST_TOTAL_WEIGHT = 1e-4
-# Far above anything real; keeps what strangers report within what can be divided and added up.
+# Far above anything real; keeps reported numbers in a range that can be divided and added up.
 LARGEST_NUMBER = 10**9
 
 
 class DispatchMethod(Enum):
-    """How a worker is chosen among those that serve a model."""
+    """How a worker is chosen among those that serve a model: at random by speed, or by the shortest queue."""
 
     LOTTERY = auto()
     SHORTEST_QUEUE = auto()
 
     @classmethod
     def from_str(cls, name: str) -> "DispatchMethod":
-        """
+        """Parse a name.
+
         Raises:
             ValueError: neither `lottery` nor `shortest_queue`.
         """
@@ -44,9 +45,9 @@ class DispatchMethod(Enum):
 
 @dataclass
 class WorkerInfo:
-    """What is known of one worker; `last_heart_beat` is in seconds of the controller's clock.
+    """One worker's entry; `last_heart_beat` is in seconds of the controller's clock.
 
-    `may_share` says that this worker may serve models that others serve too (it showed the secret).
+    `may_share`: this worker may serve models that others serve too, see `RegistrationRules.may_share_models`.
     """
 
     model_names: list[str]
@@ -58,10 +59,10 @@ class WorkerInfo:
 
 
 def parse_status(status: Any) -> dict[str, Any]:
-    """A worker's status, checked: model names, speed, queue length.
+    """Validate a worker's status: model names, speed, queue length.
 
     Raises:
-        ValueError: something is missing or of the wrong kind; says what.
+        ValueError: something is missing or of the wrong type; names it.
     """
     if not isinstance(status, Mapping):
         raise ValueError("a worker's status must be a JSON object")
@@ -78,7 +79,7 @@ def parse_status(status: Any) -> dict[str, Any]:
 
 
 def shown_name(name: str) -> str:
-    """A name that a stranger sent, as it may stand in a log and in an answer."""
+    """A name that a client sent, safe to log and to show."""
     return ascii(name[:MAX_NAME_LENGTH])
 
 
@@ -87,9 +88,9 @@ class Controller:
 
     Args:
         dispatch_method: `lottery` or `shortest_queue`, or a `DispatchMethod`.
-        expiration: seconds without a heart beat after which a worker is forgotten.
-        clock: gives the present in seconds.
-        choose: picks one of several names by their weights, as `random.choices`.
+        expiration: seconds without a heart beat after which a worker is removed.
+        clock: current time in seconds.
+        choose: picks one of several names by weights, like `random.choices`.
     """
 
     def __init__(
@@ -112,17 +113,17 @@ class Controller:
     def register_worker(
         self, worker_name: str, check_heart_beat: bool, worker_status: Mapping[str, Any], may_share: bool = True
     ) -> bool:
-        """Enter a worker, or replace its entry; True.
+        """Add a worker, or replace its entry; always True.
 
         Args:
             worker_name: its base URL.
-            check_heart_beat: whether it is forgotten when its heart beats end.
-            worker_status: its status, checked by `parse_status`.
+            check_heart_beat: whether it is removed when its heart beats stop.
+            worker_status: its status, validated by `parse_status`.
             may_share: whether it may serve a model that another live worker serves.
 
         Raises:
             ValueError: the status is malformed.
-            RegistrationRefused: another worker owns one of its models, or the table is full.
+            RegistrationRefused: another worker serves one of its models, or the table is full.
         """
         status = parse_status(worker_status)
         with self._lock:
@@ -137,7 +138,7 @@ class Controller:
         return True
 
     def receive_heart_beat(self, worker_name: str, queue_length: int) -> bool:
-        """Note a worker's queue length and that it lives; False for an unknown one, which registers again then."""
+        """Record a worker's queue length and the time; False for an unknown worker, which then registers again."""
         with self._lock:
             info = self.worker_info.get(worker_name)
             if info is None:
@@ -158,7 +159,7 @@ class Controller:
             return {name: replace(info) for name, info in self.worker_info.items()}
 
     def get_worker_address(self, model_name: str) -> str:
-        """The worker for one request, or an empty string; with the shortest queue, the request is counted in it."""
+        """The worker for one request, or an empty string; `shortest_queue` adds the request to the worker's queue."""
         with self._lock:
             serving = {name: info for name, info in self.worker_info.items() if model_name in info.model_names}
             if self.dispatch_method == DispatchMethod.LOTTERY:
@@ -170,12 +171,12 @@ class Controller:
             return chosen
 
     def apply_status(self, worker_name: str, asked: WorkerInfo, status: Mapping[str, Any] | None) -> None:
-        """Note what a worker answered to a refresh; None, or a status it has no right to, removes it.
+        """Apply a worker's answer to a refresh; None, or a status with a model it may not serve, removes the worker.
 
         Args:
             worker_name: the worker that was asked.
-            asked: its entry (of `workers`) when it was asked. If it has reported since, it is not removed.
-            status: its status, checked; None if it gave none.
+            asked: its entry (of `workers`) when it was asked. A worker that has reported since is not removed.
+            status: its validated status; None if it gave none.
         """
         with self._lock:
             info = self.worker_info.get(worker_name)
@@ -198,7 +199,7 @@ class Controller:
             info.queue_length, info.last_heart_beat = status["queue_length"], self._clock()
 
     def remove_expired(self) -> list[str]:
-        """Forget the workers whose heart beats have ended; their names."""
+        """Remove the workers whose heart beats have stopped; returns their names."""
         with self._lock:
             expired = [name for name, info in self.worker_info.items() if not self._is_live(info)]
             for name in expired:
@@ -227,5 +228,5 @@ class Controller:
 
 
 def _load(info: WorkerInfo) -> float:
-    """A worker that cannot work (a controller without workers has speed 0) is the last choice."""
+    """Queue length per speed. Speed 0 (a controller without workers) makes a worker the last choice."""
     return info.queue_length / info.speed if info.speed > 0 else math.inf

@@ -1,11 +1,7 @@
-"""A controller's requests to its workers: not blocking, no redirects, no proxies, with time limits (S-3, S-4).
-
-Needs the `serve` extra; imported by the controller only.
-"""
+"""A controller's requests to its workers: asynchronous, bounded in time and size. Needs the `serve` extra."""
 
 import json
 import logging
-import ssl
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +11,12 @@ import httpx
 
 from llava.serve import wire
 from llava.serve.control.state import parse_status
+from llava.serve.http_client import client_options, read_limited
 
 logger = logging.getLogger(__name__)
 
 MAX_STATUS_BYTES = 2**20
-# A controller may be a worker of another one. Counting the controllers on the way ends a circle of them.
+# A controller may be registered as a worker of another one. Counting the hops ends circles of controllers.
 HOPS_HEADER = "X-LLaVA-Hops"
 MAX_HOPS = 4
 
@@ -31,7 +28,8 @@ class Timeouts:
     Attributes:
         connect: for a connection.
         status: for a status.
-        stream: for the first and for every further piece of a stream. A slow model is no dead one (S-3).
+        stream: for the first and for every further piece of a stream; much longer than for a connection, as slow
+            models are not dead ones.
         reply: for an answer that comes in one piece.
     """
 
@@ -42,73 +40,57 @@ class Timeouts:
 
 
 class WorkerClient:
-    """One pool of connections to all workers; `close` it at the end."""
+    """One pool of connections to all workers; must be closed.
 
-    def __init__(self, timeouts: Timeouts, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    Args:
+        timeouts: how long workers are waited for.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
-        self.http = httpx.AsyncClient(
-            # A redirect could lead anywhere, a proxy from the environment would see what users say.
-            follow_redirects=False,
-            # Nothing is unpacked: a small packed answer may be a huge one.
-            headers={"Accept-Encoding": "identity"},
-            trust_env=False,
-            verify=ssl.create_default_context(),
-            # A kept connection may lead to a worker that has been restarted since.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-            transport=transport,
-        )
+        self.http = httpx.AsyncClient(**client_options(timeouts.stream, timeouts.connect))
+        self.reply_timeout = httpx.Timeout(timeouts.reply, connect=timeouts.connect)
 
     async def close(self) -> None:
         await self.http.aclose()
 
     async def get_status(self, address: str, hops: int = 0) -> dict[str, Any] | None:
-        """A worker's status, or None (logged) if it gives no proper one."""
+        """A worker's validated status, or None (logged) if it does not give one."""
         url, headers = f"{address.rstrip('/')}/worker_get_status", {HOPS_HEADER: str(hops + 1)}
         try:
             with anyio.fail_after(self.timeouts.status):
-                return parse_status(await self._read_json(url, headers))
+                async with self.http.stream("POST", url, headers=headers) as response:
+                    if response.status_code != 200:
+                        raise ValueError(f"status {response.status_code}")
+                    return parse_status(json.loads(await read_limited(response, MAX_STATUS_BYTES)))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as error:
             logger.error("No status from %s: %s: %s", address, type(error).__name__, error)
             return None
 
-    async def _read_json(self, url: str, headers: Mapping[str, str]) -> Any:
-        async with self.http.stream("POST", url, headers=headers, timeout=self.timeouts.status) as response:
-            if response.status_code != 200:
-                raise ValueError(f"status {response.status_code}")
-            return json.loads(await read_limited(response, MAX_STATUS_BYTES))
-
-    def stream_timeout(self) -> httpx.Timeout:
-        return httpx.Timeout(self.timeouts.stream, connect=self.timeouts.connect)
-
-    def reply_timeout(self) -> httpx.Timeout:
-        return httpx.Timeout(self.timeouts.reply, connect=self.timeouts.connect)
-
     async def stream(
         self, address: str, body: bytes, hops: int = 0, with_details: bool = False
     ) -> AsyncGenerator[bytes, None]:
-        """A worker's frames, each whole; whatever goes wrong is one last frame with error 3.
+        """A worker's complete frames; any failure becomes one last frame with error 3.
 
         Args:
-            address: the worker.
+            address: base URL of the worker.
             body: the request as the client sent it.
-            hops: controllers that this request has passed already.
-            with_details: whether the client wants to know why something failed.
+            hops: controllers that the request has passed already.
+            with_details: whether the client asks for the reason of a failure.
         """
         reader = wire.FrameReader()
-        headers = {**wire.CLIENT_HEADERS, "Content-Type": "application/json", HOPS_HEADER: str(hops + 1)}
-        answered = False
+        headers = {"Content-Type": "application/json", HOPS_HEADER: str(hops + 1)}
+        url = f"{address.rstrip('/')}/worker_generate_stream"
+        has_answered = False
         try:
-            url = f"{address.rstrip('/')}/worker_generate_stream"
-            async with self.http.stream(
-                "POST", url, content=body, headers=headers, timeout=self.stream_timeout()
-            ) as response:
+            async with self.http.stream("POST", url, content=body, headers=headers) as response:
                 if response.status_code != 200:
                     raise wire.WireError(f"the worker answered with status {response.status_code}")
                 async for piece in response.aiter_raw():
                     for frame in reader.feed_raw(piece):
                         yield frame + wire.DELIMITER
-                        answered = True
-            if reader.unfinished or not answered:
+                        has_answered = True
+            if reader.unfinished or not has_answered:
                 raise wire.WireError("the worker ended its answer too early")
         except (httpx.HTTPError, httpx.InvalidURL, wire.WireError) as error:
             logger.error("The stream of %s failed: %s: %s", address, type(error).__name__, error)
@@ -116,7 +98,7 @@ class WorkerClient:
 
 
 def explain(error: Exception) -> str:
-    """A failure as its victim may see it: without the worker's address."""
+    """A failure as the client may see it: without the worker's address."""
     if isinstance(error, wire.WireError):
         return f"{error}; try again"
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
@@ -126,21 +108,7 @@ def explain(error: Exception) -> str:
     return "the worker of this model broke off; try again"
 
 
-async def read_limited(response: httpx.Response, max_bytes: int) -> bytes:
-    """A whole body.
-
-    Raises:
-        WireError: it is larger than allowed.
-    """
-    body = bytearray()
-    async for piece in response.aiter_raw():
-        body += piece
-        if len(body) > max_bytes:
-            raise wire.WireError(f"the worker's answer is larger than {max_bytes} bytes")
-    return bytes(body)
-
-
 def hops_of(headers: Mapping[str, str]) -> int:
-    """Controllers that a request has passed; a value that is no number counts as too many."""
+    """Controllers that a request has passed; anything but a small number counts as too many."""
     value = headers.get(HOPS_HEADER, "0")
     return int(value) if value in map(str, range(MAX_HOPS)) else MAX_HOPS

@@ -1,8 +1,8 @@
-"""Attention over slots: how a step of the engine reads and writes keys and values through the model's own forward.
+"""Attention over cache slots, through the model's own forward.
 
-The model runs with this module's attention function. A forward that brings `kv_step` is one of the engine's: the
-function puts the new keys and values into their slots and attends to what the slots hold. Any other forward (training,
-`generate`) is transformers' fused attention, unchanged.
+The model runs with this module's attention function. A forward with `kv_step` belongs to the engine: the function
+writes the new keys and values into their slots and attends to the slots' contents. Any other forward (training,
+`generate`) uses the fused attention of transformers, unchanged.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class KVStep(Protocol):
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, window: int | None
     ) -> torch.Tensor:
-        """Store `k`, `v` `[B, heads, n, head_dim]` and attend with `q`; the result is `[B, n, heads, head_dim]`."""
+        """Store `k`, `v` `[B, heads, n, head_dim]` and attend with `q`; returns `[B, n, heads, head_dim]`."""
 
 
 def slotted_attention(
@@ -40,7 +40,7 @@ def slotted_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers' `AttentionInterface`."""
+    """An attention function for `AttentionInterface` of transformers."""
     if kv_step is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
@@ -53,13 +53,13 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_slotted_attention(model: PreTrainedModel) -> None:
-    """Let a language model take `kv_step`; every other call of it gives what it gave with `sdpa`."""
+    """Make a language model accept `kv_step`; any other call gives the results of `sdpa`."""
     model.set_attn_implementation(NAME)
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows `start:stop` of the batch, which all live in one slab; `mask` is additive, `[lanes in reach, 1, 1, n]`."""
+    """Rows `start:stop` of the batch, all in one slab; `mask` is additive, `[lanes in reach, 1, 1, n]`."""
 
     slab: Slab
     start: int
@@ -75,8 +75,9 @@ class DecodeStep:
     """One new token for each of many requests, `[B, 1, d]`.
 
     Args:
-        slots: of the rows; rows of one slab stand side by side, in the order of their lanes.
-        window: sliding window of the model in positions, None without.
+        slots: of the rows; rows of one slab are adjacent, in the order of their lanes.
+        dtype: of the mask.
+        window: sliding window of the model in positions; None: no window.
     """
 
     def __init__(self, slots: Sequence[Slot], dtype: torch.dtype, window: int | None) -> None:
@@ -107,7 +108,7 @@ def _decode_group(slab: Slab, slots: Sequence[Slot], start: int, dtype: torch.dt
     if window is not None:
         newest = torch.zeros(reach, dtype=torch.long, device=device).index_copy(0, lanes, positions)
         visible = visible & (torch.arange(end, device=device) > (newest - window).unsqueeze(1))
-    # The lowest number, not -inf: a lane that nobody uses now is masked as a whole, and must not become NaN.
+    # The lowest number, not -inf: an unused lane is masked completely, and must not become NaN.
     mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, torch.finfo(dtype).min)
     return _Group(slab, start, start + len(slots), lanes, positions, reach, reach == len(slots), mask[:, None, None])
 
@@ -120,7 +121,7 @@ def _attend_group(
     lanes, positions, mask = (x.to(q.device) for x in (group.lanes, group.positions, group.mask))
     keys[lanes, :, positions] = k[rows, :, 0]
     values[lanes, :, positions] = v[rows, :, 0]
-    # Query heads that share a key head stand in the place of positions: [B, kv heads, heads per kv head, head_dim].
+    # Query heads that share a key head take the place of positions: [B, kv heads, heads per kv head, head_dim].
     q = q[rows].reshape(-1, keys.shape[1], q.shape[1] // keys.shape[1], q.shape[3])
     if not group.is_dense:
         q = q.new_zeros(group.reach, *q.shape[1:]).index_copy(0, lanes, q)
@@ -135,10 +136,10 @@ def _attend_group(
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start:stop` of the packed row of a `PrefillStep`, which go to `slot` behind what it holds already.
+    """Tokens `start:stop` of the packed row of a `PrefillStep`, which are appended to `slot`.
 
     Attributes:
-        visible: `[stop - start]`, False at places that nobody attends to.
+        visible: `[stop - start]`, False at positions that are never attended to.
     """
 
     slot: Slot
@@ -148,7 +149,7 @@ class Segment:
 
 
 class PrefillStep:
-    """Pieces of several prompts, one behind the other in one row `[1, n, d]`; each sees only its own request."""
+    """Pieces of several prompts, packed into one row `[1, n, d]`; each attends to its own request only."""
 
     def __init__(self, segments: Sequence[Segment], window: int | None) -> None:
         self.parts = [(segment, _prefill_mask(segment, window)) for segment in segments]
@@ -178,7 +179,7 @@ class PrefillStep:
 
 
 def _prefill_mask(segment: Segment, window: int | None) -> torch.Tensor | None:
-    """`[n, positions so far + n]`, True where attended; None where it is plainly causal."""
+    """`[n, positions so far + n]`, True where attended; None if plainly causal."""
     slot, count = segment.slot, segment.stop - segment.start
     end = slot.filled + count
     slot.slab.visible[slot.lane, slot.filled : end] = segment.visible

@@ -1,4 +1,4 @@
-"""The replies that share the model's forwards: their slots, their prompts' pieces, their decoding steps."""
+"""The replies that share the forwards of the model: their cache slots, prefill pieces and decoding steps."""
 
 from typing import Any, TypeAlias
 
@@ -12,20 +12,21 @@ from llava.serve.engine.generation import ContextFullError, EngineSettings, Repl
 from llava.serve.engine.kv_slots import CacheGeometry, KVSlots, slot_length
 from llava.serve.engine.prompts import join_weights
 
-ALONE = 4  # times the usual piece of a prompt is read at once while no reply is running
+IDLE_FACTOR = 4  # prefill pieces are this much longer while no reply is decoding
 
-Made: TypeAlias = tuple[list[Reply], torch.Tensor]  # replies, and a row of logits `[B, V]` for each
+StepOutput: TypeAlias = tuple[list[Reply], torch.Tensor]  # replies, and their logits `[B, V]`
 
 
 class Batch:
-    """Used by the engine's thread only.
+    """All replies that hold a cache slot. Used by the engine's thread only.
 
     Args:
-        model: its attention is set to one that can read slots.
+        model: its attention implementation is replaced by one that reads slots.
+        settings: of the engine.
 
     Attributes:
-        reading: replies with a slot whose prompts are not read to their end.
-        running: replies that get a token in every step.
+        reading: replies whose prompts are not prefilled completely.
+        running: replies that get one token per step.
     """
 
     def __init__(self, model: PreTrainedModel, settings: EngineSettings) -> None:
@@ -47,11 +48,11 @@ class Batch:
         return [*self.reading, *self.running]
 
     def place(self, reply: Reply) -> bool:
-        """Take a slot for the whole reply, so that it never has to stop half-way; False while there is no room.
+        """Acquire a slot for prompt and longest reply, so that no reply stops half-way; False while there is no room.
 
         Raises:
             ContextFullError: the prompt fills the context.
-            RequestError: the reply would not fit the empty cache.
+            RequestError: prompt and reply do not fit into the empty cache.
         """
         limit, prompt = self.context_length, reply.prompt
         reply.max_new_tokens = min(reply.request.max_new_tokens, limit - len(prompt))
@@ -72,9 +73,10 @@ class Batch:
         return True
 
     def remove(self, reply: Reply, is_clean: bool) -> None:
-        """Give a reply's slot back.
+        """Release a reply's slot.
 
         Args:
+            reply: running or reading.
             is_clean: see `KVSlots.release`.
         """
         self.slots.release(reply.slot, is_clean=is_clean)
@@ -85,12 +87,12 @@ class Batch:
                 self._rows_changed = True
 
     def next_pieces(self) -> list[tuple[Reply, int]]:
-        """Which prompts are read now, and how many tokens of each."""
-        room = self.prefill_chunk * (1 if self.running else ALONE)
+        """The prompts to prefill next, and how many tokens of each."""
+        room = self.prefill_chunk * (1 if self.running else IDLE_FACTOR)
         pieces: list[tuple[Reply, int]] = []
         for reply in self.reading:
             has_weights = reply.prompt.weights is not None
-            if room == 0 or (pieces and has_weights):  # weights are those of one row, and a packed row has many owners
+            if room == 0 or (pieces and has_weights):  # weights apply to a whole row, and a packed row has many owners
                 break
             count = min(room, len(reply.prompt) - reply.slot.filled)
             pieces.append((reply, count))
@@ -99,8 +101,8 @@ class Batch:
                 break
         return pieces
 
-    def read_prompts(self, pieces: list[tuple[Reply, int]]) -> Made:
-        """One piece of prompts; those that are read to their end run from now on. Returns them with their logits."""
+    def read_prompts(self, pieces: list[tuple[Reply, int]]) -> StepOutput:
+        """Prefill one piece; returns the replies whose prompts are complete now, with their last logits."""
         segments, embeds, positions, start = [], [], [], 0
         for reply, count in pieces:
             first, prompt = reply.slot.filled, reply.prompt
@@ -127,8 +129,8 @@ class Batch:
             self._rows_changed = True
         return [reply for _, reply in finished], logits[[row for row, _ in finished]]
 
-    def decode(self) -> Made:
-        """A step of every running reply, with the logits of its next token."""
+    def decode(self) -> StepOutput:
+        """One decoding step of all running replies, with the logits of their next tokens."""
         if self._rows_changed:
             self._arrange_rows()
         replies = list(self.running)
@@ -142,10 +144,10 @@ class Batch:
         return replies, logits
 
     def _arrange_rows(self) -> None:
-        """Rows in the order of their slots, and the weights of them all."""
+        """Sort the rows by slot, and join their perceptual weights."""
         order = {slab: place for place, slab in enumerate(self.slots.slabs)}
         self.running.sort(key=lambda reply: (order[reply.slot.slab], reply.slot.lane))
-        self._weights = None  # those of the old rows go before those of the new ones come
+        self._weights = None  # freed before the new ones are allocated
         joined = join_weights([[] if r.prompt.weights is None else [r.prompt.weights] for r in self.running])
         self._weights = None if joined is None else joined.bind(self._dtype)
         self._rows_changed = False
@@ -159,7 +161,7 @@ class Batch:
         **options: Any,
     ) -> torch.Tensor:
         """Logits `[B, n, V]` of `embeds` `[B, n, d]`."""
-        unused = embeds.new_empty(1, 1, 1, 1)  # a mask of four dimensions is taken as it is; the step has its own
+        unused = embeds.new_empty(1, 1, 1, 1)  # transformers passes 4D masks through; the step has its own
         return self.model(
             inputs_embeds=embeds,
             attention_mask=unused,

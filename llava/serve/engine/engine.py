@@ -1,22 +1,21 @@
 """Continuous batching: many requests share every forward of the model, and join and leave between two tokens.
 
-One thread owns the model's language part and the slots of keys and values. In each round it reads a bounded piece of
-waiting prompts, then makes one token for every running request. Requests are served in the order in which they are
-ready (a picture must be encoded first): one that does not fit yet is not overtaken. Pictures are encoded in a thread
-of their own, so running replies go on.
+One thread owns the language model and the cache slots. In each round it prefills a bounded piece of waiting prompts,
+then generates one token for every running request. Requests wait in FIFO order: one that does not fit yet is not
+overtaken. A request with images joins the queue when its images are encoded, which happens in a thread of its own, so
+that running replies continue. One limit (`max_rows + max_queue`) covers requests that are parsed, wait and run.
 
-transformers has continuous batching too, but it takes token ids only, and one set of weights for all rows.
+transformers has continuous batching too, but it accepts token ids only, and one set of weights for all rows.
 """
 
-import itertools
 import logging
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,16 +32,9 @@ from llava.serve.engine.generation import (
     Reply,
     ReplyEvent,
 )
-from llava.serve.engine.image_cache import PictureCache
+from llava.serve.engine.images import PreparedImage, prepare_image
 from llava.serve.engine.metrics import EngineMetrics
-from llava.serve.engine.prompts import (
-    EncodedPicture,
-    PreparedPicture,
-    Prompt,
-    build_prompt,
-    encode_picture,
-    prepare_picture,
-)
+from llava.serve.engine.prompts import Prompt, PromptEncoder
 from llava.serve.engine.reply_text import ReplyText
 from llava.serve.engine.sampling import Sampler, SamplingSettings, choose_tokens
 
@@ -50,25 +42,26 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Runs replies of one model.
+    """Generates replies of one model.
 
     Args:
-        model: opened by `load_pretrained_model`; its attention is set to one that can read slots.
-        tokenizer, image_processor: of the same.
+        model: from `load_pretrained_model`; its attention implementation is replaced by one that reads slots.
+        tokenizer, image_processor: from the same call.
+        settings: resources and limits.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any, settings: EngineSettings) -> None:
         self.model, self.tokenizer, self.image_processor, self.settings = model, tokenizer, image_processor, settings
-        self.pictures = PictureCache(settings.picture_cache_bytes)
         self.metrics = EngineMetrics()
         self._batch = Batch(model, settings)
         self._end_tokens = _end_tokens(model, tokenizer)
-        self._encoding: dict[Reply, Future[None]] = {}  # their pictures are in the encoder's queue
-        self._encoded: set[Reply] = set()  # prompts with pictures that wait for a slot
-        self._incoming: deque[Reply] = deque()  # ready for the engine's thread
+        self._prompts = PromptEncoder(model, settings.image_cache_bytes)
+        self._encoding: dict[Reply, Future[None]] = {}  # in the queue of the encoder thread
+        self._encoded: set[Reply] = set()  # embedded prompts with images that wait for a slot
+        self._incoming: deque[Reply] = deque()  # ready for the engine thread
         self._waiting: deque[Reply] = deque()
-        self._learned: dict[str, torch.Tensor] | None = None  # outputs of perceptual weights
-        self._num_queued = 0
+        self._num_parsing = 0  # requests that are parsed by `reserve` blocks
+        self._num_waiting = 0  # submitted, without a slot
         self._changed = threading.Condition()
         self._is_closed = False
         self._watch()
@@ -76,27 +69,38 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="llava-engine", daemon=True)
         self._thread.start()
 
-    # What other threads call.
+    # Called from other threads.
 
-    def prepare(self, picture: Image.Image) -> PreparedPicture:
-        """A picture for a request. Takes some time, and for a large picture some memory: not while the request waits.
+    def prepare(self, image: Image.Image) -> PreparedImage:
+        """Preprocess an image for a request; takes time and memory, and needs no model.
 
         Raises:
-            RequestError: the model takes no pictures.
+            RequestError: the model takes no images.
         """
-        return prepare_picture(self.model, self.image_processor, picture)
+        return prepare_image(self.model, self.image_processor, image)
 
-    def check_room(self) -> None:
-        """
+    @contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Hold a place in the queue while a request is parsed and its images are decoded.
+
         Raises:
             BusyError: the queue is full.
         """
-        if self._num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
-            self.metrics.requests.labels("busy").inc()
-            raise BusyError(f"the server is busy: {self._num_queued} requests are waiting; try again in a moment")
+        with self._changed:
+            self._check_room()
+            self._num_parsing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_parsing -= 1
 
     def submit(self, request: GenerationRequest, listener: Callable[[ReplyEvent], None]) -> Reply:
-        """Start a reply. `listener` hears of every token and of the end, from the engine's threads; it must not wait.
+        """Queue a request.
+
+        Args:
+            request: see `GenerationRequest`.
+            listener: called for every token and for the end, from the engine's threads; must not block.
 
         Raises:
             BusyError: the queue is full.
@@ -105,7 +109,7 @@ class Engine:
         """
         if request.max_new_tokens < 1:
             raise ContextFullError("max_new_tokens must be 1 or more")
-        limit, num_text = self.settings.context_length, len(request.input_ids) - len(request.pictures)
+        limit, num_text = self.settings.context_length, len(request.input_ids) - len(request.images)
         if num_text >= limit:  # before a long prompt becomes gigabytes of embeddings
             raise ContextFullError(f"the prompt has {num_text} tokens, and the model's context {limit}")
         text = ReplyText(self.tokenizer, request.stops)
@@ -113,20 +117,25 @@ class Engine:
         with self._changed:
             if self._is_closed:
                 raise EngineStoppedError("the server is stopping")
-            self.check_room()
-            self._num_queued += 1
-            if request.pictures:
+            self._check_room()
+            self._num_waiting += 1
+            if request.images:
                 self._encoding[reply] = self._encoder.submit(self._encode, reply)
             else:
                 self._incoming.append(reply)
                 self._changed.notify_all()
         return reply
 
+    def _check_room(self) -> None:
+        if self.num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
+            self.metrics.requests.labels("busy").inc()
+            raise BusyError(f"the server is busy: {self.num_queued} requests are waiting; try again in a moment")
+
     def warm_up(self) -> None:
-        """Make two tokens, so that what cannot run on this machine is found before a user finds it.
+        """Generate two tokens, so that a model that cannot run on this machine fails at the start.
 
         Raises:
-            Exception: whatever failed.
+            Exception: the error of the model.
         """
         ended: queue.Queue[ReplyEvent] = queue.Queue()
         token = max(0, self.model.get_input_embeddings().num_embeddings - 1)
@@ -137,20 +146,20 @@ class Engine:
             raise event.error
 
     def cancel(self, reply: Reply) -> None:
-        """`reply.cancel()`, and see to it at once even if nothing else happens."""
+        """End a reply at once, even if nothing else happens."""
         reply.cancel()
         with self._changed:
             was_encoding = self._encoding.get(reply)
-            is_out = was_encoding is not None and was_encoding.cancel()  # its turn had not come
+            is_out = was_encoding is not None and was_encoding.cancel()  # still queued
             if is_out:
                 del self._encoding[reply]
-                self._num_queued -= 1
+                self._num_waiting -= 1
             self._changed.notify_all()
         if is_out:
             self._end(reply, "cancelled")
 
     def close(self) -> None:
-        """End every reply with an error and the threads with them."""
+        """End every reply with an error, and stop the threads."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -160,7 +169,7 @@ class Engine:
             left = [*self._encoding, *self._incoming, *self._waiting, *self._batch.replies]
             for replies in (self._encoding, self._encoded, self._incoming, self._waiting):
                 replies.clear()
-            self._num_queued = 0
+            self._num_waiting = 0
         for reply in left:
             self._end(reply, "error", EngineStoppedError("the server is stopping"))
 
@@ -170,13 +179,13 @@ class Engine:
 
     @property
     def num_active(self) -> int:
-        """Replies that have a slot."""
+        """Replies with a slot."""
         return len(self._batch)
 
     @property
     def num_queued(self) -> int:
-        """Requests without a slot yet."""
-        return self._num_queued
+        """Requests without a slot, those that are still being parsed included."""
+        return self._num_parsing + self._num_waiting
 
     @property
     def num_slots_used(self) -> int:
@@ -186,10 +195,10 @@ class Engine:
     def cache_bytes_used(self) -> int:
         return self._batch.slots.used_bytes
 
-    # The encoder's thread.
+    # The encoder thread.
 
     def _encode(self, reply: Reply) -> None:
-        """Make the prompt of one request, not far ahead of the slots: prompts take memory of the device."""
+        """Embed the prompt of one request, but not far ahead of the slots: embedded prompts take device memory."""
         with self._changed:
             while len(self._encoded) >= self.settings.max_rows and not (self._is_closed or reply.is_cancelled):
                 self._changed.wait()
@@ -198,7 +207,7 @@ class Engine:
         error = None
         try:
             if not reply.is_cancelled:
-                reply.prompt = self._build_prompt(reply.request)
+                reply.prompt = self._embed(reply.request)
         except Exception as caught:
             error = caught
         with self._changed:
@@ -208,27 +217,14 @@ class Engine:
                 self._incoming.append(reply)
                 self._changed.notify_all()
             else:
-                self._num_queued -= 1
+                self._num_waiting -= 1
         if error is not None:
             self._end(reply, "error", error)
 
-    def _build_prompt(self, request: GenerationRequest) -> Prompt:
-        budget = request.num_visual_tokens
-        encoded = [
-            self.pictures.get((picture.key, budget), lambda picture=picture: self._encode_picture(picture, budget))
-            for picture in request.pictures
-        ]
-        return build_prompt(self.model, request.input_ids, encoded)
+    def _embed(self, request: GenerationRequest) -> Prompt:
+        return self._prompts.encode(request.input_ids, request.images, request.num_visual_tokens)
 
-    def _encode_picture(self, picture: PreparedPicture, budget: int | None) -> EncodedPicture:
-        encoded = encode_picture(self.model, picture, budget)
-        if encoded.weights is None:
-            return encoded
-        # The connector computes the learned part anew for each picture. It is the same for all, so one is kept.
-        self._learned = self._learned or encoded.weights.outputs
-        return replace(encoded, weights=encoded.weights._replace(outputs=self._learned))
-
-    # The engine's thread.
+    # The engine thread.
 
     def _run(self) -> None:
         with torch.inference_mode():
@@ -236,7 +232,7 @@ class Engine:
                 try:
                     self._round()
                 except Exception as error:
-                    logger.exception("A step of the engine failed; its replies end")
+                    logger.exception("A step of the engine failed; its replies end.")
                     self._fail_active(error)
 
     def _take_incoming(self) -> bool:
@@ -256,13 +252,13 @@ class Engine:
             pieces = batch.next_pieces()
             try:
                 self._take_tokens(*batch.read_prompts(pieces))
-            except Exception as error:  # most often a lack of memory; the running replies have lost nothing
-                logger.exception("Prompts could not be read; their replies end")
+            except Exception as error:  # most often out of memory; running replies are not affected
+                logger.exception("Prompts could not be read; their replies end.")
                 for reply, _ in pieces:
                     self._end(reply, "error", error)
         if batch.running:
             self._take_tokens(*batch.decode())
-        elif not batch.reading and self._waiting:  # nothing runs, and yet the first one does not fit
+        elif not batch.reading and self._waiting:  # nothing runs, but the first request does not fit
             raise AssertionError("a request that fits the empty cache was not admitted")
 
     def _drop_cancelled(self) -> None:
@@ -274,12 +270,12 @@ class Engine:
             self._end(reply, "cancelled")
 
     def _admit(self) -> None:
-        """Give slots to those who wait, first come, first served."""
+        """Give slots to waiting requests in FIFO order."""
         while self._waiting and self.num_active < self.settings.max_rows:
             reply = self._waiting[0]
             try:
                 if reply.prompt is None:
-                    reply.prompt = self._build_prompt(reply.request)
+                    reply.prompt = self._embed(reply.request)
                 fits = self._batch.place(reply)
             except Exception as error:
                 self._waiting.popleft()
@@ -294,14 +290,14 @@ class Engine:
             self.metrics.visual_tokens.inc(reply.prompt.num_visual_tokens)
 
     def _take_tokens(self, replies: list[Reply], logits: torch.Tensor) -> None:
-        """A token for each reply, from its row of `logits` `[B, V]`."""
+        """Append a token to each reply, sampled from its row of `logits` `[B, V]`."""
         tokens = choose_tokens(logits, [reply.sampler for reply in replies])
-        are_numbers = logits.amax(dim=-1).isfinite().tolist()
+        are_finite = logits.amax(dim=-1).isfinite().tolist()
         now = time.monotonic()
-        self.metrics.count_tokens(sum(are_numbers))
-        for reply, token, is_number in zip(replies, tokens, are_numbers, strict=True):
-            if not is_number:
-                self._end(reply, "error", ArithmeticError("the model gave infinite or undefined numbers"))
+        self.metrics.count_tokens(sum(are_finite))
+        for reply, token, is_finite in zip(replies, tokens, are_finite, strict=True):
+            if not is_finite:
+                self._end(reply, "error", ArithmeticError("the model returned infinite or undefined numbers"))
                 continue
             if reply.num_generated == 0:
                 reply.first_token_after = now - reply.arrived
@@ -313,14 +309,14 @@ class Engine:
             is_end = token in self._end_tokens
             if not is_end:
                 reply.text.add(token)
-            self._tell(reply, ReplyEvent(reply.text.text, reply.text.safe_length, reply.usage))
+            self._notify(reply, ReplyEvent(reply.text.text, reply.text.safe_length, reply.usage))
             if is_end or reply.text.is_stopped:
                 self._end(reply, "stop")
             elif reply.num_generated == reply.max_new_tokens:
                 self._end(reply, "length")
 
     def _end(self, reply: Reply, finish: str, error: Exception | None = None) -> None:
-        """Free everything that a reply holds and say that it is over. Once; from either thread."""
+        """Release everything that a reply holds and report its end; once, from either thread."""
         if reply.is_done:
             return
         reply.is_done = True
@@ -329,39 +325,39 @@ class Engine:
         self.metrics.requests.labels(finish).inc()
         reply.text.finish()
         text = reply.text.text
-        self._tell(reply, ReplyEvent(text, len(text), reply.usage, finish, error))
+        self._notify(reply, ReplyEvent(text, len(text), reply.usage, finish, error))
 
     def _fail_active(self, error: Exception) -> None:
         for reply in self._batch.replies:
             self._end(reply, "error", error)
 
-    def _tell(self, reply: Reply, event: ReplyEvent) -> None:
+    def _notify(self, reply: Reply, event: ReplyEvent) -> None:
         if reply.is_cancelled and event.finish is None:
             return
         try:
             reply.listener(event)
         except Exception:
-            logger.exception("Nobody hears of a reply any more; it is cancelled")
+            logger.exception("The listener of a reply failed; the reply is cancelled.")
             reply.cancel()
 
     def _leave_queue(self, reply: Reply) -> None:
         with self._changed:
-            self._num_queued -= 1
+            self._num_waiting -= 1
             self._encoded.discard(reply)
             self._changed.notify_all()
 
     def _watch(self) -> None:
-        watch = self.metrics.watch
+        watch, images = self.metrics.watch, self._prompts.cache
         watch("llava_queued_requests", "Requests that wait for a slot.", lambda: self.num_queued)
         watch("llava_active_requests", "Replies that are read or written now.", lambda: self.num_active)
         watch("llava_cache_bytes", "Bytes of all slabs of keys and values.", lambda: self.cache_bytes_used)
         watch("llava_cache_slots", "Slots in use.", lambda: self.num_slots_used)
-        watch("llava_picture_cache_bytes", "Bytes of encoded pictures.", lambda: self.pictures.used_bytes)
-        watch("llava_picture_cache_hits", "Pictures found in the cache.", lambda: self.pictures.hits)
-        watch("llava_picture_cache_misses", "Pictures that had to be encoded.", lambda: self.pictures.misses)
+        watch("llava_picture_cache_bytes", "Bytes of encoded images.", lambda: images.used_bytes)
+        watch("llava_picture_cache_hits", "Images found in the cache.", lambda: images.hits)
+        watch("llava_picture_cache_misses", "Images that had to be encoded.", lambda: images.misses)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    stated = model.generation_config.eos_token_id
-    ids = stated if isinstance(stated, list) else [stated, tokenizer.eos_token_id]
-    return frozenset(itertools.filterfalse(lambda i: i is None, ids))
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured, tokenizer.eos_token_id]
+    return frozenset(i for i in ids if i is not None)

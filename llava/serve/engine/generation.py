@@ -1,18 +1,19 @@
-"""A request for a reply, and the reply as it grows: what the engine, its batch and its callers share."""
+"""Requests, replies and settings of the engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llava.program import RequestError
+from llava.serve.engine.images import PreparedImage, bytes_of_weights
 from llava.serve.engine.kv_slots import Slot
-from llava.serve.engine.prompts import PreparedPicture, Prompt, bytes_of_weights
+from llava.serve.engine.prompts import Prompt
 from llava.serve.engine.reply_text import ReplyText
 from llava.serve.engine.sampling import Sampler, SamplingSettings
 
 
 class BusyError(RequestError):
-    """Too many requests wait already."""
+    """Too many requests are waiting."""
 
 
 class ContextFullError(RequestError):
@@ -25,46 +26,48 @@ class EngineStoppedError(RuntimeError):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How an engine shares the machine.
+    """Resources and limits of an engine.
 
     Attributes:
-        max_rows: replies that run at once.
-        max_queue: requests that may wait for a place.
+        max_rows: replies generated at once.
+        max_queue: requests that may wait.
         cache_bytes: for keys, values and perceptual weights of running replies.
-        picture_cache_bytes: for encoded pictures.
-        prefill_chunk: prompt tokens read between two tokens of the running replies.
+        image_cache_bytes: for encoded images.
+        prefill_chunk: prompt tokens processed between two tokens of the running replies.
         context_length: positions that a prompt and its reply may take together.
     """
 
     max_rows: int
     max_queue: int
     cache_bytes: int
-    picture_cache_bytes: int
+    image_cache_bytes: int
     prefill_chunk: int
     context_length: int
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to reply to.
+    """One request for a reply.
 
     Attributes:
-        input_ids: IMAGE_TOKEN_INDEX where a picture goes.
-        pictures: from `Engine.prepare`.
-        num_visual_tokens: budget per picture (elastic connectors); None is the model's own.
+        input_ids: IMAGE_TOKEN_INDEX where an image goes.
+        max_new_tokens: longest reply.
+        images: from `Engine.prepare`, in the order of their markers.
+        sampling: how tokens are chosen.
         stops: strings that end the reply.
+        num_visual_tokens: budget per image (elastic connectors); None: the model's own.
     """
 
     input_ids: list[int]
     max_new_tokens: int
-    pictures: tuple[PreparedPicture, ...] = ()
+    images: tuple[PreparedImage, ...] = ()
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops: tuple[str, ...] = ()
     num_visual_tokens: int | None = None
 
 
 class Usage(NamedTuple):
-    """What a reply took: tokens, and seconds from arrival to the first token (None before it)."""
+    """Tokens of a reply, and seconds from its arrival to its first token (None before that)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -76,8 +79,10 @@ class ReplyEvent(NamedTuple):
     """A reply has grown by a token, or has ended.
 
     Attributes:
-        text: all of it so far; the first `safe_length` characters stay whatever comes.
+        text: all text so far; later tokens cannot change its first `safe_length` characters.
+        usage: tokens so far.
         finish: `stop` (end token or stop string), `length`, `cancelled` or `error`; None while it runs.
+        error: why it failed.
     """
 
     text: str
@@ -89,7 +94,7 @@ class ReplyEvent(NamedTuple):
 
 @dataclass(eq=False)
 class Reply:
-    """A request under way. Everything but `cancel` is the engine's."""
+    """A request in progress. Callers use `cancel` only; everything else belongs to the engine."""
 
     request: GenerationRequest
     listener: Callable[[ReplyEvent], None]
@@ -107,7 +112,7 @@ class Reply:
     is_done: bool = field(default=False)
 
     def cancel(self) -> None:
-        """Nobody reads this reply any more; its place is free before the next token. From any thread."""
+        """Stop generating; the slot is released before the next token. From any thread."""
         self.is_cancelled = True
 
     @property
@@ -117,5 +122,5 @@ class Reply:
 
     @property
     def weight_bytes(self) -> int:
-        """Its own perceptual weights, and their copy in the batch."""
+        """Bytes of its perceptual weights and of their copy in the batch."""
         return 0 if self.prompt is None else 2 * bytes_of_weights(self.prompt.weights)

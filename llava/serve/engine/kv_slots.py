@@ -1,9 +1,9 @@
-"""Where the keys and values of running requests live: slots of several lengths under one budget of bytes.
+"""The cache of keys and values of running requests: slots of several lengths within one budget of bytes.
 
-A slot is one row of a *slab*, a tensor `[lanes, heads, length, head_dim]` per layer. Requests of like length share a
-slab, so that attention reads them in place, as one batch, without gathering pages; and a request of 65 visual tokens
-takes a shorter slot than one of 576. Slabs are made when needed and given back when the room is wanted for another
-length.
+A slot is one row of a *slab*, a tensor `[lanes, heads, length, head_dim]` per layer. Requests of similar length share
+a slab, so that attention reads them in place, as one batch, without gathering pages; and a request with 65 visual
+tokens takes a shorter slot than one with 576. Slabs are allocated on demand, and freed when another length needs the
+room.
 """
 
 from collections.abc import Sequence
@@ -11,22 +11,24 @@ from dataclasses import dataclass, field
 
 import torch
 
-LANES = 8  # of a new slab, where the budget allows
+LANES = 8  # of a new slab, if the budget allows
 STEP = 32  # positions; lengths are multiples of it, and from 256 on of an eighth of the next lower power of two
 
 
 def slot_length(num_tokens: int) -> int:
-    """The length of the slot for so many positions: at most 32, or from 256 on an eighth, more than needed."""
+    """The slot length for a number of positions: at most 32 more, or from 256 on at most an eighth more."""
     step = max(STEP, 1 << max(0, (num_tokens - 1).bit_length() - 4))
     return -(-num_tokens // step) * step
 
 
 @dataclass(frozen=True)
 class CacheGeometry:
-    """What one position costs.
+    """The shape of keys and values.
 
     Attributes:
         num_heads: key-value heads.
+        head_dim: width of a head.
+        dtype: of keys and values.
         devices: of each layer.
     """
 
@@ -37,7 +39,7 @@ class CacheGeometry:
 
     @classmethod
     def of_model(cls, model: torch.nn.Module) -> "CacheGeometry":
-        """Read from a Llama-like causal language model of transformers."""
+        """The geometry of a Llama-like causal language model of transformers."""
         config = model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         devices = [layer.input_layernorm.weight.device for layer in model.get_model().layers]
@@ -50,13 +52,13 @@ class CacheGeometry:
 
 @dataclass(eq=False)
 class Slab:
-    """Slots of one length, the lanes of a common tensor.
+    """Slots of one length: the lanes of a common tensor.
 
     Attributes:
         keys, values: per layer, `[lanes, heads, length, head_dim]`.
-        visible: `[lanes, length]`, which positions hold something that may be attended to.
-        free: lanes that nobody uses, ascending.
-        unclean: lanes that may hold numbers that are none. The next owner masks them, but 0 x NaN is NaN.
+        visible: `[lanes, length]`, True at positions that may be attended to.
+        free: unused lanes, ascending.
+        unclean: lanes that may hold NaN or infinity. The next owner masks them, but 0 x NaN is NaN.
     """
 
     length: int
@@ -72,6 +74,7 @@ class Slab:
         return len(self.free) == self.num_lanes
 
     def clean(self, lane: int) -> None:
+        """Zero a lane if it may hold NaN or infinity."""
         if lane in self.unclean:
             for tensor in (*self.keys, *self.values):
                 tensor[lane].zero_()
@@ -80,7 +83,7 @@ class Slab:
 
 @dataclass(eq=False)
 class Slot:
-    """One request's place; `filled` positions hold something."""
+    """The cache of one request; its first `filled` positions are in use."""
 
     slab: Slab
     lane: int
@@ -106,7 +109,7 @@ class KVSlots:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of all slabs, in use or kept for the next request."""
+        """Bytes of all slabs, whether used or kept for the next request."""
         return sum(slab.num_lanes * self._lane_bytes(slab.length) for slab in self.slabs)
 
     @property
@@ -117,8 +120,9 @@ class KVSlots:
         """A slot for `num_tokens` positions, or None while there is no room.
 
         Args:
-            reserved: bytes of the budget that something else takes (perceptual weights of other requests).
-            own: bytes that this request takes beside its slot.
+            num_tokens: positions needed.
+            reserved: bytes of the budget used otherwise (perceptual weights of other requests).
+            own: bytes that this request uses besides its slot.
         """
         length, reserved = slot_length(num_tokens), reserved + own
         slab = self._free_slab(length, reserved, exactly=True) or self._new_slab(length, reserved, own)
@@ -132,10 +136,11 @@ class KVSlots:
         return Slot(slab, lane)
 
     def release(self, slot: Slot, is_clean: bool = True) -> None:
-        """Give a slot back; its slab stays for the next request of its length.
+        """Release a slot; its slab is kept for the next request of its length.
 
         Args:
-            is_clean: False where something went wrong, so that what it holds may not be finite.
+            slot: from `acquire`.
+            is_clean: False after a failure, when it may hold NaN or infinity.
         """
         if not is_clean:
             slot.slab.unclean.add(slot.lane)
@@ -146,7 +151,7 @@ class KVSlots:
         return length * self.geometry.bytes_per_token
 
     def _free_slab(self, length: int, reserved: int, exactly: bool) -> Slab | None:
-        """The shortest slab with a free lane, if it can stay beside what is reserved."""
+        """The shortest slab with a free lane, if it fits besides the reserved bytes."""
         fitting = [s for s in self.slabs if s.free and (s.length == length if exactly else s.length > length)]
         slab = min(fitting, key=lambda s: s.length, default=None)
         if slab is None or self._make_room(0, reserved, keep=slab) < 0:
@@ -154,7 +159,7 @@ class KVSlots:
         return slab
 
     def _make_room(self, wanted: int, reserved: int, keep: Slab | None = None) -> int:
-        """Bytes that are free, after giving back as many empty slabs as `wanted` bytes need."""
+        """Free bytes, after freeing as many empty slabs as `wanted` bytes need."""
         room = self.budget - reserved - self.used_bytes
         for empty in [slab for slab in self.slabs if slab.is_empty and slab is not keep]:
             if room >= wanted:
@@ -168,12 +173,12 @@ class KVSlots:
         room = self._make_room(lane_bytes, reserved)
         if room < lane_bytes:
             return None
-        lanes = min(LANES, (room + own) // (lane_bytes + own))  # who takes the other lanes needs as much beside them
+        lanes = min(LANES, (room + own) // (lane_bytes + own))  # owners of the other lanes need as much
         g = self.geometry
         shape = (lanes, g.num_heads, length, g.head_dim)
         slab = Slab(
             length,
-            # Zeros, not empty memory: a masked position still takes part, and 0 x NaN is NaN.
+            # Zeros, not empty memory: masked positions are still multiplied, and 0 x NaN is NaN.
             [torch.zeros(shape, dtype=g.dtype, device=device) for device in g.devices],
             [torch.zeros(shape, dtype=g.dtype, device=device) for device in g.devices],
             torch.zeros(lanes, length, dtype=torch.bool, device=g.devices[0]),

@@ -1,4 +1,4 @@
-"""What the engine counts, for `/metrics` (Prometheus) and for people."""
+"""Prometheus metrics of an engine."""
 
 import time
 from collections import deque
@@ -15,10 +15,10 @@ SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
 class EngineMetrics:
-    """Counters of one engine, in a registry of its own.
+    """The counters of one engine, in a registry of their own.
 
     Args:
-        clock: seconds, growing.
+        clock: monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,16 +41,17 @@ class EngineMetrics:
         )
 
     def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when somebody asks."""
+        """Add a gauge whose value is read on request."""
         Gauge(name, help_text, registry=self.registry).set_function(read)
 
     def count_tokens(self, count: int) -> None:
-        """So many tokens were generated just now."""
+        """Count tokens that were generated just now."""
         self.generated_tokens.inc(count)
         self._recent.append((self._clock(), count))
         self._forget()
 
     def tokens_per_second(self) -> float:
+        """Rate over the last `RATE_WINDOW` seconds."""
         self._forget()
         return sum(count for _, count in list(self._recent)) / RATE_WINDOW
 

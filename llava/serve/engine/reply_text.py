@@ -1,10 +1,10 @@
-"""The text of a growing reply: decoded piece by piece, ended by stop strings."""
+"""The text of a growing reply: incremental decoding and stop strings."""
 
 from collections.abc import Sequence
 from typing import Any
 
 CJK = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
-INCOMPLETE = "�"  # what a decoder gives for the first bytes of a character
+INCOMPLETE = "�"  # decoded from the first bytes of a character
 
 
 class ReplyText:
@@ -12,25 +12,25 @@ class ReplyText:
 
     Args:
         tokenizer: of transformers.
-        stops: strings that end the reply and are not part of it.
+        stops: strings that end the reply and are cut off.
 
     Attributes:
         ids: its tokens, without the end token.
-        text: what has been decoded, without the stop string; may still end with the beginning of one.
-        is_stopped: a stop string came.
+        text: decoded so far, without the stop string; may end with the beginning of one.
+        is_stopped: a stop string was found.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = [stop for stop in stops if stop]
         self.ids: list[int] = []
-        self._context = 0  # where decoding begins: a token reads differently at the start of a text
+        self._context = 0  # where decoding begins: tokens decode differently at the start of a text
         self._read = 0  # tokens whose text is in `text`
         self.text = ""
         self.is_stopped = False
 
     def add(self, token: int) -> None:
-        """Take one more token."""
+        """Append one token."""
         self.ids.append(token)
         known = self._decode(self.ids[self._context : self._read])
         text = self._decode(self.ids[self._context :])
@@ -39,7 +39,7 @@ class ReplyText:
             self._context, self._read = self._read, len(self.ids)
 
     def finish(self) -> None:
-        """No token follows: what was held back as half a character is text now."""
+        """Flush the bytes of an incomplete character; no token follows."""
         if not self.is_stopped:
             known = self._decode(self.ids[self._context : self._read])
             self._append(self._decode(self.ids[self._context :])[len(known) :])
@@ -47,7 +47,7 @@ class ReplyText:
 
     @property
     def safe_length(self) -> int:
-        """Characters of `text` that no later token can take back: not those that may begin a stop string."""
+        """Characters of `text` that are final: all but those that may begin a stop string."""
         if self.is_stopped:
             return len(self.text)
         longest = max((_overlap(self.text, stop) for stop in self._stops), default=0)
@@ -67,17 +67,17 @@ class ReplyText:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def whole_words(text: str) -> str:
-    """The part of a growing text that upstream's stream shows: up to the last blank, or all at the end of a line."""
+    """The part of a growing text that upstream streams: up to the last blank, or all of it at the end of a line."""
     if text.endswith("\n") or (text and _is_cjk(text[-1])):
         return text
     return text[: max(text.rfind(" "), text.rfind("\n")) + 1]
 
 
 def _is_cjk(character: str) -> bool:
-    """Scripts that put no blanks between words: CJK ideographs."""
+    """Whether a character is a CJK ideograph; such scripts put no blanks between words."""
     return any(first <= ord(character) <= last for first, last in CJK)

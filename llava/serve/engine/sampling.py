@@ -1,13 +1,13 @@
-"""Choosing the next token of every row, each by its own settings and its own random numbers."""
+"""Sampling the next token of every row, each with its own settings and its own random numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-GREEDY_BELOW = 1e-3  # temperatures up to this decode greedily (contract serve.md 2.1)
-SORTED = 1024  # tokens that are sorted at first where no top k says how many
-TOP_K = 50  # what transformers takes where nothing is said, and so what upstream's worker samples from
+GREEDY_BELOW = 1e-3  # temperatures up to this decode greedily, as in upstream's worker
+SORTED = 1024  # tokens sorted at first where top k does not limit them
+TOP_K = 50  # the default of transformers, hence of upstream's worker
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,10 @@ class SamplingSettings:
     """How one request samples.
 
     Attributes:
-        temperature: up to 0.001 the likeliest token is taken.
-        top_p: share of the probability that is sampled from, likeliest tokens first; 1 is all of it.
-        top_k: how many of the likeliest tokens are sampled from; 0 is all.
-        seed: the same seed gives the same reply, whatever else runs; None is a random one.
+        temperature: up to 0.001 the most likely token is chosen.
+        top_p: probability mass to sample from, most likely tokens first; 1 samples from all of it.
+        top_k: number of most likely tokens to sample from; 0 samples from all.
+        seed: the same seed gives the same reply, whatever else runs; None: random.
     """
 
     temperature: float = 1.0
@@ -31,12 +31,12 @@ class SamplingSettings:
         return self.temperature <= GREEDY_BELOW
 
     def cuts(self, vocabulary: int) -> bool:
-        """Whether unlikely tokens of a vocabulary of this size are left out."""
+        """Whether top p or top k exclude tokens of a vocabulary of this size."""
         return self.top_p < 1 or 0 < self.top_k < vocabulary
 
 
 class Sampler:
-    """The settings of one request with its source of random numbers, which no other request draws from."""
+    """The settings of one request and its own random number generator."""
 
     def __init__(self, settings: SamplingSettings) -> None:
         self.settings = settings
@@ -47,7 +47,7 @@ class Sampler:
             self._generator.manual_seed(settings.seed % 2**63)
 
     def draw(self) -> float:
-        """A number in [0, 1)."""
+        """A uniform random number in [0, 1)."""
         return torch.rand((), generator=self._generator, dtype=torch.float64).item()
 
 
@@ -67,17 +67,17 @@ def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int
 
 
 def _sample_all(values: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """From the whole vocabulary, which need not be sorted for that."""
+    """Sample from the whole vocabulary, which need not be sorted."""
     return _draw(values.softmax(dim=-1), samplers).squeeze(1).tolist()
 
 
 def _sample_likeliest(values: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """Top k, then top p, as transformers orders them."""
+    """Sample from top k, then top p, in the order of transformers."""
     size = values.shape[1]
     limits = [min(sampler.settings.top_k or size, size) for sampler in samplers]
     limit = _column(limits, values, torch.long)
     shares = _column([sampler.settings.top_p for sampler in samplers], values, torch.float32)
-    # Sorting all of a vocabulary takes longer than a small model's step, and top p rarely looks so far.
+    # Sorting a whole vocabulary takes longer than a step of a small model, and top p rarely reaches so far.
     for count in sorted({min(max(limits), SORTED), max(limits)}):
         found, tokens = values.topk(count, dim=-1)  # [B, count], descending
         place = torch.arange(count, device=values.device)
@@ -93,7 +93,7 @@ def _sample_likeliest(values: torch.Tensor, samplers: Sequence[Sampler]) -> list
 
 
 def _draw(probabilities: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
-    """One place per row, `[B, 1]`; rows need not sum to one."""
+    """Sample one place per row, `[B, 1]`; rows need not sum to one."""
     cumulative = probabilities.double().cumsum(dim=-1)
     target = _column([sampler.draw() for sampler in samplers], probabilities, torch.float64) * cumulative[:, -1:]
     return (cumulative <= target).sum(dim=-1, keepdim=True).clamp(max=probabilities.shape[1] - 1)

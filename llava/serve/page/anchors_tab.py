@@ -1,4 +1,4 @@
-"""The tab "What the model looks at": the visual anchors of AcFormer drawn on a picture (arXiv 2405.17815)."""
+"""The tab "What the model looks at": the visual anchors of AcFormer drawn on an image (arXiv 2405.17815)."""
 
 import html
 from typing import Any
@@ -8,14 +8,13 @@ import gradio as gr
 from llava.image_utils import ImageError, open_image
 from llava.program import RequestError
 from llava.serve.page.client import ModelClient, ServerError
-from llava.serve.page.images import make_upload, open_pictures
+from llava.serve.page.images import make_upload, open_images
 from llava.serve.page.inputs import EXAMPLES, PRIVATE, budget_box, budget_choices, chosen_budget, model_box
 from llava.serve.page.text import sentence
 
 ABOUT = (
-    "A vision tower gathers what it knows of a picture in a few patches, which its class token attends to most: the "
-    "*visual anchors*. AcFormer asks the picture only at these; they are circled here. Other connectors do not depend "
-    "on them."
+    "A vision tower gathers the information of an image in a few patches, which its class token attends to most: the "
+    "*visual anchors*. AcFormer reads the image only at these; they are circled here. Other connectors do not use them."
 )
 
 
@@ -23,8 +22,8 @@ class AnchorsTab:
     """Builds the tab's components inside the current `gr.Blocks`, then connects them.
 
     Args:
-        client: how controller and workers are reached.
-        models: listed at first.
+        client: of controller and workers.
+        models: listed initially.
     """
 
     def __init__(self, client: ModelClient, models: list[str]) -> None:
@@ -37,7 +36,7 @@ class AnchorsTab:
                 self.image = gr.Image(
                     type="filepath",
                     image_mode=None,
-                    label="Picture",
+                    label="Image",
                     height=260,
                     sources=["upload", "clipboard"],
                     elem_id="anchors_image",
@@ -64,18 +63,18 @@ class AnchorsTab:
         )
 
     async def choices(self, model: str | None) -> Any:
-        """The numbers of visual tokens that a model allows."""
+        """The numbers of visual tokens that a model allows, as an update."""
         return await budget_choices(self.client, model)
 
     async def _draw(self, model: str | None, budget: int | str | None, path: str | None) -> tuple[Any, str]:
-        """The picture with its anchors and a line about it; without one, the line says why."""
+        """The image with its anchors and a caption; on failure, no image and the reason."""
         try:
             if not path:
-                raise RequestError("choose a picture first")
+                raise RequestError("choose an image first")
             if not model:
                 raise RequestError("no model is chosen; start a worker and reload the page")
-            picture = make_upload(open_pictures([path])[0])
-            drawn = await self.client.anchors(model, picture, chosen_budget(budget))
+            image = make_upload(open_images([path])[0])
+            drawn = await self.client.anchors(model, image, chosen_budget(budget))
             return open_image(drawn.png), html.escape(drawn.caption)
         except (ImageError, RequestError, ServerError) as error:
             return None, sentence(error)

@@ -1,4 +1,4 @@
-"""How an answer comes into a chat of the demo: address, template, request, stream, log (contract: serve.md 7.2)."""
+"""An answer in a chat of the demo: worker address, template, request, stream, log."""
 
 import asyncio
 import base64
@@ -10,35 +10,40 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava.chat import check_markers, without_markers
-from llava.conversation import Conversation, SeparatorStyle
+from llava.chat import (
+    append_question,
+    check_markers,
+    infer_template,
+    new_conversation,
+    stop_string,
+    without_markers,
+)
+from llava.conversation import Conversation
 from llava.program import RequestError
-from llava.serve.page.chat import AFTER_ERROR, ALL_OFF, ALL_ON, Buttons, Chat, Settings
+from llava.serve.page.chat import AFTER_ERROR, ALL_OFF, ALL_ON, Buttons, Chat, Settings, Stopwatch
 from llava.serve.page.client import ModelClient, ModelDetails, ServerError
-from llava.serve.page.figures import Stopwatch
 from llava.serve.page.log import ChatLog
-from llava.serve.page.template import begin_in_template, choose_template
 from llava.serve.wire import OK, WireError, error_message
 from llava.utils import server_error_msg
 
 MAX_NEW_TOKENS = 1536
 CURSOR = "\N{LEFT HALF BLOCK}"
-PAUSE = 0.03  # seconds between two pieces on the screen
+PAUSE = 0.03  # seconds between two updates of the screen
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Outcome:
-    """What a stream has brought so far.
+    """What has been received of a stream.
 
     Attributes:
         text: the answer.
         error: message of a frame with an error code; ends the answer.
-        usage: counts that the worker sent with its last frame.
+        usage: counts in the worker's last frame.
         num_frames: frames received.
-        stopped: whether the visitor ended it.
-        watch: when the pieces came.
+        stopped: whether the visitor stopped it.
+        watch: arrival times.
     """
 
     text: str = ""
@@ -49,7 +54,7 @@ class Outcome:
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def take(self, frame: dict[str, Any], prompt_length: int) -> None:
-        """One frame; its text repeats the prompt."""
+        """Take one frame, whose text repeats the prompt."""
         self.num_frames += 1
         code = frame["error_code"]
         if code != OK:
@@ -65,8 +70,8 @@ class Answerer:
     """Gets answers from workers and writes them into chats.
 
     Args:
-        client: how controller and workers are reached.
-        log: where chats are kept.
+        client: of controller and workers.
+        log: records chats.
     """
 
     def __init__(self, client: ModelClient, log: ChatLog) -> None:
@@ -76,9 +81,9 @@ class Answerer:
     async def http_bot(
         self, chat: Chat, model: str | None, settings: Settings, ip: str
     ) -> AsyncIterator[Buttons | None]:
-        """Answer the last question of a chat; yields after every change, with the buttons as they then are.
+        """Answer the last question of a chat; yields the state of the buttons after every change.
 
-        None: nothing is to be done. However this ends, the chat's answer has no block character left at its end.
+        Yields None if there is nothing to do. In every case, the answer loses its cursor in the end.
         """
         messages = chat.conversation.messages
         if chat.conversation.skip_next or chat.is_running or not messages or messages[-1][1] is not None:
@@ -91,11 +96,11 @@ class Answerer:
             yield ALL_OFF
             async with aclosing(self._answer(chat, model or "", settings, ip)) as changes:
                 async for buttons in changes:
-                    if buttons != ALL_OFF:  # nothing comes after this; the next question may
+                    if buttons != ALL_OFF:  # the last change; the next question may follow
                         is_complete, chat.stop = True, None
                     yield buttons
         finally:
-            if not is_complete:  # the visitor went away in the middle
+            if not is_complete:  # the visitor left
                 chat.stop = None
                 _write(chat.conversation, (chat.conversation.messages[-1][1] or "").removesuffix(CURSOR))
 
@@ -106,8 +111,9 @@ class Answerer:
             address = await self.client.worker_address(model) if model else ""
             if chat.is_first_exchange:
                 details = await self.client.details(address) if address else ModelDetails()
-                template = choose_template(model, details.conv_mode)
-                chat.conversation = begin_in_template(template, chat.conversation.messages[-2][1])
+                question = chat.conversation.messages[-2][1]
+                chat.conversation = new_conversation(infer_template(model, details))
+                append_question(chat.conversation, question)
             if not address:
                 raise RequestError(f"no worker serves {model}" if model else "no model is chosen")
             conversation = chat.conversation
@@ -120,9 +126,9 @@ class Answerer:
             logger.warning("no answer from %s: %s", model or "any model", error)
             yield _fail(chat, server_error_msg, str(error))
             return
-        except Exception:  # whatever it is, the visitor can go on: without this all buttons would stay off
+        except Exception:  # otherwise all buttons would stay disabled
             logger.exception("an answer of %s failed", model or "no model")
-            yield _fail(chat, server_error_msg, "the demo could not get this answer; its log says why")
+            yield _fail(chat, server_error_msg, "the demo could not get this answer; see its log")
             return
         if outcome.error is not None:
             yield _fail(chat, outcome.error)
@@ -131,30 +137,30 @@ class Answerer:
             buttons = _finish(chat, outcome)
         else:
             buttons = _fail(chat, server_error_msg, "the worker ended the connection without an answer")
-        # Before the visitor can go on, which changes the conversation.
+        # Before the visitor can change the conversation.
         await asyncio.to_thread(self.log.chat, model, conversation, started, time.time(), hashes, ip)
         yield buttons
 
     def _prepare(self, conversation: Conversation, model: str, settings: Settings) -> tuple[dict[str, Any], list[str]]:
-        """The request for a worker, and the hashes of its pictures, which are stored.
+        """The request for a worker, and the hashes of its images; the images are stored.
 
         Raises:
-            RequestError: pictures and markers do not match.
+            RequestError: images and markers do not match.
         """
-        pictures = conversation.get_images(return_pil=True)
-        hashes = [self.log.store_picture(picture) for picture in pictures]
+        images = conversation.get_images(return_pil=True)
+        hashes = [self.log.store_image(image) for image in images]
         request = build_request(conversation, model, settings)
-        check_markers(request["prompt"], len(pictures))
-        logger.info("request: %s", {**request, "images": f"{len(pictures)} pictures: {hashes}"})
-        request["images"] = [_encode(picture) for picture in pictures]
+        check_markers(request["prompt"], len(images))
+        logger.info("request: %s", {**request, "images": f"{len(images)} images: {hashes}"})
+        request["images"] = [_encode(image) for image in images]
         return request, hashes
 
     async def _receive(
         self, address: str, request: dict[str, Any], outcome: Outcome, stop: asyncio.Event
     ) -> AsyncIterator[None]:
-        """Fill `outcome` from the worker's frames until their end, an error, or `stop`; yields when there is news.
+        """Fill `outcome` from the worker's frames until their end, an error, or `stop`; yields after changes.
 
-        Reading does not wait for the screen: a slow page must not slow the worker down, nor the times that are shown.
+        Reading does not wait for the screen: a slow page must not slow down the worker or distort measured times.
 
         Raises:
             ServerError, WireError: see `ModelClient.stream`.
@@ -164,9 +170,9 @@ class Answerer:
         stopped = asyncio.ensure_future(stop.wait())
         try:
             while not reader.done() and not stop.is_set():
-                told = asyncio.ensure_future(news.wait())
-                await asyncio.wait({reader, stopped, told}, return_when=asyncio.FIRST_COMPLETED)
-                told.cancel()
+                changed = asyncio.ensure_future(news.wait())
+                await asyncio.wait({reader, stopped, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
                 if news.is_set():
                     news.clear()
                     yield
@@ -174,7 +180,7 @@ class Answerer:
             outcome.stopped = not reader.done()
         finally:
             stopped.cancel()
-            reader.cancel()  # hangs up; does nothing to one that is done
+            reader.cancel()  # hangs up, unless it is done
             await asyncio.wait({reader})
         if not reader.cancelled():
             reader.result()
@@ -190,12 +196,10 @@ class Answerer:
 
 
 def build_request(conversation: Conversation, model: str, settings: Settings) -> dict[str, Any]:
-    """What the worker is asked (contract: serve.md 7.2, point 5), without the pictures.
+    """The request for a worker, without its images.
 
-    `details` asks for the counts under the reply and for reasons of failures; like `num_visual_tokens` it means nothing
-    to an old worker.
+    `details` requests token counts and the reasons of failures; old workers ignore it, as they do `num_visual_tokens`.
     """
-    ends_with_sep = conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT)
     prompt = _with_open_answer(conversation).get_prompt()
     request = {
         "model": model,
@@ -203,7 +207,7 @@ def build_request(conversation: Conversation, model: str, settings: Settings) ->
         "temperature": float(settings.temperature),
         "top_p": float(settings.top_p),
         "max_new_tokens": min(int(settings.max_new_tokens), MAX_NEW_TOKENS),
-        "stop": conversation.sep if ends_with_sep else conversation.sep2,
+        "stop": stop_string(conversation),
         "details": True,
     }
     if settings.num_visual_tokens is not None:
@@ -212,15 +216,15 @@ def build_request(conversation: Conversation, model: str, settings: Settings) ->
 
 
 def _with_open_answer(conversation: Conversation) -> Conversation:
-    """A copy whose last message is the slot of the answer, whatever the screen shows in it."""
+    """A copy whose last message is open, whatever the screen shows in it."""
     opened = conversation.copy()
     opened.messages[-1][1] = None
     return opened
 
 
-def _encode(picture: Any) -> str:
+def _encode(image: Any) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -229,7 +233,7 @@ def _write(conversation: Conversation, answer: str) -> None:
 
 
 def _fail(chat: Chat, message: str, reason: str = "") -> Buttons:
-    """The answer is a message about why there is none."""
+    """Replace the answer by an error message, with the reason as a remark."""
     _write(chat.conversation, message)
     if reason:
         chat.remarks[len(chat.conversation.messages) - 1] = reason[0].upper() + reason[1:] + "."
@@ -241,5 +245,5 @@ def _finish(chat: Chat, outcome: Outcome) -> Buttons:
     _write(chat.conversation, without_markers(outcome.text))
     chat.figures[last] = outcome.watch.figures(outcome.usage, outcome.stopped)
     if not outcome.text and not outcome.stopped:
-        chat.remarks[last] = "The model answered with nothing."
+        chat.remarks[last] = "The model returned an empty answer."
     return ALL_ON

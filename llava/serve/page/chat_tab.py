@@ -1,4 +1,4 @@
-"""The tab "Chat": layout and events of the contract (serve.md 7.1 and 7.2), several pictures, and a Stop button."""
+"""The tab "Chat": upstream's layout and events, with several images and a Stop button."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,9 +21,9 @@ class ChatTab:
 
     Args:
         answerer: gets the answers.
-        models: listed at first.
+        models: listed initially.
         moderate: refuse texts that the moderation service flags.
-        concurrency: answers that may come in at the same time.
+        concurrency: simultaneous answers.
     """
 
     def __init__(self, answerer: Answerer, models: list[str], moderate: bool, concurrency: int) -> None:
@@ -41,12 +41,12 @@ class ChatTab:
         with gr.Row(elem_id="model_selector_row"):
             self.model = model_box(models, show_label=False, container=False)
         self.image = gr.Image(
-            type="filepath", image_mode=None, label="Picture", height=260, sources=["upload", "clipboard"]
+            type="filepath", image_mode=None, label="Image", height=260, sources=["upload", "clipboard"]
         )
-        with gr.Accordion("More pictures", open=False):
+        with gr.Accordion("More images", open=False):
             self.more = gr.Gallery(
                 type="filepath",
-                label="Together with the picture above",
+                label="Together with the image above",
                 columns=3,
                 height=160,
                 interactive=True,
@@ -55,7 +55,7 @@ class ChatTab:
                 object_fit="cover",
                 buttons=[],
             )
-            self.keep = gr.Checkbox(False, label="Pictures join the running chat (otherwise they begin a new one)")
+            self.keep = gr.Checkbox(False, label="Images join the running chat (otherwise they begin a new one)")
         self.mode = gr.Radio(PREPROCESS_MODES, value="Default", label="Preprocess for non-square image", visible=False)
         self.text = gr.Textbox(
             label="Question",
@@ -130,14 +130,14 @@ class ChatTab:
     def _add_text(
         self, chat: Chat, text: str, image: str | None, more: list[Any] | None, mode: str, keep: bool
     ) -> tuple[Any, ...]:
-        """The question goes into the chat; what cannot be asked is said in a notice, and stays in the boxes."""
+        """Append the question to the chat; a question that is refused stays in its boxes, and a notice tells why."""
         try:
-            chat.check_free()  # first of all: what follows would make the answer that is on its way be skipped
+            chat.check_free()  # first: setting `skip_next` below would cancel the answer that is under way
             if self.moderate and text and violates_moderation(text):
                 chat.conversation.skip_next = True
                 return (moderation_msg, gr.skip(), gr.skip(), *_unchanged())
-            pictures, previews = open_uploads(self.chatbot, image, more)
-            chat.add_text(text or "", pictures, previews, mode, keep)
+            images, previews = open_uploads(self.chatbot, image, more)
+            chat.add_text(text or "", images, previews, mode, keep)
         except (ImageError, RequestError) as error:
             if not chat.is_busy:
                 chat.conversation.skip_next = True

@@ -1,4 +1,4 @@
-"""The demo's side of the wire: the controller is asked for addresses, then the worker itself (contract: serve.md 1, 3).
+"""The demo's requests to its controller and to the workers that the controller names.
 
 Everything is asynchronous: one thread serves all visitors, and closing a stream hangs up at once, so that the worker
 stops generating.
@@ -13,30 +13,30 @@ from typing import Any
 import httpx
 
 from llava.program import RequestError
-from llava.serve.wire import CLIENT_HEADERS, DELIMITER, FrameReader
+from llava.serve.http_client import client_options, read_limited
+from llava.serve.wire import FrameReader, WireError
 
 CONNECT_TIMEOUT = 10.0  # seconds
 QUESTION_TIMEOUT = 10.0  # seconds for an answer that needs no model
-# Seconds without a frame. Upstream's 10 s are too few for a model on a CPU, or for a place in a worker's queue (S-3).
+# Seconds without a frame. Upstream's 10 s are too few for a model on a CPU, or for a full queue.
 STREAM_TIMEOUT = 60.0
-# What is kept of a peer that sends without end.
-MAX_ANSWER_BYTES = 64 * 2**20  # the anchors on a picture
-MAX_REPLY_FRAME = 2**20  # prompt and reply: a reply has at most 1536 tokens
+MAX_ANSWER_BYTES = 64 * 2**20  # the image with the anchors
+MAX_REPLY_FRAME = 2**20  # besides the prompt; a reply has at most 1536 tokens
 FRONT_MODELS = ("vicuna-13b", "koala-13b")  # listed first
 
 
 class ServerError(Exception):
-    """Controller or worker cannot be reached, or does not answer as it should; the message is for a person."""
+    """Controller or worker cannot be reached, or gives no valid answer; the message is shown to the visitor."""
 
 
 @dataclass(frozen=True)
 class ModelDetails:
-    """What a worker says about its model; the defaults are what is assumed of an old worker, which cannot be asked.
+    """A worker's description of its model; the defaults are for old workers, which do not describe it.
 
     Attributes:
-        num_visual_tokens: per picture.
-        budgets: numbers of visual tokens per picture to choose from, if the connector is elastic.
-        conv_mode: the template the model was trained with.
+        num_visual_tokens: per image.
+        budgets: numbers of visual tokens per image to choose from, if the connector is elastic.
+        conv_mode: the template that the model was trained with.
     """
 
     num_visual_tokens: int | None = None
@@ -45,23 +45,23 @@ class ModelDetails:
 
     @classmethod
     def from_json(cls, reply: dict[str, Any]) -> "ModelDetails":
-        """What of a worker's reply is of the right kind; the rest counts as not said."""
+        """The fields of a worker's reply that have the right type; others keep their defaults."""
 
-        def stated(key: str, kind: type) -> Any:
+        def field(key: str, kind: type) -> Any:
             value = reply.get(key)
             return value if isinstance(value, kind) else None
 
-        budgets = [one for one in stated("budgets", list) or () if isinstance(one, int)]
+        budgets = [one for one in field("budgets", list) or () if isinstance(one, int)]
         return cls(
-            num_visual_tokens=stated("num_visual_tokens", int),
+            num_visual_tokens=field("num_visual_tokens", int),
             budgets=tuple(budgets) if reply.get("is_elastic") else (),
-            conv_mode=stated("conv_mode", str),
+            conv_mode=field("conv_mode", str),
         )
 
 
 @dataclass(frozen=True)
-class AnchorPicture:
-    """A picture with its visual anchors marked, as the bytes of a PNG file, and a line about it."""
+class AnchorImage:
+    """An image with its visual anchors marked, as a PNG file, and its caption."""
 
     png: bytes
     caption: str
@@ -73,11 +73,11 @@ def sort_models(models: list[str]) -> list[str]:
 
 
 class ModelClient:
-    """Talks to one controller and to the workers it names.
+    """Requests to one controller and its workers.
 
     Args:
         controller_url: base URL of the controller.
-        transport: for tests; None is the network.
+        transport: for tests; None: the network.
     """
 
     def __init__(self, controller_url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -85,24 +85,14 @@ class ModelClient:
         self._transport = transport
 
     def _session(self, timeout: float) -> httpx.AsyncClient:
-        limits = httpx.Timeout(timeout, connect=CONNECT_TIMEOUT)
-        return httpx.AsyncClient(
-            # Nothing is unpacked: a small packed answer may be a huge one.
-            headers={**CLIENT_HEADERS, "Accept-Encoding": "identity"},
-            timeout=limits,
-            trust_env=False,  # a proxy from the environment would see what visitors say, and does not know localhost
-            transport=self._transport,
-        )
+        return httpx.AsyncClient(**client_options(timeout, CONNECT_TIMEOUT), transport=self._transport)
 
     async def _ask(self, url: str, question: dict[str, Any], timeout: float = QUESTION_TIMEOUT) -> httpx.Response:
         try:
             async with self._session(timeout) as session, session.stream("POST", url, json=question) as response:
-                body = bytearray()
-                async for piece in response.aiter_raw():
-                    body += piece
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise ServerError(f"the answer of {url} is larger than {MAX_ANSWER_BYTES} bytes")
-                return httpx.Response(response.status_code, content=bytes(body))
+                return httpx.Response(response.status_code, content=await read_limited(response, MAX_ANSWER_BYTES))
+        except WireError as error:
+            raise ServerError(f"{url}: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerError(f"{url} cannot be reached ({type(error).__name__})") from error
 
@@ -113,7 +103,7 @@ class ModelClient:
         return _json(response, "the controller")
 
     async def list_models(self) -> list[str]:
-        """Names of the models that workers serve now, sorted.
+        """Sorted names of the models that workers serve now.
 
         Raises:
             ServerError: no controller.
@@ -133,17 +123,17 @@ class ModelClient:
         return str(reply.get("address") or "")
 
     async def details(self, address: str) -> ModelDetails:
-        """What a worker says about its model; an old worker, or one that does not answer, says nothing."""
+        """A worker's description of its model; the defaults if the worker is old, or does not answer."""
         try:
             response = await self._ask(f"{address}/worker_get_details", {})
-            return (
-                ModelDetails.from_json(_json(response, "the worker")) if response.status_code == 200 else ModelDetails()
-            )
+            if response.status_code == 200:
+                return ModelDetails.from_json(_json(response, "the worker"))
         except ServerError:
-            return ModelDetails()
+            pass
+        return ModelDetails()
 
     async def details_of(self, model: str) -> ModelDetails:
-        """The same for a model by name; nothing if no worker serves it.
+        """The same for a model by name; the defaults if no worker serves it.
 
         Raises:
             ServerError: no controller.
@@ -151,17 +141,17 @@ class ModelClient:
         address = await self.worker_address(model)
         return await self.details(address) if address else ModelDetails()
 
-    async def anchors(self, model: str, picture: bytes, num_visual_tokens: int | None) -> AnchorPicture:
-        """The visual anchors of a picture (bytes of a file).
+    async def anchors(self, model: str, image: bytes, num_visual_tokens: int | None) -> AnchorImage:
+        """The visual anchors of an image (bytes of a file).
 
         Raises:
-            RequestError: no worker, or this worker or model cannot; the message says why.
+            RequestError: no worker, or the worker refuses; contains its reason.
             ServerError: controller or worker does not answer.
         """
         address = await self.worker_address(model)
         if not address:
             raise RequestError(f"no worker serves {model} at the moment; reload the page to see which models there are")
-        question = {"image": base64.b64encode(picture).decode(), "num_visual_tokens": num_visual_tokens}
+        question = {"image": base64.b64encode(image).decode(), "num_visual_tokens": num_visual_tokens}
         response = await self._ask(f"{address}/worker_visual_anchors", question, STREAM_TIMEOUT)
         if response.status_code in (404, 405):
             raise RequestError("this worker cannot draw visual anchors; start it from this package's model_worker")
@@ -169,12 +159,12 @@ class ModelClient:
         if response.status_code != 200:
             raise RequestError(str(reply.get("message") or f"the worker answered with status {response.status_code}"))
         try:
-            return AnchorPicture(base64.b64decode(reply["image"]), str(reply.get("caption") or ""))
+            return AnchorImage(base64.b64decode(reply["image"]), str(reply.get("caption") or ""))
         except (KeyError, TypeError, ValueError) as error:
-            raise ServerError("the worker's answer has no picture") from error
+            raise ServerError("the worker's answer has no image") from error
 
     async def stream(self, address: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """The frames of a worker's answer as they come; closing the iterator closes the connection.
+        """The frames of a worker's answer as they arrive; closing the iterator closes the connection.
 
         Raises:
             ServerError: no connection, a status other than 200, or the connection broke.
@@ -191,9 +181,8 @@ class ModelClient:
                 async for piece in response.aiter_raw():
                     for frame in reader.feed(piece):
                         yield frame
-            if reader.unfinished:
-                for frame in reader.feed(DELIMITER):
-                    yield frame
+            for frame in reader.finish():
+                yield frame
         except httpx.TimeoutException as error:
             raise ServerError(f"the worker was silent for {STREAM_TIMEOUT:.0f} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -25,7 +25,7 @@ from llava.serve.page.inputs import (
 )
 from llava.serve.page.text import sentence, to_messages
 
-# Seconds the right answer waits for its turn. The left one may never begin: its visitor left while it was in the queue.
+# Seconds the right answer waits for its turn. The left one never begins if the visitor leaves while it is queued.
 LONGEST_TURN = 600.0
 
 
@@ -35,7 +35,7 @@ class Pair:
 
     Attributes:
         left_done: set when the left answer is complete; the right one may have to wait for it.
-        is_stopped: the visitor wants no more of the present answers.
+        is_stopped: the visitor stopped the current answers.
     """
 
     chats: tuple[Chat, Chat] = field(default_factory=lambda: (Chat(), Chat()))
@@ -50,7 +50,7 @@ class Pair:
 
     @property
     def is_busy(self) -> bool:
-        """Whether an answer is coming in or will."""
+        """Whether an answer is being received, or waits for its turn."""
         return any(chat.is_busy for chat in self.chats)
 
 
@@ -59,8 +59,8 @@ class CompareTab:
 
     Args:
         answerer: gets the answers.
-        models: listed at first.
-        concurrency: answers that may come in at the same time, on each side.
+        models: listed initially.
+        concurrency: simultaneous answers on each side.
     """
 
     def __init__(self, answerer: Answerer, models: list[str], concurrency: int) -> None:
@@ -77,7 +77,7 @@ class CompareTab:
         self.image = gr.Image(
             type="filepath",
             image_mode=None,
-            label="Picture",
+            label="Image",
             height=260,
             sources=["upload", "clipboard"],
             elem_id="compare_image",
@@ -144,7 +144,7 @@ class CompareTab:
                 ],
                 [self.chatbots[i], self.stop],
                 concurrency_limit=concurrency,
-                # Two queues: a right answer that waits for its left one must not take that one's place.
+                # Two queues: a right answer that waits for the left one must not occupy its place.
                 concurrency_id=f"compared-{i}",
                 **PRIVATE,
             )
@@ -153,16 +153,16 @@ class CompareTab:
         self.clear.click(_clear, [self.pair], [self.pair, self.text, self.image, *self.chatbots, self.stop], **PRIVATE)
 
     async def choices(self, model: str | None) -> Any:
-        """The numbers of visual tokens that a model allows."""
+        """The numbers of visual tokens that a model allows, as an update."""
         return await budget_choices(self.answerer.client, model)
 
     def _ask(self, pair: Pair, text: str, image: str | None) -> tuple[Any, ...]:
         try:
             if pair.is_busy:
                 raise RequestError("the answers are still coming; wait for their end, or press Stop")
-            pictures, previews = open_uploads(self.chatbots[0], image)
+            images, previews = open_uploads(self.chatbots[0], image)
             for chat in pair.chats:
-                chat.add_text(text or "", pictures, previews)
+                chat.add_text(text or "", images, previews)
         except (ImageError, RequestError) as error:
             gr.Warning(sentence(error))
             return (gr.skip(),) * 5
@@ -171,7 +171,7 @@ class CompareTab:
         return ("", None, *[to_messages(chat) for chat in pair.chats], gr.skip())
 
     def _answering(self, side: int) -> Any:
-        """The event that fills one side."""
+        """The event handler of one side."""
 
         async def answer(
             pair: Pair,

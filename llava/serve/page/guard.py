@@ -1,7 +1,7 @@
-"""What the page's server refuses before Gradio sees it: links to fetch, and events that are too large.
+"""Requests that the page's server refuses before Gradio sees them: links to fetch, and events that are too large.
 
-Gradio downloads a file that an event names by a link, of any size, into its folder of uploads. The page never sends
-one: what visitors choose is uploaded.
+Gradio would download a file of any size that an event names by a link. The page itself never sends links: it uploads
+files.
 """
 
 import json
@@ -11,12 +11,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava.serve.http_layer import BodyLimit, replay
 
-MAX_EVENT_BYTES = 2**20  # texts and names of files
+MAX_EVENT_BYTES = 2**20  # texts and file names
 LINKS = ("http://", "https://")
 
 
 class PageGuard:
-    """ASGI middleware in front of Gradio; uploads of files pass, Gradio limits them itself (`max_file_size`)."""
+    """ASGI middleware in front of Gradio. File uploads pass; Gradio limits them itself (`max_file_size`)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -35,13 +35,13 @@ class PageGuard:
 
 
 def names_a_link(body: bytes) -> bool:
-    """Whether the JSON of an event has a file (an object with a `path`) that lies on another server."""
+    """Whether the JSON of an event contains a file (an object with a `path`) on another server."""
     try:
         left = [json.loads(body)]
     except ValueError:
-        return False  # Gradio says what is wrong with it
+        return False  # Gradio reports the error
     except RecursionError:
-        return True  # too deep to tell
+        return True  # too deep to check
     while left:
         value = left.pop()
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What the tabs of the demo have in common: uploads, the visitor's address, a choice of visual tokens."""
+"""Inputs that the tabs of the demo share: uploads, the visitor's address, models, numbers of visual tokens."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
 from llava.serve.page.client import ModelClient, ModelDetails, ServerError
-from llava.serve.page.images import make_preview, open_pictures
+from llava.serve.page.images import make_preview, open_images
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # of every event: the page is the only client
-# Text goes in escaped (demo_text); the chat box renders no markdown and removes what is dangerous in HTML besides.
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # for every event: the page is the only client
+# Text is escaped (`text.to_html`); in addition, the chat box renders no markdown and sanitizes HTML.
 CHAT_BOX = {
     "elem_classes": "chat-box",
     "layout": "panel",
@@ -29,23 +29,23 @@ EXAMPLES = [
         "What are the things I should be cautious about when I visit here?",
     ],
 ]
-OWN_NUMBER = 0  # choice of visual tokens: what the model has by itself
+OWN_NUMBER = 0  # choice of visual tokens: the model's own number
 
 
 def open_uploads(
     chatbot: gr.Chatbot, image: str | None, more: list[Any] | None = None
 ) -> tuple[list[Image.Image], list[str]]:
-    """The pictures of an image box and a gallery, in this order, and small files that show them in a chat box.
+    """The images of an image box and a gallery, in this order, and preview files for a chat box.
 
     Raises:
         ImageError: one of them cannot be used.
     """
     paths = [image] if image else []
     paths += [one[0] if isinstance(one, tuple | list) else one for one in more or []]
-    pictures = open_pictures(paths)
-    previews = [save_pil_to_cache(make_preview(one), chatbot.GRADIO_CACHE, format="jpeg") for one in pictures]
-    chatbot.temp_files.update(previews)  # Gradio deletes them with its own, by age and at the end
-    return pictures, previews
+    images = open_images(paths)
+    previews = [save_pil_to_cache(make_preview(one), chatbot.GRADIO_CACHE, format="jpeg") for one in images]
+    chatbot.temp_files.update(previews)  # deleted by Gradio with its own files
+    return images, previews
 
 
 def visitor_address(request: gr.Request) -> str:
@@ -60,10 +60,10 @@ def model_box(models: list[str], index: int = 0, **options: Any) -> gr.Dropdown:
 
 
 def budget_box(**options: Any) -> gr.Dropdown:
-    """How many visual tokens a picture may take; filled by `budget_choices`.
+    """A choice of the number of visual tokens per image; filled by `budget_choices`.
 
-    Any value is let through, for the worker to judge: the list changes with the model, and Gradio would refuse a
-    number that was on the list when the visitor chose it.
+    Any value is accepted and left to the worker: the list changes with the model, and Gradio would refuse a number
+    that was on the list when the visitor chose it.
     """
     return gr.Dropdown(
         choices=[("default", OWN_NUMBER)],
@@ -76,7 +76,7 @@ def budget_box(**options: Any) -> gr.Dropdown:
 
 
 async def budget_choices(client: ModelClient, model: str | None) -> Any:
-    """An update for `budget_box`: the numbers that a model allows, its own for a model that is not elastic."""
+    """An update for `budget_box`: the numbers that a model allows, or its own if it is not elastic."""
     try:
         details = await client.details_of(model) if model else ModelDetails()
     except ServerError:
@@ -88,5 +88,5 @@ async def budget_choices(client: ModelClient, model: str | None) -> Any:
 
 
 def chosen_budget(choice: int | str | None) -> int | None:
-    """What a worker is asked for; None leaves it to the model, as does what is no number."""
+    """The number to request; None, the model's own, for anything else than a positive number."""
     return int(choice) or None if str(choice).isdecimal() else None

@@ -1,4 +1,4 @@
-"""The demo's page, put together: `build_demo` (contract: serve.md 7)."""
+"""The page of the demo: `build_demo`."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from llava.serve.page.log import ChatLog
 from llava.serve.page.style import HEADER, LICENSE, TERMS
 from llava.serve.page.text import sentence
 
-UPLOADS_LOOK, UPLOADS_AGE = 3600, 86400  # seconds: how often uploads are looked through, and how old they may get
+UPLOADS_CHECK, UPLOADS_AGE = 3600, 86400  # seconds between clean-ups, and age at which uploads are deleted
 
 
 def build_demo(
@@ -26,22 +26,22 @@ def build_demo(
     log: ChatLog | None = None,
     client: ModelClient | None = None,
 ) -> gr.Blocks:
-    """The page, ready for `launch` (with `demo_style.launch_options()`).
+    """The page, ready for `launch(**launch_options())` (see `llava.serve.page.style`).
 
     Args:
         controller_url: base URL of the controller.
         models: the list shown to everyone (model list mode `once`); None asks the controller at every page load
             (`reload`).
-        embed: leave out header, terms and licence.
-        concurrency_count: answers that may come in at the same time.
+        embed: omit header, terms and licence.
+        concurrency_count: simultaneous answers.
         moderate: refuse texts that OpenAI's moderation service flags.
-        log: where chats are kept; None is `LOGDIR`.
-        client: for tests; None talks to `controller_url`.
+        log: records chats; None: into `LOGDIR`.
+        client: for tests; None: a client of `controller_url`.
     """
     client = client or ModelClient(controller_url)
     answerer = Answerer(client, log or ChatLog())
     listed = models or []
-    with gr.Blocks(title="LLaVA", analytics_enabled=False, delete_cache=(UPLOADS_LOOK, UPLOADS_AGE)) as demo:
+    with gr.Blocks(title="LLaVA", analytics_enabled=False, delete_cache=(UPLOADS_CHECK, UPLOADS_AGE)) as demo:
         if not embed:
             gr.Markdown(HEADER)
         with gr.Tabs():
@@ -58,14 +58,14 @@ def build_demo(
         model_boxes = [chat.model, *compare.models, anchors.model]
 
         async def list_models(request: gr.Request) -> list[Any]:
-            """The models of each box. The states are not touched: a quick visitor may have asked already."""
+            """Updates of all model boxes. The chats are not reset: a quick visitor may have asked already."""
             now, preselected = await _models(client, models, request)
             return [
                 gr.update(choices=now, value=name) for name in (preselected, *(_at(now, place) for place in (0, 1, 0)))
             ]
 
         async def list_budgets(*chosen: str | None) -> list[Any]:
-            """The numbers of visual tokens of the models that are chosen; takes as long as their workers do."""
+            """The numbers of visual tokens of the chosen models; takes as long as their workers do."""
             found = {name: await budget_choices(client, name) for name in dict.fromkeys(chosen)}
             return [found[name] for name in chosen]
 
@@ -81,7 +81,7 @@ def _at(names: list[str], place: int) -> str | None:
 
 
 async def _models(client: ModelClient, fixed: list[str] | None, request: gr.Request) -> tuple[list[str], str | None]:
-    """The models to list, and the one to choose: `?model=NAME` of a listed one, else the first (7.1)."""
+    """The models to list, and the selected one: `?model=NAME` if listed, else the first."""
     if fixed is not None:
         asked = request.query_params.get("model")
         return fixed, asked if asked in fixed else next(iter(fixed), None)

@@ -1,6 +1,6 @@
-"""What the demo keeps of chats: one JSON line per reply and vote, and the pictures (contract: serve.md 9).
+"""The demo's records of chats: one JSON line per reply and vote, and the images.
 
-Conversations are private, so files are readable by their owner only (S-18); `LLAVA_LOGDIR` says where they go.
+Chats are private, so files are readable by their owner only. `LLAVA_LOGDIR` sets the folder.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 
 
-def picture_hash(picture: Image.Image) -> str:
-    """MD5 of the raw pixel bytes: a name for a file, no protection."""
-    return hashlib.md5(picture.tobytes(), usedforsecurity=False).hexdigest()
+def image_hash(image: Image.Image) -> str:
+    """MD5 of the raw pixel bytes, as a file name; no protection."""
+    return hashlib.md5(image.tobytes(), usedforsecurity=False).hexdigest()
 
 
 class ChatLog:
     """Appends to `<folder>/YYYY-MM-DD-conv.json` (local date, JSON lines); safe for several threads.
 
-    A full disk ends no chat: what cannot be written is reported in the program's own log.
+    A full disk does not end chats: failures are logged.
 
     Args:
-        folder: where everything goes; made if missing.
+        folder: created if missing.
     """
 
     def __init__(self, folder: str = LOGDIR) -> None:
@@ -44,7 +44,7 @@ class ChatLog:
     def chat(
         self, model: str, conversation: Conversation, started: float, finished: float, images: list[str], ip: str
     ) -> None:
-        """One reply that was given; times in Unix seconds, `images` the hashes of the pictures."""
+        """Record a reply; times in Unix seconds, `images` are hashes."""
         self._append(
             {
                 "tstamp": round(finished, 4),
@@ -59,7 +59,7 @@ class ChatLog:
         )
 
     def vote(self, kind: str, model: str, conversation: Conversation, ip: str) -> None:
-        """A visitor's opinion: `upvote`, `downvote` or `flag`."""
+        """Record a vote: `upvote`, `downvote` or `flag`."""
         self._append(
             {
                 "tstamp": round(time.time(), 4),
@@ -70,17 +70,17 @@ class ChatLog:
             }
         )
 
-    def store_picture(self, picture: Image.Image) -> str:
-        """Keep a processed picture as `serve_images/YYYY-MM-DD/<md5>.jpg`, once per day; gives its hash."""
-        name = picture_hash(picture)
+    def store_image(self, image: Image.Image) -> str:
+        """Store a processed image as `serve_images/YYYY-MM-DD/<md5>.jpg`, once per day; returns its hash."""
+        name = image_hash(image)
         path = os.path.join(self.folder, "serve_images", _today(), f"{name}.jpg")
         try:
             if not os.path.exists(path):
                 os.makedirs(os.path.join(self.folder, "serve_images"), mode=FOLDER_MODE, exist_ok=True)
                 os.makedirs(os.path.dirname(path), mode=FOLDER_MODE, exist_ok=True)
-                write_atomically(path, lambda temporary: _save_private(picture, temporary))
+                write_atomically(path, lambda temporary: _save_private(image, temporary))
         except OSError as error:
-            logger.error("A picture could not be stored: %s", error)
+            logger.error("An image could not be stored: %s", error)
         return name
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -101,9 +101,9 @@ class ChatLog:
                 os.close(file)
 
 
-def _save_private(picture: Image.Image, path: str) -> None:
+def _save_private(image: Image.Image, path: str) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "wb") as file:
-        picture.save(file, format="JPEG")
+        image.save(file, format="JPEG")
 
 
 def _today() -> str:

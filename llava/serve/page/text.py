@@ -1,7 +1,7 @@
-"""How a chat is shown: everything that people or models wrote is escaped, then set with a very small markdown (S-11).
+"""Chats as HTML: everything that visitors or models write is escaped, then formatted with minimal markdown.
 
-The chat box is told not to render markdown itself, because markdown can load pictures from other servers and carries
-HTML. It removes scripts and handlers from what it is given, which is a second wall behind the escaping here.
+The chat box does not render markdown itself, because markdown can load images from other servers and contains HTML. It
+also removes scripts and handlers, in addition to the escaping here.
 """
 
 import html
@@ -17,7 +17,7 @@ BOLD = re.compile(r"\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*")
 
 
 def to_html(text: str) -> str:
-    """Text as safe HTML: code blocks, `code` and **bold** are set, all else stands as it was typed."""
+    """Text as safe HTML; code blocks, `code` and **bold** are formatted, everything else is literal."""
     # Split at code blocks first, so that nothing inside them is taken for markdown.
     parts = FENCE.split(text)
     return "".join(
@@ -34,7 +34,7 @@ def _inline(text: str) -> str:
 
 
 def to_messages(chat: Chat) -> list[dict[str, Any]]:
-    """The chat as the chat box wants it: message dicts, pictures as files before the text of their turn."""
+    """The chat as message dicts for the chat box; the images of a turn precede its text."""
     conversation = chat.conversation
     messages: list[dict[str, Any]] = []
     for i, (_, content) in enumerate(conversation.messages):

@@ -1,6 +1,5 @@
-"""The HTTP side of a worker (contract: serve.md 2 and 3). Needs the `serve` extra."""
+"""The HTTP endpoints of a worker. Needs the `serve` extra."""
 
-import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -11,13 +10,13 @@ from fastapi.responses import Response
 
 from llava.program import RequestError
 from llava.serve import wire
-from llava.serve.http_layer import BodyLimit, NoPages
+from llava.serve.http_layer import MAX_REQUEST_MB, handle_errors, parse_json_object, protect
 from llava.serve.live_stream import LiveStream
 from llava.serve.worker.base import BaseWorker
 
 logger = logging.getLogger(__name__)
 
-# The body is parsed by hand (a malformed one is a frame, not a status), so the schema is written by hand too.
+# The body is parsed by hand, as a malformed one is answered with a frame; so the schema is written by hand, too.
 REQUEST_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["prompt"],
@@ -34,8 +33,16 @@ REQUEST_SCHEMA: dict[str, Any] = {
 STREAM_OPENAPI = {"requestBody": {"required": True, "content": {"application/json": {"schema": REQUEST_SCHEMA}}}}
 
 
-def build_app(worker: BaseWorker, max_body_bytes: int, extra_routers: Sequence[APIRouter]) -> FastAPI:
-    """See `worker_base.create_worker_app`."""
+def create_worker_app(
+    worker: BaseWorker, *, max_body_bytes: int = MAX_REQUEST_MB * 2**20, extra_routers: Sequence[APIRouter] = ()
+) -> FastAPI:
+    """The web application of a worker; its start calls `worker.start`, its end `worker.stop`.
+
+    Args:
+        worker: answers the requests.
+        max_body_bytes: larger requests are answered with 413 before they are parsed.
+        extra_routers: further endpoints of this kind of worker.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,8 +51,8 @@ def build_app(worker: BaseWorker, max_body_bytes: int, extra_routers: Sequence[A
         worker.stop()
 
     app = FastAPI(title="LLaVA worker", lifespan=lifespan)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
-    app.add_middleware(NoPages)  # the last one added is asked first
+    protect(app, max_body_bytes)
+    handle_errors(app, status=422)
 
     @app.post("/worker_generate_stream", openapi_extra=STREAM_OPENAPI)
     async def generate_stream(request: Request) -> Response:
@@ -69,28 +76,13 @@ def build_app(worker: BaseWorker, max_body_bytes: int, extra_routers: Sequence[A
 
 async def _answer(worker: BaseWorker, body: bytes) -> AsyncGenerator[bytes, None]:
     try:
-        params = parse_request(body)
+        params = parse_json_object(body)
+        if not isinstance(params.get("prompt"), str):
+            raise RequestError("the request has no prompt, which must be a string")
     except RequestError as error:
-        logger.info("A request cannot be read: %s", error)
+        logger.info("A request cannot be parsed: %s", error)
         yield wire.error_frame(wire.WORKER_FAILED)
         return
     async with aclosing(worker.stream_gate(params)) as frames:
         async for frame in frames:
             yield frame
-
-
-def parse_request(body: bytes) -> dict[str, Any]:
-    """The fields of a request for a stream.
-
-    Raises:
-        RequestError: not a JSON object, or without a prompt.
-    """
-    try:
-        params = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError("the request is not JSON") from error
-    if not isinstance(params, dict):
-        raise RequestError("the request is no JSON object")
-    if not isinstance(params.get("prompt"), str):
-        raise RequestError("the request has no prompt: a text is needed")
-    return params

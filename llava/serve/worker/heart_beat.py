@@ -1,7 +1,7 @@
-"""How a worker stays known to its controller: registration and heart beats in a thread (contract: serve.md 2).
+"""Registration and heart beats of a worker, in a thread.
 
-The thread is a daemon, sends one thing at a time, and never raises: a controller that is away, or restarted and
-has forgotten this worker, is repaired by a later beat (S-5, S-20).
+The thread is a daemon, sends one request at a time and never raises. A controller that is unreachable, or has been
+restarted and does not know this worker any more, is repaired by a later beat.
 """
 
 import logging
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
-from llava.serve.wire import SECRET_HEADER, direct_session
+from llava.serve.http_client import post
+from llava.serve.wire import SECRET_HEADER, WireError
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-REQUEST_TIMEOUT = 5.0
 # Requests that start and end in a burst share one beat: a busy worker must not flood its controller.
 SHORTEST_GAP = 0.05
 
@@ -26,9 +26,9 @@ class HeartBeat:
     Args:
         controller_addr: base URL of the controller.
         worker_addr: base URL under which the worker registers.
-        get_status: gives the worker's status; called from the thread.
-        secret: shared secret of controller and workers, None without one.
-        check_heart_beat: whether the controller shall forget the worker when the beats end.
+        get_status: returns the worker's status; called from the thread.
+        secret: shared secret of controller and workers; None without one.
+        check_heart_beat: whether the controller removes the worker when its beats stop.
         interval: seconds between two beats.
         retry: seconds to wait after a failure; nudges do not shorten it.
     """
@@ -55,34 +55,34 @@ class HeartBeat:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Register, and keep beating until `stop`. Calling it again changes nothing."""
+        """Register, and send beats until `stop`. Further calls do nothing."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="heart-beat", daemon=True)
             self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End the thread; one that waits for the controller is left to end by itself."""
+        """End the thread; one that waits for the controller longer than `timeout` seconds ends by itself."""
         self._stopping.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout)
 
     def nudge(self) -> None:
-        """Ask for a beat soon; returns at once."""
+        """Request a beat soon; returns at once."""
         self._wake.set()
 
     def register(self) -> bool:
-        """Register once; whether the controller took it. An old controller says yes even when it did not (S-20)."""
+        """Register once; whether the controller accepted. Old controllers report success even for failures."""
         logger.info("Register to controller %s as %s", self.controller_addr, self.worker_addr)
-        answer = {
+        registration = {
             "worker_name": self.worker_addr,
             "check_heart_beat": self.check_heart_beat,
             "worker_status": self.get_status(),
         }
-        return self._post("/register_worker", answer) is not None
+        return self._post("/register_worker", registration) is not None
 
     def beat(self) -> bool:
-        """Send one heart beat, and the registration to a controller that asks for it; whether it went well."""
+        """Send one heart beat, and the registration if the controller does not know this worker; whether all worked."""
         report = {"worker_name": self.worker_addr, "queue_length": self.get_status()["queue_length"]}
         answer = self._post("/receive_heart_beat", report)
         if answer is None:
@@ -94,38 +94,33 @@ class HeartBeat:
         return True if known else self.register()
 
     def _run(self) -> None:
-        went_well = self._guarded(self.register)
+        was_successful = self._guarded(self.register)
         while True:
-            if went_well:
+            if was_successful:
                 self._wake.wait(self.interval)
             else:
                 self._stopping.wait(self.retry)
             if self._stopping.wait(SHORTEST_GAP):
                 return
             self._wake.clear()
-            went_well = self._guarded(self.beat)
+            was_successful = self._guarded(self.beat)
 
     def _guarded(self, action: Callable[[], bool]) -> bool:
-        """An error of any kind must not end the thread: the worker would vanish from its controller for good."""
+        """No error may end the thread: the worker would disappear from its controller."""
         try:
             return action()
         except Exception:
-            logger.exception("The heart beat failed and is tried again.")
+            logger.exception("The heart beat failed and will be retried.")
             return False
 
     def _post(self, path: str, body: dict[str, Any]) -> tuple[Any] | None:
-        """The answer's JSON, in a tuple as it may be null; None (logged) if there is no good answer."""
-        import requests
-
+        """The JSON of the answer, in a tuple as it may be null; None (logged) if there is no valid answer."""
         url = self.controller_addr + path
         try:
-            with direct_session() as session:
-                response = session.post(
-                    url, json=body, headers=self._headers, timeout=REQUEST_TIMEOUT, allow_redirects=False
-                )
+            response = post(url, body, headers=self._headers)
             if response.status_code == 200:
                 return (response.json(),)
             logger.error("%s answered with status %d: %s", url, response.status_code, response.text[:300])
-        except (requests.RequestException, ValueError) as error:
-            logger.error("%s cannot be reached: %s: %s", url, type(error).__name__, error)
+        except (WireError, ValueError) as error:
+            logger.error("%s failed: %s", path, error)
         return None

@@ -1,4 +1,4 @@
-"""Pictures that strangers send: limited in number, bytes, pixels, sides and formats before they are decoded (S-10)."""
+"""Images from clients: limited in number, bytes, pixels, sides and formats before they are decoded."""
 
 import base64
 import binascii
@@ -14,16 +14,16 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a request's pictures may be.
+    """Limits on the images of a request.
 
     Attributes:
         max_images: per request.
         max_bytes: of one file.
-        max_pixels: width x height; decoded, a pixel takes three bytes.
-        min_side, max_side: width and height in pixels. Pictures may be padded to a square, which has up to
-            max_side x max_side pixels however few the picture has.
-        max_ratio: long to short side. The short side may be enlarged to the tower's, and the long one with it: of
-            8 x 16384 pixels to 336 x 688128.
+        max_pixels: width x height; a decoded pixel takes three bytes.
+        min_side, max_side: width and height in pixels. Images may be padded to a square of max_side x max_side pixels,
+            however few pixels they have.
+        max_ratio: long to short side. The short side may be enlarged to the tower's, and the long side with it: 8 x
+            16384 pixels would become 336 x 688128.
     """
 
     max_images: int = 8
@@ -34,38 +34,39 @@ class ImageLimits:
     max_ratio: int = 32
 
     def check_count(self, count: int) -> None:
-        """
+        """Check the number of images.
+
         Raises:
-            RequestError: more pictures than allowed.
+            RequestError: more images than allowed.
         """
         if count > self.max_images:
-            raise RequestError(f"{count} pictures in one request; at most {self.max_images} are allowed")
+            raise RequestError(f"{count} images in one request; at most {self.max_images} are allowed")
 
     def decode(self, data: bytes) -> Image.Image:
-        """The RGB picture in a file's bytes.
+        """Decode a file to an RGB image.
 
         Raises:
             ImageError: too large, too small or too narrow, damaged, or another format than `FORMATS`.
         """
         if len(data) > self.max_bytes:
-            raise ImageError(f"a picture has {len(data)} bytes; at most {self.max_bytes} are allowed")
+            raise ImageError(f"an image has {len(data)} bytes; at most {self.max_bytes} are allowed")
         sides = (self.min_side, self.max_side)
-        picture = open_image(data, max_pixels=self.max_pixels, formats=FORMATS, sides=sides)
-        if max(picture.size) > self.max_ratio * min(picture.size):
-            width, height = picture.size
+        image = open_image(data, max_pixels=self.max_pixels, formats=FORMATS, sides=sides)
+        if max(image.size) > self.max_ratio * min(image.size):
+            width, height = image.size
             raise ImageError(
-                f"a picture has {width} x {height} pixels; at most {self.max_ratio} times longer than wide is allowed"
+                f"an image has {width} x {height} pixels; at most {self.max_ratio} times longer than wide is allowed"
             )
-        return picture
+        return image
 
     def decode_base64(self, text: str | bytes) -> Image.Image:
-        """The RGB picture in a base64 text; its size is checked before it is decoded.
+        """Decode a base64 file to an RGB image; its size is checked first.
 
         Raises:
             ImageError: no base64, or see `decode`.
         """
         if len(text) > 4 * (self.max_bytes // 3 + 1):
-            raise ImageError(f"a picture has more than {self.max_bytes} bytes, which are allowed")
+            raise ImageError(f"an image has more than the allowed {self.max_bytes} bytes")
         try:
             return self.decode(base64.b64decode(text, validate=True))
         except (binascii.Error, ValueError) as error:

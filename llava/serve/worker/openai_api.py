@@ -1,7 +1,6 @@
 """The OpenAI-compatible API of a worker: models and chat completions, streamed or whole."""
 
 import asyncio
-import hmac
 import json
 import logging
 import time
@@ -10,124 +9,99 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from llava.image_utils import ImageError
 from llava.program import RequestError
+from llava.serve.access import shows_api_key
 from llava.serve.engine.generation import BusyError, ContextFullError, GenerationRequest, ReplyEvent, Usage
 from llava.serve.engine.sampling import SamplingSettings
-from llava.serve.live_stream import CLIENT_GONE, LiveStream, unless_gone
-from llava.serve.model_worker import ModelWorker
-from llava.serve.worker.openai_prompt import build_prompt, load_pictures
+from llava.serve.http_layer import OPENAI_PATH, OpenAIError, model_list
+from llava.serve.live_stream import CLIENT_GONE, LiveStream, run_until_gone
+from llava.serve.worker.fields import MAX_STOP_LENGTH
+from llava.serve.worker.openai_prompt import load_images, prompt_from_messages
 from llava.serve.worker.openai_schema import MAX_STOPS, ChatRequest
 from llava.serve.worker.reply_stream import ReplyStream
-from llava.serve.worker.served_model import MAX_STOP_LENGTH, ServedModel
+from llava.serve.worker.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 
-PATH = "/v1"
 ERRORS = {400: {"description": "Bad request"}, 401: {"description": "API key"}, 404: {"description": "Unknown model"}}
 
 
-class ApiError(Exception):
-    """An answer in OpenAI's shape of errors."""
-
-    def __init__(self, status: int, message: str, kind: str, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-    def response(self) -> JSONResponse:
-        headers = {"Retry-After": "1"} if self.status == 503 else {}
-        return JSONResponse(self.body, status_code=self.status, headers=headers)
-
-
-def api_error(error: Exception) -> ApiError:
-    """What a client is told about a failure; what is not its own fault stays in the log."""
-    if isinstance(error, ApiError):
+def openai_error(error: Exception) -> OpenAIError:
+    """The error that a client sees; details of failures that are not its fault stay in the log."""
+    if isinstance(error, OpenAIError):
         return error
     if isinstance(error, BusyError):
-        return ApiError(503, str(error), "server_error", "server_busy")
+        return OpenAIError(503, str(error), "server_error", "server_busy")
     if isinstance(error, ContextFullError):
-        return ApiError(400, str(error), "invalid_request_error", "context_length_exceeded")
+        return OpenAIError(400, str(error), code="context_length_exceeded")
     if isinstance(error, RequestError | ImageError):
-        return ApiError(400, str(error), "invalid_request_error")
+        return OpenAIError(400, str(error))
     logger.error("A request failed.", exc_info=error)
-    return ApiError(503, "the request failed in the server; its log says why", "server_error")
+    return OpenAIError(503, "the request failed in the server; see its log", "server_error")
 
 
-def add_openai_api(app: FastAPI, worker: ModelWorker, api_key: str | None = None) -> None:
-    """Add `/v1/models` and `/v1/chat/completions` to a worker's application.
+def openai_router(served: ServedModel, api_key: str | None = None) -> APIRouter:
+    """`GET /v1/models` and `POST /v1/chat/completions`.
 
     Args:
-        api_key: when set, `/v1` wants it as a bearer token.
+        served: the model that answers.
+        api_key: required as a bearer token if set.
     """
-    served = worker.served
     created = int(time.time())
 
     def check_key(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if api_key is not None and not hmac.compare_digest(given.encode(), api_key.encode()):
-            raise ApiError(401, "wrong or missing API key", "invalid_request_error", "invalid_api_key")
+        if not shows_api_key(api_key, request.headers.get("authorization", "")):
+            raise OpenAIError(401, "wrong or missing API key", code="invalid_api_key")
 
-    @app.exception_handler(ApiError)
-    async def answer_api_error(_: Request, error: ApiError) -> Response:
-        return error.response()
+    router = APIRouter(prefix=OPENAI_PATH, dependencies=[Depends(check_key)])
 
-    @app.exception_handler(RequestValidationError)
-    async def answer_invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        if not request.url.path.startswith(PATH):
-            return JSONResponse({"message": f"{place}: {first['msg']}"}, status_code=422)
-        message = f"{place}: {first['msg']}" if place else str(first["msg"])
-        return ApiError(400, message, "invalid_request_error", param=place or None).response()
+    @router.get("/models", responses=ERRORS)
+    async def models() -> dict[str, Any]:
+        return model_list([served.name], created)
 
-    @app.get(f"{PATH}/models", responses=ERRORS)
-    async def models(request: Request) -> dict[str, Any]:
-        check_key(request)
-        entry = {"id": served.name, "object": "model", "created": created, "owned_by": "llava"}
-        return {"object": "list", "data": [entry]}
-
-    @app.post(f"{PATH}/chat/completions", responses=ERRORS)
+    @router.post("/chat/completions", responses=ERRORS)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
-        check_key(request)
         try:
-            jobs = await served.take_in(generation_requests, body, served)
-            answer = await unless_gone(request, (_streamed if body.stream else _whole)(worker, body, jobs))
+            jobs = await served.parse(generation_requests, body, served)
+            reply = _streamed(served, body, jobs) if body.stream else _whole(served, body, jobs)
+            answer = await run_until_gone(reply, request.receive)
         except Exception as error:
-            raise api_error(error) from error
+            raise openai_error(error) from error
         return answer if answer is not None else Response(status_code=CLIENT_GONE)
+
+    return router
 
 
 def generation_requests(body: ChatRequest, served: ServedModel) -> list[GenerationRequest]:
-    """What the engine is to do: one request per choice. Loads pictures: not for the event loop's thread.
+    """The requests for the engine, one per choice. Loads images; not for the event loop's thread.
 
     Raises:
-        ApiError, RequestError, ImageError: the request cannot be done; says why.
+        OpenAIError, RequestError, ImageError: the request cannot be fulfilled.
     """
     if body.model != served.name:
-        message = f"this server has no model '{body.model}', but '{served.name}'"
-        raise ApiError(404, message, "invalid_request_error", "model_not_found", "model")
+        message = f"this server has no model '{body.model}'; it serves '{served.name}'"
+        raise OpenAIError(404, message, code="model_not_found", param="model")
     asked = body.unsupported()
     if asked is not None:
-        raise ApiError(400, f"{asked} is not supported", "invalid_request_error", "unsupported_parameter", asked)
+        raise OpenAIError(400, f"{asked} is not supported", code="unsupported_parameter", param=asked)
     if len(body.stops) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in body.stops):
         raise RequestError(f"stop: at most {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters")
-    prompt, urls = build_prompt(body.messages, served.template)
+    prompt, urls = prompt_from_messages(body.messages, served.template)
     if urls and not served.is_multimodal:
-        raise RequestError(f"'{served.name}' is a plain language model: it takes no pictures")
+        raise RequestError(f"'{served.name}' is a plain language model: it takes no images")
     sampling = SamplingSettings(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=body.top_k or 0,  # OpenAI knows no such limit
+        top_k=body.top_k or 0,  # OpenAI has no such limit
         seed=body.seed,
     )
     request = GenerationRequest(
         input_ids=served.tokenize(prompt),
-        pictures=load_pictures(urls, served),
+        images=load_images(urls, served),
         max_new_tokens=body.new_tokens,
         sampling=sampling,
         stops=body.stops,
@@ -138,7 +112,7 @@ def generation_requests(body: ChatRequest, served: ServedModel) -> list[Generati
 
 
 def _usage(choices: list[Usage]) -> dict[str, Any]:
-    """Prompt tokens count visual ones, and the prompt once however many choices there are."""
+    """Token counts: visual tokens are prompt tokens, and the prompt counts once for all choices."""
     prompt, completion = choices[0].prompt_tokens, sum(choice.completion_tokens for choice in choices)
     return {
         "prompt_tokens": prompt,
@@ -148,8 +122,8 @@ def _usage(choices: list[Usage]) -> dict[str, Any]:
     }
 
 
-async def _last_event(worker: ModelWorker, job: GenerationRequest) -> ReplyEvent:
-    async with worker.slots.one(), ReplyStream(worker.served.engine, job) as events:
+async def _last_event(served: ServedModel, job: GenerationRequest) -> ReplyEvent:
+    async with ReplyStream(served.engine, job) as events:
         async for event in events:
             last = event
     if last.error is not None:
@@ -157,9 +131,9 @@ async def _last_event(worker: ModelWorker, job: GenerationRequest) -> ReplyEvent
     return last
 
 
-async def _whole(worker: ModelWorker, body: ChatRequest, jobs: list[GenerationRequest]) -> Response:
-    """All choices at once; where one fails, the others end too."""
-    tasks = [asyncio.ensure_future(_last_event(worker, job)) for job in jobs]
+async def _whole(served: ServedModel, body: ChatRequest, jobs: list[GenerationRequest]) -> Response:
+    """All choices at once; if one fails, the others are cancelled."""
+    tasks = [asyncio.ensure_future(_last_event(served, job)) for job in jobs]
     try:
         events = await asyncio.gather(*tasks)
     finally:
@@ -177,9 +151,9 @@ async def _whole(worker: ModelWorker, body: ChatRequest, jobs: list[GenerationRe
     return JSONResponse({**_head(body, "chat.completion"), "choices": choices, "usage": usage})
 
 
-async def _streamed(worker: ModelWorker, body: ChatRequest, jobs: list[GenerationRequest]) -> Response:
-    """Server-sent events. What fails before the first one (a full queue) still gets a status of its own."""
-    chunks = _chunks(worker, body, jobs)
+async def _streamed(served: ServedModel, body: ChatRequest, jobs: list[GenerationRequest]) -> Response:
+    """Server-sent events. A failure before the first one (a full queue) still gets an HTTP status."""
+    chunks = _chunks(served, body, jobs)
     first = await anext(chunks)
 
     async def pieces() -> AsyncGenerator[bytes, None]:
@@ -188,10 +162,10 @@ async def _streamed(worker: ModelWorker, body: ChatRequest, jobs: list[Generatio
             yield chunk
 
     headers = {"content-type": "text/event-stream", "cache-control": "no-cache"}
-    return LiveStream(pieces(), headers=headers, on_end=chunks.aclose)  # also if the pieces are never begun
+    return LiveStream(pieces(), headers=headers, on_end=chunks.aclose)  # even if the pieces are never started
 
 
-async def _chunks(worker: ModelWorker, body: ChatRequest, jobs: list[GenerationRequest]) -> AsyncGenerator[bytes, None]:
+async def _chunks(served: ServedModel, body: ChatRequest, jobs: list[GenerationRequest]) -> AsyncGenerator[bytes, None]:
     head = _head(body, "chat.completion.chunk")
     wants_usage = body.stream_options is not None and body.stream_options.include_usage
     if wants_usage:
@@ -202,20 +176,20 @@ async def _chunks(worker: ModelWorker, body: ChatRequest, jobs: list[GenerationR
         return _event({**head, "choices": [choice]})
 
     merged: asyncio.Queue[tuple[int, ReplyEvent | Exception]] = asyncio.Queue()
-    tasks = [asyncio.ensure_future(_forward(worker, job, i, merged)) for i, job in enumerate(jobs)]
+    tasks = [asyncio.ensure_future(_forward(served, job, i, merged)) for i, job in enumerate(jobs)]
     said, usages = [0] * len(jobs), {}
-    has_begun = False
+    has_started = False
     try:
         while len(usages) < len(jobs):
             index, event = await merged.get()
             error = event if isinstance(event, Exception) else event.error
             if error is not None:
-                if not has_begun:
+                if not has_started:
                     raise error
-                yield _event(api_error(error).body)
+                yield _event(openai_error(error).body)
                 return
-            if not has_begun:
-                has_begun = True
+            if not has_started:
+                has_started = True
                 for i in range(len(jobs)):
                     yield chunk(i, {"role": "assistant", "content": ""})
             text = event.text[said[index] : event.safe_length]
@@ -240,10 +214,10 @@ async def _end(tasks: list[asyncio.Task]) -> None:
 
 
 async def _forward(
-    worker: ModelWorker, job: GenerationRequest, index: int, merged: "asyncio.Queue[tuple[int, Any]]"
+    served: ServedModel, job: GenerationRequest, index: int, merged: "asyncio.Queue[tuple[int, Any]]"
 ) -> None:
     try:
-        async with worker.slots.one(), ReplyStream(worker.served.engine, job) as events:
+        async with ReplyStream(served.engine, job) as events:
             async for event in events:
                 merged.put_nowait((index, event))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""From the messages of an OpenAI request to a prompt in the model's template, and its pictures."""
+"""From the messages of an OpenAI request to a prompt in the model's template, with its images."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle
 from llava.image_utils import ImageError
 from llava.program import RequestError
-from llava.serve.engine.prompts import PreparedPicture
+from llava.serve.engine.images import PreparedImage
 from llava.serve.worker.openai_schema import ImagePart, Message
 from llava.serve.worker.served_model import ServedModel
 
@@ -18,18 +18,18 @@ DATA_URI = re.compile(r"data:image/[a-z+.-]+(?:;[a-z]+=[^;,]*)*;base64,", re.IGN
 CHATML_SYSTEM = "<|im_start|>system\n"
 
 
-def build_prompt(messages: Sequence[Message], template: str) -> tuple[str, list[str]]:
-    """The prompt with the assistant's turn open, and the pictures' addresses in the order of their markers.
+def prompt_from_messages(messages: Sequence[Message], template: str) -> tuple[str, list[str]]:
+    """The prompt with the assistant's turn open, and the image addresses in the order of their markers.
 
-    A message's pictures stand in front of its text, as the models were trained. `<image>` inside a text is left out:
-    it would claim a picture (S-8).
+    The images of a message precede its text, as in training. `<image>` inside a text is removed, as it would claim an
+    image.
 
     Raises:
-        RequestError: no message of the user, roles that do not take turns, or a picture that is not the user's.
+        RequestError: no user message, roles that do not alternate, or an image in another message than the user's.
     """
     conversation = new_conversation(template)
-    if any(_pictures(message) for message in messages if message.role != "user"):
-        raise RequestError("only the user shows pictures")
+    if any(_images(message) for message in messages if message.role != "user"):
+        raise RequestError("only the user may send images")
     system = [_text(message) for message in messages if message.role in ("system", "developer")]
     if system:
         text = "\n".join(system)
@@ -41,11 +41,11 @@ def build_prompt(messages: Sequence[Message], template: str) -> tuple[str, list[
     for i, message in enumerate(turns):
         if message.role != ("user", "assistant")[i % 2]:
             raise RequestError("messages of user and assistant must take turns, the user first")
-        pictures = _pictures(message)
-        text = f"{marker}\n" * len(pictures) + _text(message)
+        images = _images(message)
+        text = f"{marker}\n" * len(images) + _text(message)
         if not text.strip():
             raise RequestError(f"message {i + 1} is empty")
-        urls += pictures
+        urls += images
         conversation.append_message(conversation.roles[i % 2], text)
     if len(turns) % 2 == 0:
         raise RequestError("the last message must be the user's")
@@ -59,17 +59,17 @@ def _text(message: Message) -> str:
     return without_markers("\n".join(part.text for part in message.content if not isinstance(part, ImagePart)))
 
 
-def _pictures(message: Message) -> list[str]:
+def _images(message: Message) -> list[str]:
     if isinstance(message.content, str):
         return []
     return [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
 
 
-def load_pictures(urls: Sequence[str], served: ServedModel) -> tuple[PreparedPicture, ...]:
-    """The pictures behind `data:` URIs and allowed web addresses. May take seconds.
+def load_images(urls: Sequence[str], served: ServedModel) -> tuple[PreparedImage, ...]:
+    """Load images from `data:` URIs and allowed web addresses; may take seconds.
 
     Raises:
-        RequestError, ImageError: too many, not allowed, or a picture that cannot be used.
+        RequestError, ImageError: too many, not allowed, or an image that cannot be used.
     """
     served.limits.check_count(len(urls))
     return tuple(served.engine.prepare(_load(url, served)) for url in urls)
@@ -80,5 +80,5 @@ def _load(url: str, served: ServedModel) -> Image.Image:
     if found:
         return served.limits.decode_base64(url[found.end() :])
     if url[:5].lower() == "data:":
-        raise ImageError("a data: URI must be data:image/...;base64, followed by the picture")
+        raise ImageError("a data: URI must be data:image/...;base64, followed by the file")
     return served.limits.decode(served.fetcher.fetch(url))

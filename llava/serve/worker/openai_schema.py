@@ -1,10 +1,10 @@
-"""Requests of the OpenAI-compatible API, as far as they are understood (fields of others are ignored)."""
+"""Requests of the OpenAI-compatible API; unknown fields are ignored."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llava.serve.worker.served_model import MAX_NEW_TOKENS
+from llava.serve.worker.fields import MAX_NEW_TOKENS
 
 MAX_CHOICES, MAX_STOPS, MAX_MESSAGES = 8, 4, 512
 
@@ -19,7 +19,7 @@ class ImageUrl(BaseModel):
 
 
 class ImagePart(BaseModel):
-    """`url` is a `data:` URI, or an address on a host that the operator allows."""
+    """`url` is a `data:` URI, or a web address on an allowed host."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -66,7 +66,7 @@ class ChatRequest(BaseModel):
 
     @property
     def new_tokens(self) -> int:
-        """The limit on the reply; larger wishes are cut to the server's."""
+        """Length limit of the reply, at most the server's."""
         return min(self.max_completion_tokens or self.max_tokens or MAX_NEW_TOKENS, MAX_NEW_TOKENS)
 
     @property
@@ -75,7 +75,7 @@ class ChatRequest(BaseModel):
         return tuple(stop for stop in given if stop)
 
     def unsupported(self) -> str | None:
-        """The name of a field that asks for what this server cannot do; None if there is none."""
+        """The name of a field that requests an unsupported feature; None if there is none."""
         asked = {
             "logprobs": bool(self.logprobs),
             "tools": bool(self.tools),

@@ -8,7 +8,7 @@ from llava.serve.engine.generation import GenerationRequest, Reply, ReplyEvent
 
 
 class ReplyStream:
-    """The events of one reply; leaving the `async with` block before the end cancels it.
+    """The events of one reply; leaving the `async with` block early cancels it.
 
     ```
     async with ReplyStream(engine, request) as events:
@@ -16,7 +16,7 @@ class ReplyStream:
     ```
 
     Raises:
-        BusyError, RequestError, EngineStoppedError: see `Engine.submit`, on entering.
+        BusyError, RequestError, EngineStoppedError: on entering, see `Engine.submit`.
     """
 
     def __init__(self, engine: Engine, request: GenerationRequest) -> None:
@@ -29,11 +29,11 @@ class ReplyStream:
     async def __aenter__(self) -> "ReplyStream":
         loop = asyncio.get_running_loop()
 
-        def tell(event: ReplyEvent) -> None:
+        def listen(event: ReplyEvent) -> None:
             if not self._is_left:  # the loop may be closed by then
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._reply = self._engine.submit(self._request, tell)
+        self._reply = self._engine.submit(self._request, listen)
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -1,6 +1,8 @@
-"""A model as the worker serves it: opened, running in an engine, with what its clients may ask of it."""
+"""A model as a worker serves it: loaded, running in an engine, with the answers to questions about it."""
 
 import asyncio
+import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,19 +12,25 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from llava.chat import infer_template
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.inference import inference_options
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
 from llava.program import RequestError
 from llava.serve.engine.engine import Engine
-from llava.serve.engine.generation import ContextFullError
+from llava.serve.engine.generation import ContextFullError, EngineSettings
 from llava.serve.worker.image_intake import ImageLimits
+from llava.serve.worker.options import ServingOptions
 from llava.serve.worker.url_fetch import UrlFetcher
 from llava.tokenization import tokenize_text, tokenizer_image_token
 
+logger = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
-MAX_NEW_TOKENS = 1024  # of one reply, whatever is asked for (contract serve.md 2.1)
-MAX_STOP_LENGTH = 256  # characters of a stop string
-INTAKE_THREADS = 4
-LONGEST_TOKEN = 128  # characters; a prompt of more than this times the context cannot fit and is not even tokenized
+GIB = 2**30
+PARSER_THREADS = 4  # a large image takes a gigabyte until it is scaled down
+LONGEST_TOKEN = 128  # characters; a prompt of more than this times the context cannot fit and is not tokenized
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,10 @@ class ServedModel:
 
     Attributes:
         name: as clients ask for it.
-        template: conversation template for requests that come as messages.
+        engine: generates the replies.
+        template: conversation template of requests that come as messages.
+        limits: on images.
+        fetcher: of images at web addresses.
     """
 
     name: str
@@ -39,7 +50,7 @@ class ServedModel:
     template: str
     limits: ImageLimits
     fetcher: UrlFetcher
-    _intake: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(INTAKE_THREADS, "llava-intake"))
+    _parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(PARSER_THREADS, "llava-parser"))
 
     @property
     def model(self) -> PreTrainedModel:
@@ -47,20 +58,21 @@ class ServedModel:
 
     @property
     def is_multimodal(self) -> bool:
+        """Whether the model takes images; a property of the model, not of its name."""
         return self.engine.image_processor is not None
 
-    async def take_in(self, read: Callable[..., Result], *args: Any) -> Result:
-        """Read a request in one of a few threads: large pictures take a gigabyte until they are scaled.
+    async def parse(self, parse: Callable[..., Result], *args: Any) -> Result:
+        """Run a function that parses a request in one of a few threads; the request holds a place in the queue.
 
         Raises:
-            BusyError: too many requests wait already; nothing is read.
-            what `read` raises.
+            BusyError: the queue is full; nothing is parsed.
+            Exception: the error of the function.
         """
-        self.engine.check_room()
-        return await asyncio.get_running_loop().run_in_executor(self._intake, read, *args)
+        with self.engine.reserve():
+            return await asyncio.get_running_loop().run_in_executor(self._parsers, parse, *args)
 
     def tokenize(self, prompt: str) -> list[int]:
-        """Token ids of a finished prompt; IMAGE_TOKEN_INDEX for each `<image>` if the model takes pictures.
+        """Token ids of a complete prompt; IMAGE_TOKEN_INDEX for each `<image>` if the model takes images.
 
         Raises:
             ContextFullError: it is too long for any tokenizer to make it fit.
@@ -75,30 +87,30 @@ class ServedModel:
             prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, marker)
         return tokenizer_image_token(prompt, self.engine.tokenizer)
 
-    def check_pictures(self, prompt: str, num_pictures: int) -> None:
-        """Every `<image>` of a prompt needs a picture, or it would reach the embedding as id -200 (S-8).
+    def check_markers(self, prompt: str, num_images: int) -> None:
+        """Check that a prompt has one `<image>` per image; others would be looked up as token id -200.
 
         Raises:
-            RequestError: the numbers differ.
+            RequestError: the numbers differ; the text is upstream's.
         """
         num_markers = prompt.count(DEFAULT_IMAGE_TOKEN)
-        if self.is_multimodal and num_markers != num_pictures:
+        if self.is_multimodal and num_markers != num_images:
             raise RequestError(
                 f"Number of images does not match number of {DEFAULT_IMAGE_TOKEN} tokens in prompt: "
-                f"{num_pictures} and {num_markers}"
+                f"{num_images} and {num_markers}"
             )
 
     def details(self) -> dict[str, Any]:
-        """What a demo wants to know about the model; not part of upstream's interface."""
-        config, has_pictures = self.model.config, self.is_multimodal
+        """What the demo asks about a model; not part of upstream's interface."""
+        config, takes_images = self.model.config, self.is_multimodal
         return {
-            "connector": getattr(config, "mm_projector_type", "linear") if has_pictures else None,
-            "space": self.model.space if has_pictures else None,
-            "num_visual_tokens": self.model.num_visual_tokens if has_pictures else 0,
+            "connector": getattr(config, "mm_projector_type", "linear") if takes_images else None,
+            "space": self.model.space if takes_images else None,
+            "num_visual_tokens": self.model.num_visual_tokens if takes_images else 0,
             "is_elastic": self._is_elastic,
             "budgets": self._budgets(),
-            "max_images": self.limits.max_images if has_pictures else 0,
-            "has_anchors": has_pictures,
+            "max_images": self.limits.max_images if takes_images else 0,
+            "has_anchors": takes_images,
             "conv_mode": getattr(config, "conv_mode", None),
             "context_length": self.engine.settings.context_length,
         }
@@ -108,7 +120,7 @@ class ServedModel:
         return self.is_multimodal and getattr(self.model.get_model().mm_projector, "is_elastic", False)
 
     def _budgets(self) -> list[int]:
-        """Some budgets to offer: the model's own, and about a quarter, half and twice of it, as far as it can."""
+        """Some budgets to offer: the model's own, and about a quarter, half and twice of it, if possible."""
         if not self.is_multimodal:
             return []
         own = self.model.num_visual_tokens
@@ -120,25 +132,94 @@ class ServedModel:
         return sorted({own, *(budget for budget in rounded if budget <= patches)})
 
     @torch.inference_mode()
-    def draw_anchors(self, picture: Image.Image, num_visual_tokens: int | None) -> tuple[Image.Image, str]:
-        """The picture as the tower sees it, with the visual anchors of a budget circled, and a line that says so.
+    def draw_anchors(self, image: Image.Image, num_visual_tokens: int | None) -> tuple[Image.Image, str]:
+        """The image as the tower sees it, with the visual anchors of a budget circled, and a caption.
 
         Raises:
             RequestError: no tower, or a budget that it does not allow.
         """
         if not self.is_multimodal:
-            raise RequestError(f"{self.name} is a plain language model: it looks at no picture")
+            raise RequestError(f"{self.name} is a plain language model: it takes no images")
         from llava.tools.visual_anchors import draw_anchor_pair
 
         tower = self.model.get_vision_tower()
         tokens = num_visual_tokens or default_anchor_budget(tower)
         try:
-            return draw_anchor_pair(tower, picture, tokens)
+            return draw_anchor_pair(tower, image, tokens)
         except ValueError as error:
             raise RequestError(str(error)) from error
 
 
 def default_anchor_budget(tower: Any) -> int:
-    """A quarter of the patches, at most 144 anchors, as a legal budget with the class token."""
+    """A quarter of the patches, at most 144 anchors, as a valid budget with the class token."""
     heads = tower.config.num_attention_heads
     return min(145, 1 + max(1, tower.num_patches // 4 // heads) * heads)
+
+
+def load_served_model(
+    model_path: str,
+    model_base: str | None,
+    name: str,
+    load_8bit: bool,
+    load_4bit: bool,
+    device: str,
+    use_flash_attn: bool,
+    options: ServingOptions,
+) -> ServedModel:
+    """Load a model and start its engine.
+
+    Args:
+        model_path, model_base, load_8bit, load_4bit, device, use_flash_attn: see `load_pretrained_model`.
+        name: as clients ask for it.
+        options: of the engine and for images.
+
+    Raises:
+        RequestError: the model cannot run on this machine.
+        Exception: what `load_pretrained_model` raises.
+    """
+    base = None if model_base is None else os.path.expanduser(model_base)
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        *(os.path.expanduser(model_path), base, get_model_name_from_path(model_path), load_8bit, load_4bit),
+        use_flash_attn=use_flash_attn,
+        **inference_options(device),
+        **options.overrides,
+    )
+    settings = EngineSettings(
+        max_rows=options.max_rows,
+        max_queue=options.max_waiting,
+        cache_bytes=default_cache_bytes(model) if options.cache_gb is None else int(options.cache_gb * GIB),
+        image_cache_bytes=int(options.image_cache_gb * GIB),
+        prefill_chunk=options.prefill_chunk or (512 if model.device.type == "cuda" else 128),
+        context_length=getattr(model.config, "max_position_embeddings", None) or 2048,
+    )
+    logger.info("Engine: %s", settings)
+    engine = Engine(model, tokenizer, image_processor, settings)
+    _warm_up(engine, is_quantised=load_8bit or load_4bit)
+    fetcher = UrlFetcher(options.url_hosts, options.limits.max_bytes)
+    return ServedModel(name, engine, infer_template(name, model.config), options.limits, fetcher)
+
+
+def _warm_up(engine: Engine, is_quantised: bool) -> None:
+    """Generate a few tokens.
+
+    Raises:
+        RequestError: the model cannot run here, most often in 4 or 8 bits with a bitsandbytes that lacks this device.
+    """
+    try:
+        engine.warm_up()
+    except Exception as error:
+        engine.close()
+        remedy = "update bitsandbytes (extra 'quant'), or leave out --load-4bit and --load-8bit" if is_quantised else ""
+        raise RequestError(
+            f"the model is loaded but cannot run on this machine: {error}{'; ' if remedy else ''}{remedy}"
+        ) from error
+
+
+def default_cache_bytes(model: PreTrainedModel) -> int:
+    """Room for keys and values: four fifths of a GPU's free memory, else a quarter of the free main memory."""
+    if model.device.type == "cuda":
+        free = sum(torch.cuda.mem_get_info(i)[0] for i in {p.device.index for p in model.parameters()})
+        return int(free * 0.8)
+    import psutil
+
+    return min(psutil.virtual_memory().available // 4, 8 * GIB)

@@ -1,4 +1,4 @@
-"""How many requests run at once, and how many may wait for it."""
+"""A FIFO queue for back ends that have none: how many requests run at once, and how many may wait."""
 
 import asyncio
 import threading
@@ -10,10 +10,10 @@ from llava.program import RequestError
 
 
 class Slots:
-    """`limit` slots, taken in the order of asking; works across event loops and threads.
+    """`limit` slots, given out in FIFO order; works across event loops and threads.
 
-    An `asyncio.Semaphore` belongs to one event loop; the synchronous `generate_stream` of a worker runs on another
-    one than its server.
+    An `asyncio.Semaphore` belongs to one event loop; the synchronous `generate_stream` of a worker runs on another one
+    than its server.
 
     Args:
         limit: requests that run at once.
@@ -27,20 +27,16 @@ class Slots:
         self._lock = threading.Lock()
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    @property
-    def used(self) -> int:
-        return self._used
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
+    def __len__(self) -> int:
+        """Requests that run or wait."""
+        return self._used + len(self._waiting)
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """Hold a slot for the time of a block.
+        """Hold a slot during a block.
 
         Raises:
-            RequestError: too many requests wait already.
+            RequestError: too many requests are waiting.
         """
         await self._take()
         try:
@@ -58,18 +54,18 @@ class Slots:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
         try:
-            await turn  # whoever gives a slot back leaves it counted as used, now ours
+            await turn  # a slot that is passed on stays counted as used
         except asyncio.CancelledError:
             with self._lock:
                 still_waiting = turn in self._waiting
                 if still_waiting:
                     self._waiting.remove(turn)
-            if not still_waiting:  # the slot had been handed over when the client went away
+            if not still_waiting:  # the slot had been passed on already
                 self._give_back()
             raise
 
     def _give_back(self) -> None:
-        """Hand the slot to the first who waits; nobody there: it is free."""
+        """Pass the slot on to the first waiting request, or free it."""
         with self._lock:
             while self._waiting:
                 turn = self._waiting.popleft()

@@ -1,8 +1,8 @@
-"""Fetching a picture from a web address that a client names: only where the operator allows it, and nowhere else.
+"""Images at web addresses that clients name: fetched only from hosts that the operator allows.
 
-A name is looked up once and the connection goes to that address, so that it cannot become another one between the
-check and the connection; every redirect is checked anew. Private, loopback and other addresses that are not of the
-public internet are refused even for allowed names.
+A host name is resolved once, and the connection goes to that address, so that it cannot change between the check and
+the connection. Every redirect is checked again. Private, loopback and other addresses outside of the public internet
+are refused even for allowed names.
 """
 
 import ipaddress
@@ -20,19 +20,18 @@ from llava.image_source import CHUNK_BYTES
 from llava.program import RequestError
 
 MAX_REDIRECTS = 3
-READ_TIMEOUT, TOTAL_TIMEOUT = 5.0, 20.0  # seconds: without a byte, for everything
+READ_TIMEOUT, TOTAL_TIMEOUT = 5.0, 20.0  # seconds: without a byte; for everything
 FETCHES = 8  # at once
 PORTS = {"http": 80, "https": 443}
-# Anything else (backslashes, blanks, control characters, letters of other alphabets) is read differently by different
-# parsers, which is what tricks are made of.
+# Parsers disagree about anything else: backslashes, blanks, control characters, other alphabets.
 PLAIN_URL = re.compile(r"https?://[!#-;=?-\[\]_a-z~]+", re.IGNORECASE)
 HOST = re.compile(r"[a-z0-9.-]+|\[[0-9a-f:.]+\]", re.IGNORECASE)
-# Ways to IPv4 behind a translator: for everybody (RFC 6052), and a network's own (RFC 8215).
+# Prefixes of IPv4 behind a translator: well-known (RFC 6052), and local (RFC 8215).
 NAT64, LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 class Target(NamedTuple):
-    """Where a request goes: an address and no longer a name."""
+    """Where a request goes: the host name is resolved."""
 
     scheme: str
     host: str
@@ -42,7 +41,7 @@ class Target(NamedTuple):
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet; IPv4 inside IPv6 counts as what it is inside."""
+    """Whether an IP address belongs to the public internet; IPv4 inside IPv6 is judged as IPv4."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inside = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
@@ -54,11 +53,11 @@ def is_public(address: str) -> bool:
 
 
 class UrlFetcher:
-    """Fetches what clients name, within what the operator allows.
+    """Fetches web addresses within the operator's limits.
 
     Args:
-        allowed_hosts: names (exactly, any case); none allows nothing. A port other than the scheme's own must be named
-            too, as `host:port`.
+        allowed_hosts: exact names, in any case; an empty list allows nothing. A port other than the scheme's default
+            must be named too, as `host:port`.
         max_bytes: largest body.
         is_allowed_address: which IP addresses may be contacted.
     """
@@ -80,9 +79,9 @@ class UrlFetcher:
         fetching = self._threads.submit(self._fetch, url, time.monotonic() + TOTAL_TIMEOUT)
         try:
             return fetching.result(TOTAL_TIMEOUT)
-        except TimeoutError as error:  # names and headers may come drop by drop too
+        except TimeoutError as error:  # name resolution and headers may be slow, too
             fetching.cancel()
-            raise RequestError(f"the picture took longer than {TOTAL_TIMEOUT:.0f} s to fetch") from error
+            raise RequestError(f"the image took longer than {TOTAL_TIMEOUT:.0f} s to fetch") from error
 
     def _fetch(self, url: str, deadline: float) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
@@ -91,34 +90,34 @@ class UrlFetcher:
             if location is None:
                 return body
             url = urljoin(f"{target.scheme}://{target.host}:{target.port}{target.path}", location)
-        raise RequestError(f"the picture's address redirects more than {MAX_REDIRECTS} times")
+        raise RequestError(f"the image's address redirects more than {MAX_REDIRECTS} times")
 
     def resolve(self, url: str) -> Target:
-        """Check an address and look its name up, once.
+        """Check an address and resolve its host, once.
 
         Raises:
             RequestError: it is malformed, its host is not allowed, or its address is not public.
         """
         if not self.allowed_hosts:
             raise RequestError(
-                "this server fetches no web addresses; send the picture itself as a data: URI "
+                "this server fetches no web addresses; send the image itself as a data: URI "
                 "(the operator can allow hosts with --allow-url-hosts)"
             )
         if not PLAIN_URL.fullmatch(url):
-            raise RequestError("the picture's address is not a plain http:// or https:// URL")
+            raise RequestError("the image's address is not a plain http:// or https:// URL")
         try:
             parts = urlsplit(url)
             scheme, host, port = parts.scheme.lower(), (parts.hostname or "").lower(), parts.port
         except ValueError as error:
-            raise RequestError(f"the picture's address is malformed ({error})") from error
+            raise RequestError(f"the image's address is malformed ({error})") from error
         if "@" in parts.netloc or not HOST.fullmatch(host if ":" not in host else f"[{host}]"):
-            raise RequestError("the picture's address must name a host, without user name or password")
+            raise RequestError("the image's address must name a host, without user name or password")
         if port is not None and port != PORTS[scheme]:
             host_and_port = f"{host}:{port}"
         else:
             host_and_port, port = host, PORTS[scheme]
         if host_and_port not in self.allowed_hosts:
-            raise RequestError(f"the operator does not allow pictures from '{host_and_port}' (--allow-url-hosts)")
+            raise RequestError(f"the operator does not allow images from '{host_and_port}' (--allow-url-hosts)")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return Target(scheme, host, self._look_up(host, port), port, path)
 
@@ -126,14 +125,14 @@ class UrlFetcher:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise RequestError(f"the host '{host}' of the picture is unknown") from error
+            raise RequestError(f"the host '{host}' of the image is unknown") from error
         addresses = [str(entry[4][0]) for entry in found]
         if not addresses or not all(self.is_allowed_address(address) for address in addresses):
-            raise RequestError(f"the host '{host}' of the picture has no public address; private ones are refused")
+            raise RequestError(f"the host '{host}' of the image has no public address; private ones are refused")
         return addresses[0]
 
     def _get(self, target: Target, deadline: float) -> tuple[bytes, str | None]:
-        """Body, or where to look instead."""
+        """The body, or the address of a redirect."""
         options = {"maxsize": 1, "retries": False, "timeout": urllib3.Timeout(total=READ_TIMEOUT)}
         if target.scheme == "https":
             pool = urllib3.HTTPSConnectionPool(
@@ -149,21 +148,23 @@ class UrlFetcher:
                 with response:
                     return self._read(response, deadline)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise RequestError(f"the picture at '{target.host}' cannot be fetched ({type(error).__name__})") from error
+            raise RequestError(f"the image at '{target.host}' cannot be fetched ({type(error).__name__})") from error
 
     def _read(self, response: urllib3.BaseHTTPResponse, deadline: float) -> tuple[bytes, str | None]:
         if response.status in (301, 302, 303, 307, 308):
             location = response.headers.get("Location")
             if not location:
-                raise RequestError("the picture's address redirects to nowhere")
+                raise RequestError("the image's address redirects to nowhere")
             return b"", location
         if response.status != 200:
-            raise RequestError(f"the picture's address answers with status {response.status}")
+            raise RequestError(f"the image's address answers with status {response.status}")
         body = bytearray()
-        while piece := response.read1(CHUNK_BYTES, decode_content=False):  # what is there; `stream` waits for all of it
+        while piece := response.read1(
+            CHUNK_BYTES, decode_content=False
+        ):  # what has arrived; `stream` waits for a whole chunk
             body += piece
             if len(body) > self.max_bytes:
-                raise RequestError(f"the picture has more than {self.max_bytes} bytes, which are allowed")
+                raise RequestError(f"the image has more than {self.max_bytes} bytes, the limit")
             if time.monotonic() > deadline:
-                raise RequestError(f"the picture took longer than {TOTAL_TIMEOUT:.0f} s to fetch")
+                raise RequestError(f"the image took longer than {TOTAL_TIMEOUT:.0f} s to fetch")
         return bytes(body), None

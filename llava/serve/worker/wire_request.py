@@ -1,72 +1,64 @@
-"""The fields of a request to `/worker_generate_stream`, read with care (contract: serve.md 2.1)."""
+"""Requests to `/worker_generate_stream` of a worker with a model: their fields, and their frames."""
 
-import math
+import logging
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from llava.program import RequestError
-from llava.serve.engine.generation import GenerationRequest
+from llava.serve import wire
+from llava.serve.engine.generation import ContextFullError, GenerationRequest
+from llava.serve.engine.reply_text import whole_words
 from llava.serve.engine.sampling import TOP_K, SamplingSettings
-from llava.serve.worker.served_model import MAX_NEW_TOKENS, MAX_STOP_LENGTH, ServedModel
+from llava.serve.worker.fields import MAX_NEW_TOKENS, MAX_STOP_LENGTH, image_files, number, whole
+from llava.serve.worker.reply_stream import ReplyStream
+from llava.serve.worker.served_model import ServedModel
+
+logger = logging.getLogger(__name__)
+
+CONTEXT_FULL = "Exceeds max token length. Please start a new conversation, thanks."
 
 
-def number(params: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
-    """A number or the text of one (old clients send both).
-
-    Raises:
-        RequestError: anything else, or outside of `low` to `high`.
-    """
-    given = params.get(name)
-    if given is None:
-        return default
-    try:
-        value = float(given) if isinstance(given, int | float | str) and not isinstance(given, bool) else math.nan
-    except (ValueError, OverflowError):
-        value = math.nan
-    if not low <= value <= high:  # also what is not a number
-        raise RequestError(f"{name} must be a number from {low:g} to {high:g}")
-    return value
-
-
-def whole(params: dict[str, Any], name: str, default: int | None, low: int, high: int) -> int | None:
-    """As `number`, without a fraction.
+async def stream_frames(params: dict[str, Any], served: ServedModel) -> AsyncGenerator[bytes, None]:
+    """One frame per token with all text so far, and a last one with the complete text.
 
     Raises:
-        RequestError: see there.
+        RequestError, ImageError: a field or an image cannot be used.
+        Exception: the error of the engine.
     """
-    given = params.get(name)
-    if given is None:
-        return default
+    prompt = params["prompt"]
     try:
-        value = int(given) if isinstance(given, int | float | str) and not isinstance(given, bool) else None
-    except (ValueError, OverflowError):
-        value = None
-    if value is None or not low <= value <= high:
-        raise RequestError(f"{name} must be a whole number from {low} to {high}")
-    return value
+        request = await served.parse(generation_request, params, served)
+        async with ReplyStream(served.engine, request) as events:
+            async for event in events:
+                if event.error is not None:
+                    raise event.error
+                if event.finish is None:
+                    yield wire.frame(prompt + whole_words(event.text[: event.safe_length]))
+                else:
+                    extra = {"usage": event.usage._asdict()} if wire.wants_details(params) else {}
+                    yield wire.frame(prompt + event.text, **extra)
+    except ContextFullError as error:
+        logger.info("A prompt is too long: %s", error)
+        yield wire.frame(prompt + CONTEXT_FULL)
 
 
 def generation_request(params: dict[str, Any], served: ServedModel) -> GenerationRequest:
-    """What the engine is to do for one wire request. Decodes pictures: not for the event loop's thread.
+    """Validate a request and decode its images; not for the event loop's thread.
 
     Raises:
-        RequestError, ImageError: a field or a picture cannot be used; says which.
+        RequestError, ImageError: a field or an image cannot be used; names it.
         ContextFullError: the prompt is far too long.
     """
     prompt = params["prompt"]
-    images = params.get("images") or ()
-    if not served.is_multimodal:
-        images = ()  # ignored, as upstream does
-    if not isinstance(images, list | tuple) or not all(isinstance(image, str) for image in images):
-        raise RequestError("images must be a list of base64 texts")
-    served.limits.check_count(len(images))
-    served.check_pictures(prompt, len(images))
-    pictures = tuple(served.engine.prepare(served.limits.decode_base64(image)) for image in images)
+    files = image_files(params) if served.is_multimodal else []  # ignored by language models, as in upstream
+    served.limits.check_count(len(files))
+    served.check_markers(prompt, len(files))
     stop = params.get("stop")
     if stop is not None and not (isinstance(stop, str) and len(stop) <= MAX_STOP_LENGTH):
         raise RequestError(f"stop must be a text of at most {MAX_STOP_LENGTH} characters, or null")
     return GenerationRequest(
         input_ids=served.tokenize(prompt),
-        pictures=pictures,
+        images=tuple(served.engine.prepare(served.limits.decode_base64(file)) for file in files),
         max_new_tokens=min(whole(params, "max_new_tokens", 256, -(2**31), 2**31), MAX_NEW_TOKENS),
         sampling=SamplingSettings(
             temperature=number(params, "temperature", 1.0, 0.0, 100.0),

@@ -11,8 +11,10 @@ import pytest
 from llava.program import RequestError
 from llava.serve import access
 from llava.serve.access import RegistrationRefused, RegistrationRules, parse_hosts, read_secret
-from llava.serve.controller import Controller, create_app
-from tests.support.serving import FakeWorker, serving
+from llava.serve.control.routes import create_app
+from llava.serve.controller import Controller
+from tests.support.serve_doubles import WorkerDouble, old_worker
+from tests.support.serving import serving
 
 ANYWHERE = RegistrationRules(allowed_hosts=("*",))
 
@@ -165,8 +167,8 @@ def controller_with(**rules: Any) -> Iterator[tuple[str, Controller]]:
 
 
 @pytest.fixture
-def worker() -> Iterator[FakeWorker]:
-    with FakeWorker(["llava"]) as fake:
+def worker() -> Iterator[WorkerDouble]:
+    with old_worker(["llava"]) as fake:
         yield fake
 
 
@@ -175,9 +177,9 @@ def register(controller: str, name: str, secret: str | None = None, status: Any 
     return httpx.post(f"{controller}/register_worker", json=body, headers={"X-LLaVA-Secret": secret} if secret else {})
 
 
-def test_nothing_is_sent_to_a_refused_address(worker: FakeWorker) -> None:
+def test_nothing_is_sent_to_a_refused_address(worker: WorkerDouble) -> None:
     with controller_with(allowed_hosts=("gpu1",)) as (address, controller):
-        answer = register(address, worker.address)
+        answer = register(address, worker.url)
         assert answer.status_code == 403
         assert "--allow-hosts 127.0.0.1" in answer.json()["message"]
         assert worker.requests == [] and controller.worker_info == {}
@@ -191,50 +193,67 @@ def test_strange_addresses_are_403(name: str) -> None:
         assert controller.worker_info == {}
 
 
-def test_controller_follows_no_redirect(worker: FakeWorker) -> None:
+def test_controller_follows_no_redirect(worker: WorkerDouble) -> None:
     """A registered worker must not send its controller elsewhere (CVE-2024-9309)."""
-    with FakeWorker(["secret-model"]) as inner, controller_with() as (address, controller):
-        worker.redirect = f"{inner.address}/worker_get_status"
-        assert register(address, worker.address).json() is None
+    with old_worker(["secret-model"]) as inner, controller_with() as (address, controller):
+        worker.redirect = f"{inner.url}/worker_get_status"
+        assert register(address, worker.url).json() is None
         assert controller.worker_info == {} and inner.requests == []
 
 
-def test_secret_is_wanted(worker: FakeWorker) -> None:
+def test_secret_is_wanted(worker: WorkerDouble) -> None:
     with controller_with(secret="s3cret") as (address, controller):
         for wrong in (None, "wrong"):
-            answer = register(address, worker.address, wrong)
+            answer = register(address, worker.url, wrong)
             assert answer.status_code == 403 and "shared secret" in answer.json()["message"]
         assert worker.requests == [] and controller.worker_info == {}
-        assert register(address, worker.address, "s3cret").status_code == 200
-        assert list(controller.worker_info) == [worker.address]
-        beat = {"worker_name": worker.address, "queue_length": 99}
+        assert register(address, worker.url, "s3cret").status_code == 200
+        assert list(controller.worker_info) == [worker.url]
+        beat = {"worker_name": worker.url, "queue_length": 99}
         assert httpx.post(f"{address}/receive_heart_beat", json=beat).status_code == 403
-        assert controller.worker_info[worker.address].queue_length == 0
+        assert controller.worker_info[worker.url].queue_length == 0
 
 
-def test_a_model_has_one_owner(worker: FakeWorker) -> None:
-    """CVE-2026-85695: a stranger must not receive the prompts meant for another worker's model."""
-    with FakeWorker(["other", "llava"]) as stranger, controller_with() as (address, controller):
-        assert register(address, worker.address).status_code == 200
-        answer = register(address, stranger.address)
+def test_a_model_has_one_owner(worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2026-85695: a worker of another machine must not receive the prompts meant for another worker's model."""
+    monkeypatch.setattr(access, "is_loopback", lambda peer: False)
+    with old_worker(["other", "llava"]) as stranger, controller_with() as (address, controller):
+        assert register(address, worker.url).status_code == 200
+        answer = register(address, stranger.url)
         assert answer.status_code == 403 and "another worker serves llava already" in answer.json()["message"]
-        assert register(address, worker.address).status_code == 200  # its owner may come again
-        assert list(controller.worker_info) == [worker.address]
+        assert register(address, worker.url).status_code == 200  # its owner may come again
+        assert list(controller.worker_info) == [worker.url]
         # Nor may it come by a harmless name and change it afterwards.
         stranger.status["model_names"] = ["other"]
-        assert register(address, stranger.address).status_code == 200
+        assert register(address, stranger.url).status_code == 200
         stranger.status["model_names"] = ["other", "llava"]
         httpx.post(f"{address}/refresh_all_workers")
-        assert list(controller.worker_info) == [worker.address]
+        assert list(controller.worker_info) == [worker.url]
 
 
-@pytest.mark.parametrize("rules", [{"secret": "s3cret"}, {"allow_replicas": True}])
-def test_replicas(worker: FakeWorker, rules: dict[str, Any]) -> None:
-    with FakeWorker(["llava"]) as second, controller_with(**rules) as (address, controller):
+@pytest.mark.parametrize(
+    ("peer", "is_local"),
+    [("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("10.0.0.5", False),
+     ("192.0.2.1", False), ("2001:db8::1", False), ("localhost", False), ("", False)],
+)  # fmt: skip
+def test_who_may_share_a_model(peer: str, is_local: bool) -> None:
+    assert RegistrationRules().may_share_models(None, peer) == is_local
+    assert RegistrationRules(allow_replicas=True).may_share_models(None, peer)
+    rules = RegistrationRules(secret="s3cret")
+    assert rules.may_share_models("s3cret", peer)
+    assert rules.may_share_models("wrong", peer) == is_local  # `check_secret` refuses it before
+
+
+@pytest.mark.parametrize("rules", [{}, {"secret": "s3cret"}, {"allow_replicas": True}])
+def test_replicas(worker: WorkerDouble, rules: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one machine by default; from elsewhere with the secret or the flag."""
+    if rules:
+        monkeypatch.setattr(access, "is_loopback", lambda peer: False)
+    with old_worker(["llava"]) as second, controller_with(**rules) as (address, controller):
         for one in (worker, second):
-            assert register(address, one.address, rules.get("secret")).status_code == 200
+            assert register(address, one.url, rules.get("secret")).status_code == 200
         httpx.post(f"{address}/refresh_all_workers")
-        assert list(controller.worker_info) == [worker.address, second.address]
+        assert list(controller.worker_info) == [worker.url, second.url]
 
 
 def test_a_dead_owner_is_no_owner() -> None:

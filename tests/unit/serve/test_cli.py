@@ -61,7 +61,7 @@ def test_flags() -> None:
         cli.build_parser().parse_args([])
 
 
-def test_picture_is_announced_once(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch, replies: Any) -> None:
+def test_image_is_announced_once(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch, replies: Any) -> None:
     _say(monkeypatch, "One?\nTwo?\n\nnot read\n")
     replies += ["yes", "no"]
     cli.main(cli.build_parser().parse_args(MODEL))
@@ -80,7 +80,7 @@ def test_markers_cannot_be_smuggled_in(
     replies += ["an <image> it is", "bye"]
     cli.main(cli.build_parser().parse_args(MODEL))
     assert [prompt.count("<image>") for prompt in replies.prompts] == [1, 1]
-    assert "<image> is left out" in capsys.readouterr().out
+    assert "<image> is removed" in capsys.readouterr().out
 
 
 def test_start_and_end_tokens(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch, replies: Any) -> None:
@@ -113,7 +113,7 @@ def test_loading_options(
         seen.update(args=args, kwargs=kwargs)
         return None, SimpleNamespace(config=None), None, 2048
 
-    monkeypatch.setattr(cli, "load_pretrained_model", load)
+    monkeypatch.setattr("llava.model.builder.load_pretrained_model", load)
     with pytest.raises(RequestError, match="plain language model"):  # no image processor came back
         cli.main(cli.build_parser().parse_args([*MODEL, "--load-4bit", "--model-base", "~/base"]))
     base = str(Path("~/base").expanduser())
@@ -136,7 +136,7 @@ def test_shown_roles(template: str, name: str, roles: tuple[str, str]) -> None:
 
 
 def test_bad_requests_fail_before_the_model_is_loaded(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("llava.model.builder.load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(RequestError, match=r"no conversation template 'nope'.*llava_v1"):
         cli.main(cli.build_parser().parse_args([*MODEL, "--conv-mode", "nope"]))
     with pytest.raises(ValueError, match=r"missing.png' does not exist"):

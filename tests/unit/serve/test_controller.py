@@ -10,8 +10,9 @@ import pytest
 from llava.program import RequestError
 from llava.serve import controller as program
 from llava.serve.access import LOOPBACK_HOSTS, RegistrationRules
+from llava.serve.control.routes import create_app
 from llava.serve.control.state import Controller, DispatchMethod
-from llava.serve.http_server import listen
+from llava.serve.http_layer import listen
 from tests.support.serving import free_port, serving, wait_until
 
 
@@ -37,7 +38,7 @@ def test_expiry_by_the_clock() -> None:
 def test_application_expires_workers() -> None:
     """`expire_every` is 30 s by default: a worker disappears 30 to 60 s after its last beat."""
     controller = Controller("shortest_queue", expiration=0)
-    with serving(program.create_app(controller, expire_every=0.01)):
+    with serving(create_app(controller, expire_every=0.01)):
         controller.register_worker("w", True, status("m"))
         wait_until(lambda: not controller.workers())
 
@@ -141,8 +142,8 @@ def test_main_passes_its_flags_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
     monkeypatch.setenv("LLAVA_SECRET", "s3cret")
     monkeypatch.setattr("sys.argv", ["controller", "--port", "1", "--stream-timeout", "7", "--allow-hosts", "*"])
     monkeypatch.setattr(program, "build_logger", lambda *names: seen.update(log=names))
-    monkeypatch.setattr(program, "run_server", lambda app, host, port: seen.update(host=host, port=port))
-    monkeypatch.setattr(program, "create_app", lambda controller, **options: seen.update(options))
+    monkeypatch.setattr("llava.serve.http_layer.run_server", lambda app, host, port: seen.update(host=host, port=port))
+    monkeypatch.setattr("llava.serve.control.routes.create_app", lambda controller, **options: seen.update(options))
     program.main()
     assert (seen["log"], seen["host"], seen["port"]) == (("controller", "controller.log"), "localhost", 1)
     assert seen["rules"] == RegistrationRules("s3cret", ("*",), False)

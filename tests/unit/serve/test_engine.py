@@ -12,7 +12,7 @@ from llava.program import RequestError
 from llava.serve.engine.batch import Batch
 from llava.serve.engine.generation import BusyError, ContextFullError, EngineStoppedError, ReplyEvent
 from llava.serve.engine.sampling import SamplingSettings
-from tests.support.engines import GREEDY, Listener, alone, build, endless, engine, picture, request
+from tests.support.engines import GREEDY, Listener, alone, build, endless, engine, random_image, request
 
 MODELS: dict[str, dict[str, Any]] = {
     "mlp2x_gelu": {},
@@ -31,8 +31,8 @@ def model_of(kind: str) -> Any:
 
 
 def mixed_requests() -> list[Any]:
-    """Short and long prompts, none, one and two pictures, replies of different lengths."""
-    a, b = picture(1), picture(2)
+    """Short and long prompts, none, one and two images, replies of different lengths."""
+    a, b = random_image(1), random_image(2)
     return [
         request([1, 300, -200, 301, 302], a, tokens=20),
         request([1, *TEXT], tokens=5),
@@ -76,7 +76,7 @@ def test_sliding_window(llava_vectors: Path) -> None:
 
 def test_every_request_has_its_own_budget(llava_vectors: Path) -> None:
     model = model_of("acformer")
-    requests = [request([1, 300, -200, 301], picture(3), num_visual_tokens=budget) for budget in (5, None, 13, 17)]
+    requests = [request([1, 300, -200, 301], random_image(3), num_visual_tokens=budget) for budget in (5, None, 13, 17)]
     expected = [alone(model, one) for one in requests]
     with engine(model) as running:
         listeners = [Listener(running, one) for one in requests]
@@ -88,7 +88,8 @@ def test_every_request_has_its_own_budget(llava_vectors: Path) -> None:
 
 def test_one_joins_while_another_runs(llava_vectors: Path) -> None:
     model = model_of("vlora")
-    first, second = request([1, 300, -200, 301], picture(1), tokens=40), request([1, 305, -200, 306], picture(2))
+    first = request([1, 300, -200, 301], random_image(1), tokens=40)
+    second = request([1, 305, -200, 306], random_image(2))
     expected = alone(model, first), alone(model, second)
     with engine(model) as running:
         one = Listener(running, first)
@@ -155,7 +156,7 @@ def test_prompts_of_waiting_requests_do_not_pile_up(llava_vectors: Path) -> None
     with engine(endless(build()), max_rows=1) as running:
         runner = Listener(running, request([1, 300], tokens=100))
         runner.next()
-        waiting = [Listener(running, request([1, 300, -200], picture(i), tokens=3)) for i in range(6)]
+        waiting = [Listener(running, request([1, 300, -200], random_image(i), tokens=3)) for i in range(6)]
         running.cancel(waiting[4].reply)
         assert waiting[4].next().finish == "cancelled"
         assert running.num_queued == 5
@@ -191,7 +192,7 @@ def test_failing_step_ends_its_replies_and_no_others(llava_vectors: Path, monkey
             return forward(self, *args, **kwargs)
 
         monkeypatch.setattr(type(model), "forward", broken)
-        victim = Listener(running, request([1, 300, -200], picture(1), tokens=80))
+        victim = Listener(running, request([1, 300, -200], random_image(1), tokens=80))
         victim.next()
         fail.set()
         end = victim.last()
@@ -247,7 +248,7 @@ def test_numbers_that_are_none_end_their_reply_and_reach_no_other(llava_vectors:
 
 
 @pytest.mark.parametrize(
-    ("ids", "pictures", "message"),
+    ("ids", "images", "message"),
     [
         ([1, 300, -200], 0, "1 image marker"),
         ([1, 300], 1, "0 image marker"),
@@ -256,9 +257,9 @@ def test_numbers_that_are_none_end_their_reply_and_reach_no_other(llava_vectors:
         ([1, -5], 0, "not in the model's vocabulary"),
     ],
 )
-def test_bad_prompts_are_refused(ids: list[int], pictures: int, message: str, llava_vectors: Path) -> None:
+def test_bad_prompts_are_refused(ids: list[int], images: int, message: str, llava_vectors: Path) -> None:
     with engine(build()) as running:
-        end = Listener(running, request(ids, *[picture(1)] * pictures)).last()
+        end = Listener(running, request(ids, *[random_image(1)] * images)).last()
         assert isinstance(end.error, RequestError)
         assert message in str(end.error)
         assert Listener(running, request([1, 300])).last().error is None
@@ -266,25 +267,25 @@ def test_bad_prompts_are_refused(ids: list[int], pictures: int, message: str, ll
 
 def test_weights_at_the_very_start_are_refused(llava_vectors: Path) -> None:
     with engine(model_of("vlora")) as running:
-        end = Listener(running, request([-200, 300], picture(1))).last()
-        assert "very start" in str(end.error)
+        end = Listener(running, request([-200, 300], random_image(1))).last()
+        assert "begins with an image" in str(end.error)
 
 
 def test_context_is_counted_with_the_visual_tokens(llava_vectors: Path) -> None:
     """S-9: 16 visual tokens in the place of one marker."""
     with engine(build(), context_length=24) as running:
-        fits = Listener(running, request([1, *TEXT[:6], -200], picture(1))).last()
+        fits = Listener(running, request([1, *TEXT[:6], -200], random_image(1))).last()
         assert (fits.finish, fits.usage.completion_tokens, fits.usage.prompt_tokens) == ("length", 1, 23)
-        full = Listener(running, request([1, *TEXT[:7], -200], picture(1))).last()
+        full = Listener(running, request([1, *TEXT[:7], -200], random_image(1))).last()
         assert isinstance(full.error, ContextFullError)
 
 
 def test_endless_prompt_is_refused_before_it_becomes_embeddings(
     llava_vectors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llava.serve.engine.engine.build_prompt", lambda *_: pytest.fail("embedded"))
+    monkeypatch.setattr("llava.serve.engine.prompts.embed_prompt", lambda *_: pytest.fail("embedded"))
     with engine(build(), context_length=24) as running:
-        for asked in (request([1] * 24), request([1] * 24 + [-200], picture(1))):
+        for asked in (request([1] * 24), request([1] * 24 + [-200], random_image(1))):
             with pytest.raises(ContextFullError, match="the prompt has 24 tokens, and the model's context 24"):
                 Listener(running, asked)
 
@@ -356,7 +357,7 @@ def test_listener_that_fails_is_not_told_again(llava_vectors: Path) -> None:
 
 def test_closing_ends_everything(llava_vectors: Path) -> None:
     with engine(endless(build()), max_rows=1) as running:
-        listeners = [Listener(running, request([1, 300, -200], picture(i), tokens=100)) for i in range(3)]
+        listeners = [Listener(running, request([1, 300, -200], random_image(i), tokens=100)) for i in range(3)]
         listeners[0].next()
     assert all(isinstance(listener.last().error, EngineStoppedError) for listener in listeners)
     assert not running.is_alive
@@ -364,22 +365,22 @@ def test_closing_ends_everything(llava_vectors: Path) -> None:
         running.submit(request([1, 300]), lambda event: None)
 
 
-def test_pictures_are_encoded_once(llava_vectors: Path) -> None:
+def test_images_are_encoded_once(llava_vectors: Path) -> None:
     model = build()
     with engine(model) as running:
         for _ in range(3):
-            assert Listener(running, request([1, -200], picture(1))).last().error is None
-        Listener(running, request([1, -200], picture(2))).last()
-        assert (running.pictures.hits, running.pictures.misses) == (2, 2)
-        assert running.pictures.used_bytes == 2 * 16 * 32 * 4
+            assert Listener(running, request([1, -200], random_image(1))).last().error is None
+        Listener(running, request([1, -200], random_image(2))).last()
+        assert (running._prompts.cache.hits, running._prompts.cache.misses) == (2, 2)
+        assert running._prompts.cache.used_bytes == 2 * 16 * 32 * 4
 
 
 def test_learned_part_of_weights_is_kept_once(llava_vectors: Path) -> None:
-    """Only what belongs to a picture is counted, so only that may be held per picture."""
+    """Only what belongs to an image is counted, so only that may be held per image."""
     with engine(model_of("vlora")) as running:
         for number in range(3):
-            assert Listener(running, request([1, -200], picture(number))).last().error is None
-        held = [one.weights.outputs["q"].data_ptr() for one in running.pictures._pictures.values()]
+            assert Listener(running, request([1, -200], random_image(number))).last().error is None
+        held = [one.weights.outputs["q"].data_ptr() for one in running._prompts.cache._images.values()]
     assert len(held) == 3
     assert len(set(held)) == 1
 
@@ -388,7 +389,7 @@ def test_metrics_count(llava_vectors: Path) -> None:
     from prometheus_client import generate_latest
 
     with engine(build()) as running:
-        end = Listener(running, request([1, 300, -200], picture(1), tokens=7)).last()
+        end = Listener(running, request([1, 300, -200], random_image(1), tokens=7)).last()
         text = generate_latest(running.metrics.registry).decode()
     assert end.usage.time_to_first_token > 0
     count = end.usage.completion_tokens
@@ -407,7 +408,7 @@ def test_metrics_count(llava_vectors: Path) -> None:
 def test_generate_still_works_beside_the_engine(llava_vectors: Path) -> None:
     """The attention function leaves every other use of the model as it was."""
     model = build()
-    asked = request([1, 300, -200, 301], picture(1))
+    asked = request([1, 300, -200, 301], random_image(1))
     before = alone(model, asked)
     with engine(model):
         assert alone(model, asked) == before

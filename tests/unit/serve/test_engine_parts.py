@@ -1,4 +1,4 @@
-"""The parts of the engine one by one: slots, sampling, the text of a reply, the cache of pictures."""
+"""The parts of the engine one by one: slots, sampling, the text of a reply, the cache of images."""
 
 from typing import Any
 
@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from llava.serve.engine.image_cache import PictureCache
+from llava.serve.engine.images import EncodedImage, ImageCache, image_key
 from llava.serve.engine.kv_slots import CacheGeometry, KVSlots, slot_length
-from llava.serve.engine.prompts import EncodedPicture, picture_key
 from llava.serve.engine.reply_text import ReplyText, whole_words
 from llava.serve.engine.sampling import Sampler, SamplingSettings, choose_tokens
 from llava.tokenization import load_tokenizer
@@ -260,17 +259,17 @@ def test_whole_words(text: str, shown: str) -> None:
     assert whole_words(text) == shown
 
 
-# Pictures.
+# Images.
 
 
-def encoded(size: int) -> EncodedPicture:
-    return EncodedPicture(torch.zeros(size), None)
+def encoded(size: int) -> EncodedImage:
+    return EncodedImage(torch.zeros(size), None)
 
 
-def test_picture_cache_forgets_the_least_recent() -> None:
-    cache, made = PictureCache(budget=100), []
+def test_image_cache_forgets_the_least_recent() -> None:
+    cache, made = ImageCache(budget=100), []
 
-    def get(key: str) -> EncodedPicture:
+    def get(key: str) -> EncodedImage:
         return cache.get(key, lambda: made.append(key) or encoded(10))
 
     for key in "ababcab":  # 40 bytes each: two fit
@@ -282,8 +281,8 @@ def test_picture_cache_forgets_the_least_recent() -> None:
     assert cache.used_bytes == 80
 
 
-def test_picture_key_is_of_the_content() -> None:
+def test_image_key_is_of_the_content() -> None:
     wide, high = Image.new("RGB", (8, 2)), Image.new("RGB", (2, 8))
     assert wide.tobytes() == high.tobytes()
-    assert len({picture_key(wide), picture_key(high), picture_key(wide.convert("L"))}) == 3
-    assert picture_key(wide.copy()) == picture_key(wide)
+    assert len({image_key(wide), image_key(high), image_key(wide.convert("L"))}) == 3
+    assert image_key(wide.copy()) == image_key(wide)

@@ -89,7 +89,7 @@ def test_embedded_page_has_no_terms() -> None:
     assert "Terms of use" not in texts(True) and "Licence" not in texts(True)
 
 
-def test_example_pictures_belong_to_the_package() -> None:
+def test_example_images_belong_to_the_package() -> None:
     from PIL import Image
 
     for name in ("extreme_ironing", "waterview"):

@@ -8,9 +8,11 @@ import httpx
 import pytest
 
 from llava.serve.access import RegistrationRules
-from llava.serve.controller import Controller, create_app
+from llava.serve.control.routes import create_app
+from llava.serve.controller import Controller
 from llava.serve.worker.heart_beat import HeartBeat
-from tests.support.serving import FakeWorker, serving, wait_until
+from tests.support.serve_doubles import old_worker
+from tests.support.serving import serving, wait_until
 
 STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 3}
 NAME = "http://localhost:40000"
@@ -151,23 +153,23 @@ def test_with_a_controller_that_needs_the_secret() -> None:
 def test_network_errors_are_told(caplog: pytest.LogCaptureFixture) -> None:
     assert not running("http://127.0.0.1:9").register()
     assert not running("no address").beat()
-    with FakeWorker([]) as wrong:  # 404
-        assert not running(wrong.address).beat()
+    with old_worker([]) as wrong:  # 404
+        assert not running(wrong.url).beat()
     assert caplog.text.count("cannot be reached") == 2
     assert "status 404" in caplog.text
 
 
 def test_the_secret_follows_no_redirect() -> None:
-    with FakeWorker([]) as first, FakeWorker([]) as second:
-        first.redirect = second.address
-        assert not running(first.address, secret="s3cret").register()
-        assert first.requests[0][1]["X-LLaVA-Secret"] == "s3cret"
+    with old_worker([]) as first, old_worker([]) as second:
+        first.redirect = second.url
+        assert not running(first.url, secret="s3cret").register()
+        assert first.requests[0].headers["X-LLaVA-Secret"] == "s3cret"
         assert second.requests == []
 
 
 def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    with FakeWorker([]) as proxy, serving(create_app(Controller("lottery"))) as address:
-        monkeypatch.setenv("http_proxy", proxy.address)
+    with old_worker([]) as proxy, serving(create_app(Controller("lottery"))) as address:
+        monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "")
         assert running(address, secret="s3cret").register()
         assert proxy.requests == []

@@ -49,7 +49,7 @@ def test_small_bodies_pass() -> None:
 def test_announced_size() -> None:
     bodies, status, answer = run([piece(b"x", False)], {"content-length": "5"}, max_bytes=4)
     assert (bodies, status) == ([], 413)
-    assert answer == {"message": "the request is larger than 4 bytes; send fewer or smaller pictures"}
+    assert answer == {"message": "the request is larger than 4 bytes; send fewer or smaller images"}
 
 
 @pytest.mark.parametrize("length", ["2", "-1", "x", ""])

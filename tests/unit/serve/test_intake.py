@@ -1,4 +1,4 @@
-"""What strangers send: pictures, web addresses, fields of a request. Each guard has a test that fails without it."""
+"""What strangers send: images, web addresses, fields of a request. Each guard has a test that fails without it."""
 
 import asyncio
 import base64
@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from llava.program import RequestError
 from llava.serve.engine.generation import BusyError, ContextFullError
 from llava.serve.worker import url_fetch
 from llava.serve.worker.image_intake import ImageLimits
-from llava.serve.worker.served_model import INTAKE_THREADS, ServedModel
+from llava.serve.worker.served_model import PARSER_THREADS, ServedModel
 from llava.serve.worker.url_fetch import UrlFetcher, is_public
 from llava.serve.worker.wire_request import generation_request
 
@@ -37,7 +37,7 @@ def file_of(width: int = 20, height: int = 20, kind: str = "PNG", mode: str = "R
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A small file whose header announces a huge picture."""
+    """A small file whose header announces a huge image."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -48,7 +48,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_pictures_of_the_accepted_formats(kind: str, mode: str) -> None:
+def test_images_of_the_accepted_formats(kind: str, mode: str) -> None:
     assert LIMITS.decode(file_of(kind=kind, mode=mode)).mode == "RGB"
 
 
@@ -60,7 +60,7 @@ def test_pictures_of_the_accepted_formats(kind: str, mode: str) -> None:
         (file_of(kind="TIFF"), "JPEG, PNG, WEBP"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "JPEG, PNG, WEBP"),
         (b"", "JPEG, PNG, WEBP"),
-        (b"not a picture", "JPEG, PNG, WEBP"),
+        (b"not an image", "JPEG, PNG, WEBP"),
         (file_of(1, 1), "1 x 1 pixels; each side must have 8 to 500"),
         (file_of(400, 1), "each side must have 8"),
         (file_of(501, 9), "each side must have 8 to 500"),
@@ -73,29 +73,29 @@ def test_pictures_of_the_accepted_formats(kind: str, mode: str) -> None:
         (file_of() + b"\0" * 5000, "at most 5000"),
     ],
 )
-def test_other_pictures_are_refused(data: bytes, message: str) -> None:
+def test_other_images_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         LIMITS.decode(data)
 
 
 @pytest.mark.parametrize("mode", ["pad", "crop"])
-def test_accepted_picture_stays_small_on_its_way_to_the_tower(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepted_image_stays_small_on_its_way_to_the_tower(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small file may become gigabytes when it is padded to a square, or scaled by its short side."""
     limits, largest, new, resize = ImageLimits(), [0], Image.new, Image.Image.resize
 
     def watch(make: Any) -> Any:
         def made(*args: Any, **options: Any) -> Image.Image:
-            picture = make(*args, **options)
-            largest.append(picture.width * picture.height)
-            return picture
+            image = make(*args, **options)
+            largest.append(image.width * image.height)
+            return image
 
         return made
 
-    pictures = [limits.decode(file_of(*size)) for size in ((8192, 256), (8, 256), (2000, 2000))]
+    images = [limits.decode(file_of(*size)) for size in ((8192, 256), (8, 256), (2000, 2000))]
     monkeypatch.setattr(Image, "new", watch(new))
     monkeypatch.setattr(Image.Image, "resize", watch(resize))
     processor = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-    process_images(pictures, processor, SimpleNamespace(image_aspect_ratio=mode))
+    process_images(images, processor, SimpleNamespace(image_aspect_ratio=mode))
     assert max(largest) <= 2**26
     for size in ((8, 16_384), (16_384, 513)):
         with pytest.raises(ImageError):
@@ -104,7 +104,7 @@ def test_accepted_picture_stays_small_on_its_way_to_the_tower(mode: str, monkeyp
 
 def test_base64_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
-    with pytest.raises(ImageError, match="more than 5000 bytes"):
+    with pytest.raises(ImageError, match="more than the allowed 5000 bytes"):
         LIMITS.decode_base64("A" * 8000)
 
 
@@ -307,9 +307,7 @@ class Served(ServedModel):
         return [len(prompt)]
 
 
-ENGINE = SimpleNamespace(
-    settings=SimpleNamespace(context_length=100), prepare=lambda picture: f"prepared {picture.size}"
-)
+ENGINE = SimpleNamespace(settings=SimpleNamespace(context_length=100), prepare=lambda image: f"prepared {image.size}")
 SERVED = Served("llava", ENGINE, "llava_v1", LIMITS, fetcher())
 
 
@@ -324,7 +322,7 @@ def test_fields_and_defaults() -> None:
     assert (texts.max_new_tokens, texts.stops, texts.num_visual_tokens) == (7, ("###",), 9)
     assert (texts.sampling.top_k, texts.sampling.seed, texts.sampling.top_p) == (3, -1, 0.5)
     assert read(max_new_tokens=100_000).max_new_tokens == 1024
-    assert read(images=[]).pictures == read(images=None).pictures == ()
+    assert read(images=[]).images == read(images=None).images == ()
 
 
 @pytest.mark.parametrize(
@@ -339,38 +337,40 @@ def test_bad_fields_are_named(name: str, value: Any) -> None:
         read(**{name: value})
 
 
-def test_markers_and_pictures_must_match() -> None:
-    picture = base64.b64encode(file_of()).decode()
-    assert read(prompt="<image>", images=[picture]).pictures == ("prepared (20, 20)",)
-    for prompt, images in (("<image>", []), ("<image>", None), ("", [picture]), ("<image><image>", [picture])):
+def test_markers_and_images_must_match() -> None:
+    image = base64.b64encode(file_of()).decode()
+    assert read(prompt="<image>", images=[image]).images == ("prepared (20, 20)",)
+    for prompt, images in (("<image>", []), ("<image>", None), ("", [image]), ("<image><image>", [image])):
         with pytest.raises(RequestError, match="Number of images does not match"):
             read(prompt=prompt, images=images)
 
 
 @pytest.mark.parametrize("images", ["AAAA", [1], [None], {"a": "b"}, 5, True])
 def test_images_must_be_a_list_of_texts(images: Any) -> None:
-    with pytest.raises(RequestError, match="list of base64 texts"):
+    with pytest.raises(RequestError, match="list of base64 encoded files"):
         read(images=images)
 
 
-def test_too_many_pictures() -> None:
+def test_too_many_images() -> None:
     with pytest.raises(RequestError, match="at most 2"):
         read(images=["AAAA"] * 3)
 
 
 def test_nothing_is_read_for_a_request_that_finds_no_place() -> None:
-    """A small request may hold pictures that take gigabytes while they are read."""
+    """A small request may hold images that take gigabytes while they are decoded."""
 
-    def busy() -> None:
+    @contextmanager
+    def busy() -> Iterator[None]:
         raise BusyError("busy")
+        yield
 
-    served = Served("llava", SimpleNamespace(check_room=busy), "llava_v1", LIMITS, fetcher())
+    served = Served("llava", SimpleNamespace(reserve=busy), "llava_v1", LIMITS, fetcher())
     with pytest.raises(BusyError):
-        asyncio.run(served.take_in(lambda: pytest.fail("read")))
+        asyncio.run(served.parse(lambda: pytest.fail("read")))
 
 
 def test_few_requests_are_read_at_once() -> None:
-    served = Served("llava", SimpleNamespace(check_room=lambda: None), "llava_v1", LIMITS, fetcher())
+    served = Served("llava", SimpleNamespace(reserve=nullcontext), "llava_v1", LIMITS, fetcher())
     lock, now, most = threading.Lock(), [0], [0]
 
     def read() -> None:
@@ -382,10 +382,10 @@ def test_few_requests_are_read_at_once() -> None:
             now[0] -= 1
 
     async def many() -> None:
-        await asyncio.gather(*(served.take_in(read) for _ in range(20)))
+        await asyncio.gather(*(served.parse(read) for _ in range(20)))
 
     asyncio.run(many())
-    assert most[0] == INTAKE_THREADS
+    assert most[0] == PARSER_THREADS
 
 
 def test_endless_prompt_is_not_tokenized() -> None:

@@ -16,12 +16,13 @@ import pytest
 import requests
 from pydantic import BaseModel
 
-from llava.serve.model_worker import ModelWorker, create_app
-from llava.serve.worker import extras
+from llava.serve.model_worker import ModelWorker
+from llava.serve.worker import model_app
 from llava.serve.worker.image_intake import ImageLimits
+from llava.serve.worker.options import ServingOptions
 from tests.conftest import VECTORS
-from tests.support.engines import picture
-from tests.support.serving import serving, wait_until
+from tests.support.engines import random_image
+from tests.support.serving import open_model_worker, serving_model, wait_until
 
 LLAVA = VECTORS / "llava"
 MODEL = "llava-v1-tiny-mlp2x"
@@ -30,7 +31,7 @@ QUESTION = [{"role": "user", "content": "What color is the broken cat?"}]
 
 def data_uri(number: int = 1, kind: str = "PNG") -> str:
     buffer = io.BytesIO()
-    picture(number).save(buffer, format=kind)
+    random_image(number).save(buffer, format=kind)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -41,12 +42,8 @@ def shown(*urls: str, text: str = "Describe the striped cat in detail.") -> list
 
 def new_worker() -> ModelWorker:
     """Two replies at once, two more may wait; replies end at their limit only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(LLAVA)  # the checkpoint names its tower by a relative path
-        addresses = "http://localhost:9", "http://localhost:9"
-        worker = ModelWorker(*addresses, "a1b2c3", True, f"checkpoints/{MODEL}", None, None, False, False, "cpu",
-                             max_rows=2, max_waiting=2,
-                             limits=ImageLimits(max_images=2, max_pixels=100_000))  # fmt: skip
+    limits = ImageLimits(max_images=2, max_pixels=100_000)
+    worker = open_model_worker(MODEL, options=ServingOptions(max_rows=2, max_waiting=2, limits=limits))
     worker.served.engine._end_tokens = frozenset()
     return worker
 
@@ -58,7 +55,7 @@ def worker() -> ModelWorker:
 
 @pytest.fixture(scope="module")
 def address(worker: ModelWorker) -> Iterator[str]:
-    with serving(create_app(worker)) as address:
+    with serving_model(worker) as address:
         yield address
 
 
@@ -209,7 +206,7 @@ def test_structured_replies_are_refused(client: openai.OpenAI) -> None:
 
 
 def test_marker_in_a_text_is_left_out(client: openai.OpenAI) -> None:
-    """S-8: typed by a user it would claim a picture."""
+    """S-8: typed by a user it would claim an image."""
     text = QUESTION[0]["content"]
     plain, marked = ask(client), ask(client, [{"role": "user", "content": f"<image>{text}<im<image>age>"}])
     assert plain.usage.prompt_tokens == marked.usage.prompt_tokens
@@ -224,7 +221,7 @@ def test_unknown_model(client: openai.OpenAI) -> None:
 
 
 def test_key() -> None:
-    with serving(create_app(new_worker(), api_key="right")) as address:
+    with serving_model(new_worker(), api_key="right") as address:
         with pytest.raises(openai.AuthenticationError):
             ask(openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0))
         assert requests.get(f"{address}/v1/models", timeout=60).status_code == 401
@@ -233,7 +230,7 @@ def test_key() -> None:
 
 def test_health_is_that_of_the_engine() -> None:
     worker = new_worker()
-    with serving(create_app(worker)) as address:
+    with serving_model(worker) as address:
         assert requests.get(f"{address}/health", timeout=60).status_code == 200
         worker.served.engine.close()
         assert requests.get(f"{address}/health", timeout=60).status_code == 503
@@ -302,7 +299,7 @@ def test_anchors_details_and_metrics(address: str) -> None:
     assert metrics.headers["content-type"].startswith("text/plain")
 
 
-def test_one_picture_is_drawn_at_a_time(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_is_drawn_at_a_time(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, counts = threading.Lock(), {"now": 0, "most": 0}
 
     def draw(*_: Any) -> dict[str, str]:
@@ -314,7 +311,7 @@ def test_one_picture_is_drawn_at_a_time(address: str, monkeypatch: pytest.Monkey
             counts["now"] -= 1
         return {"image": "", "caption": ""}
 
-    monkeypatch.setattr(extras, "_draw", draw)
+    monkeypatch.setattr(model_app, "_draw", draw)
     statuses: list[int] = []
 
     def post() -> None:

@@ -71,8 +71,8 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 def test_a_whole_exchange(
     answerer: Answerer, running: tuple[ControllerDouble, WorkerDouble], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    picture = Image.new("RGB", (30, 20), "red")
-    chat = asking("What is it?", pictures=[picture])
+    image = Image.new("RGB", (30, 20), "red")
+    chat = asking("What is it?", images=[image])
     seen: list[str] = []
     with caplog.at_level(logging.INFO):
         steps = answer(answerer, chat, at_each=seen.append)
@@ -93,20 +93,20 @@ def test_a_whole_exchange(
         "stop": "</s>",
         "details": True,
     }
-    assert {h["User-Agent"] for path, _, h in running[1].requests} == {"LLaVA Client"}
-    assert images[0] not in caplog.text and "1 pictures" in caplog.text
+    assert {request.headers["User-Agent"] for request in running[1].requests} == {"LLaVA Client"}
+    assert images[0] not in caplog.text and "1 images" in caplog.text
 
     (line,) = logged(tmp_path)
     assert sorted(line) == ["finish", "images", "ip", "model", "start", "state", "tstamp", "type"]
-    assert (line["type"], line["ip"], line["images"]) == ("chat", "10.0.0.1", [chat_hash(picture)])
+    assert (line["type"], line["ip"], line["images"]) == ("chat", "10.0.0.1", [chat_hash(image)])
     assert line["state"]["messages"] == [["USER", "What is it?\n<image>"], ["ASSISTANT", ANSWER]]
     assert line["start"] <= line["finish"] == line["tstamp"]
 
 
-def chat_hash(picture: Image.Image) -> str:
+def chat_hash(image: Image.Image) -> str:
     import hashlib
 
-    return hashlib.md5(picture.tobytes()).hexdigest()
+    return hashlib.md5(image.tobytes()).hexdigest()
 
 
 def test_nothing_to_answer(answerer: Answerer) -> None:
@@ -181,10 +181,10 @@ def test_failures(
 def test_a_fault_of_the_demo_leaves_the_visitor_free(
     answerer: Answerer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(answerer.log, "store_picture", lambda picture: 1 / 0)
-    chat = asking("Hello", pictures=[Image.new("RGB", (30, 20))])
+    monkeypatch.setattr(answerer.log, "store_image", lambda image: 1 / 0)
+    chat = asking("Hello", images=[Image.new("RGB", (30, 20))])
     assert answer(answerer, chat)[-1] == AFTER_ERROR and not chat.is_running
-    assert chat.conversation.messages[-1][1] == server_error_msg and "its log says why" in chat.remarks[1]
+    assert chat.conversation.messages[-1][1] == server_error_msg and "see its log" in chat.remarks[1]
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -204,13 +204,13 @@ def test_stop(answerer: Answerer, running: Any, behaviour: Behaviour, tmp_path: 
     chat = asking("Hello")
 
     def stop_at_two_words(text: str) -> None:
-        if text == f"The picture{CURSOR}":
+        if text == f"The image{CURSOR}":
             chat.end_answer()
 
     assert answer(answerer, chat, at_each=stop_at_two_words)[-1] == ALL_ON
-    assert chat.conversation.messages[-1][1] == "The picture" and chat.figures[1].stopped
+    assert chat.conversation.messages[-1][1] == "The image" and chat.figures[1].stopped
     assert running[1].hung_up.wait(5)
-    assert logged(tmp_path)[0]["state"]["messages"][-1][1] == "The picture"
+    assert logged(tmp_path)[0]["state"]["messages"][-1][1] == "The image"
 
 
 def test_cancelled_when_the_visitor_leaves(answerer: Answerer, running: Any, behaviour: Behaviour) -> None:
@@ -219,14 +219,14 @@ def test_cancelled_when_the_visitor_leaves(answerer: Answerer, running: Any, beh
 
     async def leave() -> None:
         async for _ in answerer.http_bot(chat, "llava-v1.5-7b", Settings(), ""):
-            if chat.conversation.messages[-1][1] == f"The picture{CURSOR}":
+            if chat.conversation.messages[-1][1] == f"The image{CURSOR}":
                 task = asyncio.current_task()
                 asyncio.get_running_loop().call_soon(task.cancel)
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(leave())
     assert running[1].hung_up.wait(5)
-    assert chat.conversation.messages[-1][1] == "The picture" and not chat.is_running
+    assert chat.conversation.messages[-1][1] == "The image" and not chat.is_running
 
 
 def test_an_answer_cannot_smuggle_a_marker(answerer: Answerer, behaviour: Behaviour) -> None:
@@ -241,7 +241,7 @@ def test_empty_answer(answerer: Answerer, behaviour: Behaviour) -> None:
     behaviour.answer = ""
     chat = asking("Hello")
     assert answer(answerer, chat)[-1] == ALL_ON
-    assert chat.conversation.messages[-1][1] == "" and chat.remarks[1] == "The model answered with nothing."
+    assert chat.conversation.messages[-1][1] == "" and chat.remarks[1] == "The model returned an empty answer."
 
 
 def test_outcome_of_frames() -> None:
@@ -268,7 +268,7 @@ def test_model_list(running: tuple[ControllerDouble, WorkerDouble], answerer: An
     assert sort_models(names) == ["vicuna-13b", "koala-13b", "alpaca", "llava-v1.5", "zephyr"]
     running[0].addresses = dict.fromkeys(names, "")
     assert asyncio.run(answerer.client.list_models()) == sort_models(names)
-    assert [path for path, _, _ in running[0].requests] == ["/refresh_all_workers", "/list_models"]
+    assert [request.path for request in running[0].requests] == ["/refresh_all_workers", "/list_models"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.program import RequestError
-from llava.serve.page.chat import MAX_PICTURES, Chat
+from llava.serve.page.chat import MAX_IMAGES, Chat
 
 RED, BLUE = Image.new("RGB", (30, 20), "red"), Image.new("RGB", (8, 8), "blue")
 
@@ -32,14 +32,14 @@ def test_lengths() -> None:
 
 
 @pytest.mark.parametrize("typed", ["<image>What?", "What<image>?", "<ima<image>ge>What?", "What?"])
-def test_markers_match_the_pictures_whatever_is_typed(typed: str) -> None:
+def test_markers_match_the_images_whatever_is_typed(typed: str) -> None:
     for count in (0, 1, 2, 3):
         chat = Chat()
         chat.add_text(typed, [RED, BLUE, RED][:count])
         assert chat.conversation.get_prompt().count("<image>") == count == len(chat.conversation.get_images())
 
 
-def test_a_picture_begins_a_new_conversation_unless_it_is_kept() -> None:
+def test_a_image_begins_a_new_conversation_unless_it_is_kept() -> None:
     chat = Chat()
     chat.add_text("Hello")
     chat.conversation.messages[-1][1] = "Hi."
@@ -52,14 +52,14 @@ def test_a_picture_begins_a_new_conversation_unless_it_is_kept() -> None:
     assert chat.conversation.get_prompt().endswith("USER: <image>\n<image>\nAnd here? ASSISTANT:")
 
 
-def test_too_many_pictures() -> None:
+def test_too_many_images() -> None:
     chat = Chat()
     with pytest.raises(RequestError, match="at most 8"):
-        chat.add_text("What?", [RED] * (MAX_PICTURES + 1))
+        chat.add_text("What?", [RED] * (MAX_IMAGES + 1))
     assert chat.conversation.messages == []
-    chat.add_text("What?", [RED] * MAX_PICTURES)
+    chat.add_text("What?", [RED] * MAX_IMAGES)
     chat.conversation.messages[-1][1] = "Red."
-    with pytest.raises(RequestError, match="9 pictures are too many for one chat"):  # for every later question, too
+    with pytest.raises(RequestError, match="9 images are too many for one chat"):  # for every later question, too
         chat.add_text("And?", [RED], keep=True)
     chat.add_text("And?", [RED])
 
@@ -101,8 +101,8 @@ def test_visitors_share_nothing() -> None:
     assert other.conversation.messages == [] and Chat().conversation.messages == []
 
 
-def test_several_pictures_of_one_message() -> None:
-    """A list of pictures in a message: as many markers, parts of the chat window, and pictures."""
+def test_several_images_of_one_message() -> None:
+    """A list of images in a message: as many markers, parts of the chat window, and images."""
     for template, head in (
         ("llava_v1", "USER: <image>\n<image>\nWhich? ASSISTANT:"),
         (
@@ -116,7 +116,7 @@ def test_several_pictures_of_one_message() -> None:
         conversation.append_message(conversation.roles[0], ("Which?\n<image>\n<image>", [RED, BLUE], "Default"))
         conversation.append_message(conversation.roles[1], None)
         assert conversation.get_prompt().endswith(head)
-        assert [picture.size for picture in conversation.get_images(return_pil=True)] == [RED.size, BLUE.size]
+        assert [image.size for image in conversation.get_images(return_pil=True)] == [RED.size, BLUE.size]
         ((shown, _),) = conversation.to_gradio_chatbot()
         assert shown.count("<img ") == 2 and shown.endswith("/>Which?")
         assert conversation.dict()["messages"][0][1] == "Which?\n<image>\n<image>"

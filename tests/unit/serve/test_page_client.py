@@ -54,11 +54,11 @@ def test_a_worker_that_sends_without_end() -> None:
 
 
 @pytest.mark.parametrize("reply", [{}, {"image": 5}, {"image": "a"}])
-def test_anchors_without_a_picture(reply: dict[str, Any]) -> None:
+def test_anchors_without_a_image(reply: dict[str, Any]) -> None:
     async def peer(request: Any) -> Any:
         return as_json({"address": "http://worker"} if request.url.path == "/get_worker_address" else reply)
 
-    with pytest.raises(ServerError, match="no picture"):
+    with pytest.raises(ServerError, match="no image"):
         asyncio.run(client_of(peer).anchors("m", b"", None))
 
 

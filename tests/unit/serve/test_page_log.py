@@ -1,4 +1,4 @@
-"""Log lines and stored pictures of the demo (contract: serve.md 9, S-18)."""
+"""Log lines and stored images of the demo (contract: serve.md 9, S-18)."""
 
 import hashlib
 import json
@@ -28,13 +28,13 @@ def test_lines(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_pictures_are_stored_once_a_day(tmp_path: Path) -> None:
-    log, picture = ChatLog(str(tmp_path)), Image.new("RGB", (20, 10), "red")
-    name = log.store_picture(picture)
-    assert name == hashlib.md5(picture.tobytes()).hexdigest()
+def test_images_are_stored_once_a_day(tmp_path: Path) -> None:
+    log, image = ChatLog(str(tmp_path)), Image.new("RGB", (20, 10), "red")
+    name = log.store_image(image)
+    assert name == hashlib.md5(image.tobytes()).hexdigest()
     path = tmp_path / "serve_images" / time.strftime("%Y-%m-%d") / f"{name}.jpg"
     first = path.stat()
-    assert log.store_picture(picture) == name and path.stat().st_mtime_ns == first.st_mtime_ns
+    assert log.store_image(image) == name and path.stat().st_mtime_ns == first.st_mtime_ns
     assert Image.open(path).size == (20, 10) and stat.S_IMODE(first.st_mode) == 0o600
     for folder in (path.parent, path.parent.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -62,5 +62,5 @@ def test_a_disk_that_takes_nothing_ends_no_chat(tmp_path: Path, caplog: pytest.L
     (tmp_path / "file").write_text("")
     log = ChatLog(str(tmp_path / "file"))
     log.vote("flag", "m", conv_templates["llava_v1"].copy(), "")
-    assert len(log.store_picture(Image.new("RGB", (2, 2)))) == 32
+    assert len(log.store_image(Image.new("RGB", (2, 2)))) == 32
     assert "chat log could not be written" in caplog.text and "could not be stored" in caplog.text

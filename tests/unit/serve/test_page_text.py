@@ -1,4 +1,4 @@
-"""What is shown is escaped (S-11), figures under a reply, pictures of visitors."""
+"""What is shown is escaped (S-11), figures under a reply, images of visitors."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from llava.image_utils import ImageError
-from llava.serve.page.chat import Chat
-from llava.serve.page.figures import ReplyFigures, Stopwatch
-from llava.serve.page.images import make_preview, open_pictures
+from llava.serve.page.chat import Chat, ReplyFigures, Stopwatch
+from llava.serve.page.images import make_preview, open_images
 from llava.serve.page.text import sentence, to_html, to_messages
 
 ATTACKS = [
@@ -71,31 +70,31 @@ def test_figures() -> None:
     assert ReplyFigures(stopped=True).caption() == "stopped"
 
 
-def test_pictures_of_visitors(tmp_path: Path) -> None:
+def test_images_of_visitors(tmp_path: Path) -> None:
     good, small, damaged = (tmp_path / name for name in ("good.jpg", "small.png", "damaged.png"))
     exif = Image.Exif()
     exif[274] = 6  # turned by 90 degrees
     Image.new("RGB", (2000, 1000), "red").save(good, exif=exif)
     Image.new("RGB", (1, 1)).save(small)
     damaged.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    (picture,) = open_pictures([str(good)])
-    assert picture.size == (1000, 2000) and make_preview(picture).size == (320, 640)
+    (image,) = open_images([str(good)])
+    assert image.size == (1000, 2000) and make_preview(image).size == (320, 640)
     for path in (small, damaged, tmp_path / "missing.png"):
         with pytest.raises(ImageError) as caught:
-            open_pictures([str(path)])
+            open_images([str(path)])
         assert str(tmp_path) not in str(caught.value)
 
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "EPS"])
 def test_other_formats_are_not_opened(tmp_path: Path, format: str) -> None:
     """Whatever the file is called: for some formats Pillow starts other programs."""
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.new("RGB", (20, 20)).save(path, format=format)
     with pytest.raises(ImageError, match="JPEG, PNG, WEBP"):
-        open_pictures([str(path)])
+        open_images([str(path)])
 
 
-def test_large_pictures_are_kept_small(tmp_path: Path) -> None:
+def test_large_images_are_kept_small(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     Image.new("RGB", (6000, 100)).save(path)
-    assert open_pictures([str(path)])[0].size == (2688, 45)
+    assert open_images([str(path)])[0].size == (2688, 45)

@@ -9,7 +9,7 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine.kv_slots import CacheGeometry
-from tests.support.engines import Listener, alone, build, engine, picture, request
+from tests.support.engines import Listener, alone, build, engine, random_image, request
 from tests.unit.training import run_training
 
 CPU = {"device": "cpu", "dtype": torch.float32}
@@ -22,9 +22,9 @@ CONNECTORS: dict[str, dict[str, Any]] = {
 def serve_as_alone(model: Any) -> None:
     """Three requests at once are answered as one by one."""
     requests = [
-        request([1, 300, -200, 301], picture(1)),
+        request([1, 300, -200, 301], random_image(1)),
         request([1, 303, 304, 305]),
-        request([1, -200, 306] if model.space == "input" else [1, 302, -200, 306], picture(2), tokens=6),
+        request([1, -200, 306] if model.space == "input" else [1, 302, -200, 306], random_image(2), tokens=6),
     ]
     expected = [alone(model, one) for one in requests]
     with engine(model) as running:

@@ -13,12 +13,14 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from llava.serve import register_worker, test_message, wire
+from llava.serve.control.routes import create_app
 from llava.serve.control.state import WorkerInfo
 from llava.serve.control.worker_client import Timeouts
-from llava.serve.controller import Controller, create_app
-from llava.serve.worker.base import create_worker_app
+from llava.serve.controller import Controller
+from llava.serve.worker.app import create_worker_app
 from llava.utils import server_error_msg
-from tests.support.serving import Counting, FakeWorker, free_port, serving, wait_until
+from tests.support.serve_doubles import WorkerDouble, old_worker
+from tests.support.serving import Counting, free_port, serving, wait_until
 
 QUICK = Timeouts(connect=2, status=0.3, stream=0.3, reply=0.3)
 FRAMES = [{"text": f"p {number}", "error_code": 0} for number in range(3)]
@@ -37,9 +39,9 @@ def controller(state: Controller) -> Iterator[str]:
 
 
 @pytest.fixture
-def worker(state: Controller) -> Iterator[FakeWorker]:
-    with FakeWorker(["m"]) as fake:
-        state.register_worker(fake.address, True, fake.status)
+def worker(state: Controller) -> Iterator[WorkerDouble]:
+    with old_worker(["m"]) as fake:
+        state.register_worker(fake.url, True, fake.status)
         fake.frames = list(FRAMES)
         yield fake
 
@@ -60,16 +62,16 @@ def error(code: int, message: str) -> dict[str, Any]:
 # Streams.
 
 
-def test_frames_come_one_by_one(controller: str, worker: FakeWorker) -> None:
-    worker.paused.clear()
+def test_frames_come_one_by_one(controller: str, worker: WorkerDouble) -> None:
+    worker.behaviour.hold.clear()
     with httpx.Client() as client, client.stream("POST", f"{controller}/worker_generate_stream", json=REQUEST) as reply:
         pieces = wire.read_frames(reply.iter_raw())
         for frame in FRAMES:
-            worker.paused.set()
+            worker.behaviour.hold.set()
             assert next(pieces) == frame
 
 
-def test_no_worker_is_one_frame(controller: str, worker: FakeWorker) -> None:
+def test_no_worker_is_one_frame(controller: str, worker: WorkerDouble) -> None:
     """S-2."""
     assert ask(controller, {"model": "x", "prompt": "p"}) == [error(2, "no worker serves the model 'x' now")]
     for malformed in ({"prompt": "p"}, {"model": 3, "prompt": "p"}):
@@ -79,33 +81,33 @@ def test_no_worker_is_one_frame(controller: str, worker: FakeWorker) -> None:
     assert worker.requests == []
 
 
-def test_worker_dies_in_the_middle_of_a_frame(controller: str, worker: FakeWorker) -> None:
+def test_worker_dies_in_the_middle_of_a_frame(controller: str, worker: WorkerDouble) -> None:
     """Exactly one frame with error 3, and nothing of the broken frame before it."""
     worker.frames = [*FRAMES[:2], ConnectionError]
     assert ask(controller) == [*FRAMES[:2], error(3, "the worker of this model broke off; try again")]
 
 
-def test_worker_that_is_gone(controller: str, worker: FakeWorker) -> None:
+def test_worker_that_is_gone(controller: str, worker: WorkerDouble) -> None:
     worker.close()
     assert ask(controller) == [error(3, "the worker of this model cannot be reached; try again in a minute")]
 
 
-def test_worker_falls_silent(controller: str, worker: FakeWorker) -> None:
-    worker.paused.clear()
+def test_worker_falls_silent(controller: str, worker: WorkerDouble) -> None:
+    worker.behaviour.hold.clear()
     assert ask(controller) == [error(3, "the worker of this model has fallen silent; try again")]
 
 
-def test_a_slow_worker_is_no_dead_one(state: Controller, worker: FakeWorker) -> None:
+def test_a_slow_worker_is_no_dead_one(state: Controller, worker: WorkerDouble) -> None:
     """S-3: the time for a connection is not the time for a token."""
     with serving(create_app(state, timeouts=Timeouts(connect=0.2, stream=30))) as address:
-        worker.paused.clear()
-        timer = threading.Timer(0.6, worker.paused.set)
+        worker.behaviour.hold.clear()
+        timer = threading.Timer(0.6, worker.behaviour.hold.set)
         timer.start()
         assert ask(address) == FRAMES
 
 
 @pytest.mark.parametrize("frames", [[], ["no frame at all"]])
-def test_worker_that_answers_nothing_or_nonsense(controller: str, worker: FakeWorker, frames: list[Any]) -> None:
+def test_worker_that_answers_nothing_or_nonsense(controller: str, worker: WorkerDouble, frames: list[Any]) -> None:
     """Nothing is an error (S-14); what a frame holds is between worker and client."""
     worker.frames = frames
     response = httpx.post(f"{controller}/worker_generate_stream", json={**REQUEST, "details": True})
@@ -118,9 +120,9 @@ def test_worker_that_answers_nothing_or_nonsense(controller: str, worker: FakeWo
 
 
 def test_worker_that_refuses(controller: str, state: Controller) -> None:
-    with FakeWorker(["m"]) as redirecting, FakeWorker(["m"]) as other:
-        state.register_worker(redirecting.address, True, redirecting.status)
-        redirecting.redirect = other.address
+    with old_worker(["m"]) as redirecting, old_worker(["m"]) as other:
+        state.register_worker(redirecting.url, True, redirecting.status)
+        redirecting.redirect = other.url
         assert ask(controller) == [error(3, "the worker answered with status 307; try again")]
         assert other.requests == []
 
@@ -191,13 +193,11 @@ def test_worker_without_a_proper_status(
     controller: str, state: Controller, status: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """S-20: the answer stays null, nothing is registered, and the log says it."""
-    with FakeWorker([]) as worker:
+    with old_worker([]) as worker:
         worker.status = status
-        answer = httpx.post(
-            f"{controller}/register_worker", json={"worker_name": worker.address, "check_heart_beat": True}
-        )
+        answer = httpx.post(f"{controller}/register_worker", json={"worker_name": worker.url, "check_heart_beat": True})
         assert (answer.status_code, answer.json()) == (200, None)
-        assert state.worker_info == {} and f"No status from {worker.address}" in caplog.text
+        assert state.worker_info == {} and f"No status from {worker.url}" in caplog.text
     if status and "and" not in status:
         body = {"worker_name": "http://localhost:1", "check_heart_beat": True, "worker_status": status}
         as_json = {"Content-Type": "application/json"}
@@ -229,7 +229,7 @@ def test_status_that_never_ends(controller: str, state: Controller) -> None:
         assert left.wait(10)
 
 
-def test_table_is_never_empty_while_refreshing(controller: str, state: Controller, worker: FakeWorker) -> None:
+def test_table_is_never_empty_while_refreshing(controller: str, state: Controller, worker: WorkerDouble) -> None:
     """S-4."""
     app, asked, answer = FastAPI(), threading.Event(), threading.Event()
 
@@ -265,8 +265,8 @@ def test_a_worker_that_reports_during_a_refresh_stays(state: Controller) -> None
     assert state.worker_info == {}
 
 
-def test_refreshes_share_their_questions(controller: str, worker: FakeWorker) -> None:
-    worker.paused.set()
+def test_refreshes_share_their_questions(controller: str, worker: WorkerDouble) -> None:
+    worker.behaviour.hold.set()
 
     async def run() -> None:
         async with httpx.AsyncClient() as client:
@@ -276,10 +276,10 @@ def test_refreshes_share_their_questions(controller: str, worker: FakeWorker) ->
     assert 1 <= len(worker.requests) < 20
 
 
-def test_controller_as_a_worker_of_another(controller: str, state: Controller, worker: FakeWorker) -> None:
+def test_controller_as_a_worker_of_another(controller: str, state: Controller, worker: WorkerDouble) -> None:
     upper_state = Controller("shortest_queue")
-    with FakeWorker(["n", "m"], queue_length=2, speed=3) as second, serving(create_app(upper_state)) as upper:
-        state.register_worker(second.address, True, second.status)
+    with old_worker(["n", "m"], queue_length=2, speed=3) as second, serving(create_app(upper_state)) as upper:
+        state.register_worker(second.url, True, second.status)
         assert httpx.post(f"{controller}/worker_get_status").json() == {
             "model_names": ["m", "n"],
             "speed": 4,
@@ -296,25 +296,25 @@ def test_controllers_in_a_circle(controller: str, state: Controller) -> None:
     assert [frame["error_code"] for frame in ask(controller)] == [2]
 
 
-def test_controllers_are_counted_on_the_way(controller: str, worker: FakeWorker) -> None:
+def test_controllers_are_counted_on_the_way(controller: str, worker: WorkerDouble) -> None:
     for hops, status in (("0", 200), ("3", 200), ("4", 503), ("-1", 503), ("x", 503)):
         answer = httpx.post(f"{controller}/worker_get_status", headers={"X-LLaVA-Hops": hops})
         assert answer.status_code == status
     httpx.post(f"{controller}/worker_generate_stream", json=REQUEST, headers={"X-LLaVA-Hops": "2"})
-    assert [headers["X-LLaVA-Hops"] for _, headers, _ in worker.requests] == ["1", "4", "3"]
+    assert [request.headers["X-LLaVA-Hops"] for request in worker.requests] == ["1", "4", "3"]
 
 
-def test_proxies_of_the_environment_are_not_used(worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_not_used(worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     """They would see what users say."""
-    with FakeWorker([]) as proxy, httpx.Client(trust_env=False) as client:
-        monkeypatch.setenv("http_proxy", proxy.address)
+    with old_worker([]) as proxy, httpx.Client(trust_env=False) as client:
+        monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "")
         state = Controller("shortest_queue")
-        state.register_worker(worker.address, True, worker.status)
+        state.register_worker(worker.url, True, worker.status)
         with serving(create_app(state)) as controller:
             answer = client.post(f"{controller}/worker_generate_stream", json=REQUEST)
             flags = ["--controller", controller]
-            monkeypatch.setattr(sys, "argv", ["register_worker", *flags, "--worker-name", worker.address])
+            monkeypatch.setattr(sys, "argv", ["register_worker", *flags, "--worker-name", worker.url])
             register_worker.main()
             monkeypatch.setattr(sys, "argv", ["test_message", *flags, "--model-name", "m"])
             test_message.main()
@@ -403,7 +403,7 @@ def chat(controller: str, request: Any = CHAT, **headers: str) -> httpx.Response
     return httpx.post(f"{controller}/v1/chat/completions", content=json.dumps(request), headers=headers)
 
 
-def test_models(controller: str, worker: FakeWorker) -> None:
+def test_models(controller: str, worker: WorkerDouble) -> None:
     answer = httpx.get(f"{controller}/v1/models").json()
     assert answer["object"] == "list"
     assert answer["data"] == [{"id": "m", "object": "model", "created": 0, "owned_by": "llava"}]
@@ -460,7 +460,7 @@ def test_hanging_up_during_a_completion(state: Controller, openai_worker: OpenAI
         ({"model": None}, 400, None),
     ],
 )
-def test_errors_of_the_router(controller: str, worker: FakeWorker, request_body: Any, status: int, code: Any) -> None:
+def test_errors_of_the_router(controller: str, worker: WorkerDouble, request_body: Any, status: int, code: Any) -> None:
     answer = chat(controller, request_body)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
@@ -468,7 +468,7 @@ def test_errors_of_the_router(controller: str, worker: FakeWorker, request_body:
     assert worker.requests == []
 
 
-def test_an_old_worker_has_no_openai_endpoint(controller: str, worker: FakeWorker) -> None:
+def test_an_old_worker_has_no_openai_endpoint(controller: str, worker: WorkerDouble) -> None:
     answer = chat(controller)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_supported")
 
@@ -484,7 +484,7 @@ def test_a_dead_worker_behind_the_router(controller: str, state: Controller) -> 
 # Figures and limits.
 
 
-def test_metrics(controller: str, worker: FakeWorker) -> None:
+def test_metrics(controller: str, worker: WorkerDouble) -> None:
     ask(controller)
     ask(controller, {"model": "x", "prompt": "p"})
     text = httpx.get(f"{controller}/metrics").text
@@ -506,7 +506,7 @@ def test_figures_belong_to_their_app() -> None:
         assert "llava_controller_workers 0.0" in httpx.get(f"{address}/metrics").text
 
 
-def test_large_bodies_are_refused(state: Controller, worker: FakeWorker) -> None:
+def test_large_bodies_are_refused(state: Controller, worker: WorkerDouble) -> None:
     with serving(create_app(state, max_body_bytes=1000)) as controller:
         for path in ("worker_generate_stream", "v1/chat/completions", "register_worker"):
             answer = httpx.post(f"{controller}/{path}", json={**REQUEST, "prompt": "p" * 1000})

@@ -13,8 +13,8 @@ from PIL import Image
 
 from llava.program import RequestError
 from llava.serve import sglang_worker, wire
-from llava.serve.sglang_worker import SGLangWorker, prompt_parts, sampling_settings
-from llava.serve.worker.base import create_worker_app
+from llava.serve.sglang_worker import SGLangWorker, prompt_parts
+from llava.serve.worker.app import create_worker_app
 from tests.conftest import VECTORS
 from tests.support.serving import serving, wait_until
 
@@ -77,7 +77,7 @@ def new_worker(name: str | None = None, endpoint: str = "http://localhost:30000"
     return SGLangWorker("http://localhost:1", "http://localhost:2", endpoint, "abcdef", True, name, 5)
 
 
-def picture(name: str = "img0.png") -> str:
+def random_image(name: str = "img0.png") -> str:
     return base64.b64encode((VECTORS / "llava/assets/images" / name).read_bytes()).decode()
 
 
@@ -88,7 +88,12 @@ def test_name_comes_from_the_server(sglang: Any) -> None:
 
 
 def test_reply(sglang: Any) -> None:
-    params = {"prompt": "USER: <image>\nWhat? ASSISTANT:", "images": [picture()], "temperature": "0.5", "stop": "</s>"}
+    params = {
+        "prompt": "USER: <image>\nWhat? ASSISTANT:",
+        "images": [random_image()],
+        "temperature": "0.5",
+        "stop": "</s>",
+    }
     with serving(create_worker_app(new_worker())) as address:
         answer = httpx.post(f"{address}/worker_generate_stream", json={**params, "max_new_tokens": 5000})
     texts = [params["prompt"] + reply for reply in ("Hel", "Hello", "Hello")]
@@ -130,27 +135,27 @@ def test_hanging_up(sglang: Any) -> None:
         ("<image>\n\nb", [None, "\nb"]),
         ("a  <image> b", ["a ", None, " b"]),
         ("a <image>\n<image>\nb", ["a", None, None, "b"]),
-        ("no picture", ["no picture"]),
+        ("no image", ["no image"]),
     ],
 )
 def test_prompt_parts(prompt: str, texts: list[str | None]) -> None:
-    parts = prompt_parts(prompt, [picture()] * prompt.count("<image>"))
+    parts = prompt_parts(prompt, [random_image()] * prompt.count("<image>"))
     assert [part if isinstance(part, str) else None for part in parts] == texts
 
 
 @pytest.mark.parametrize(
     ("prompt", "images", "message"),
     [
-        ("no marker", [picture()], "1 picture"),
-        ("<image>", [], "0 picture"),
-        ("<image>", None, "0 picture"),
+        ("no marker", [random_image()], "1 image"),
+        ("<image>", [], "0 image"),
+        ("<image>", None, "0 image"),
         ("<image>", "x", "a list of base64"),
         ("<image>", [1], "a list of base64"),
         ("<image>", ["bm90IGFuIGltYWdl"], "image data"),
-        ("<image>" * 99, [picture()] * 99, "at most"),
+        ("<image>" * 99, [random_image()] * 99, "at most"),
     ],
 )
-def test_bad_pictures(sglang: Any, prompt: str, images: Any, message: str) -> None:
+def test_bad_images(sglang: Any, prompt: str, images: Any, message: str) -> None:
     (frame,) = new_worker().generate_stream_gate({"prompt": prompt, "images": images, "details": True})
     received = wire.parse_frame(frame[:-1])
     assert received["error_code"] == 1 and message in received["message"]
@@ -159,12 +164,12 @@ def test_bad_pictures(sglang: Any, prompt: str, images: Any, message: str) -> No
 
 @pytest.mark.parametrize(
     "params",
-    [{"temperature": "hot"}, {"top_p": 2}, {"temperature": -1}, {"max_new_tokens": None}, {"temperature": float("nan")},
+    [{"temperature": "hot"}, {"top_p": 2}, {"temperature": -1}, {"temperature": float("nan")},
      {"max_new_tokens": float("inf")}, {"max_new_tokens": -1}, {"top_p": []}],
 )  # fmt: skip
-def test_bad_numbers(params: dict[str, Any]) -> None:
+def test_bad_numbers(sglang: Any, params: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
-        sampling_settings(params)
+        list(new_worker().generate_stream({"prompt": "p", **params}))
 
 
 def test_server_that_does_not_answer(sglang: Any) -> None:
@@ -183,8 +188,8 @@ def test_program(sglang: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     argv = ["w", "--controller", "http://c", "--worker", "http://w:1", "--sgl-endpoint", "http://s", "--no-register"]
     monkeypatch.setattr("sys.argv", [*argv, "--limit-model-concurrency", "3"])
     monkeypatch.setattr(sglang_worker, "build_logger", lambda name, file: seen.update(log=file))
-    monkeypatch.setattr(sglang_worker, "run_server", lambda app, host, port: seen.update(port=port))
-    monkeypatch.setattr(sglang_worker, "create_worker_app", lambda worker, **_: seen.update(worker=worker))
+    monkeypatch.setattr("llava.serve.http_layer.run_server", lambda app, host, port: seen.update(port=port))
+    monkeypatch.setattr("llava.serve.worker.app.create_worker_app", lambda worker, **_: seen.update(worker=worker))
     sglang_worker.main()
     worker = seen["worker"]
     assert seen["log"] == f"model_worker_{worker.worker_id}.log" and seen["port"] == 21002

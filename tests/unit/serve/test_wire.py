@@ -4,12 +4,12 @@ import base64
 import json
 
 import pytest
-import requests
 
 from llava.serve import wire
+from llava.serve.http_client import stream_request
 from llava.utils import server_error_msg
 from tests.conftest import VECTORS
-from tests.support.serving import FakeWorker
+from tests.support.serve_doubles import old_worker
 
 TRANSCRIPT = json.loads((VECTORS / "llava/serve/transcript.json").read_text())
 RECORDED = [entry for entry in TRANSCRIPT if entry.get("body_base64")]
@@ -35,10 +35,10 @@ def test_pieces_may_be_cut_anywhere(size: int) -> None:
 
 def test_error_frames() -> None:
     assert json.loads(wire.error_frame(3)[:-1]) == {"text": server_error_msg, "error_code": 3}
-    assert wire.error_frame(1, "too many pictures") == wire.error_frame(1)  # nobody asked: what upstream sends
-    with_reason = json.loads(wire.error_frame(1, "too many pictures", with_details=True)[:-1])
-    assert with_reason == {"text": server_error_msg, "error_code": 1, "message": "too many pictures"}
-    assert wire.error_message(with_reason) == "too many pictures"
+    assert wire.error_frame(1, "too many images") == wire.error_frame(1)  # nobody asked: what upstream sends
+    with_reason = json.loads(wire.error_frame(1, "too many images", with_details=True)[:-1])
+    assert with_reason == {"text": server_error_msg, "error_code": 1, "message": "too many images"}
+    assert wire.error_message(with_reason) == "too many images"
     assert wire.error_message({"text": "old", "error_code": 1}) == "old"
 
 
@@ -61,20 +61,20 @@ def test_other_things_than_frames_are_refused(body: bytes) -> None:
 
 def test_stream_request() -> None:
     frames = [{"text": "p", "error_code": 0}, {"text": "p q", "error_code": 0}]
-    with FakeWorker(["m"]) as worker:
+    with old_worker(["m"]) as worker:
         worker.frames = frames
-        assert list(wire.stream_request(worker.address + "/", {"prompt": "p"})) == frames
-        path, headers, body = worker.requests[0]
-        assert (path, json.loads(body)) == ("/worker_generate_stream", {"prompt": "p"})
-        assert headers["User-Agent"] == "LLaVA Client"
+        assert list(stream_request(worker.url + "/", {"prompt": "p"})) == frames
+        request = worker.requests[0]
+        assert (request.path, request.question) == ("/worker_generate_stream", {"prompt": "p"})
+        assert request.headers["User-Agent"] == "LLaVA Client"
         worker.frames = [*frames, ConnectionError]
-        with pytest.raises(requests.RequestException):
-            list(wire.stream_request(worker.address, {"prompt": "p"}))
+        with pytest.raises(wire.WireError):
+            list(stream_request(worker.url, {"prompt": "p"}))
 
 
 def test_stream_request_follows_nobody() -> None:
-    with FakeWorker(["m"]) as worker, FakeWorker(["m"]) as other:
-        worker.redirect = other.address + "/worker_generate_stream"
-        with pytest.raises(requests.HTTPError, match="status 307"):
-            list(wire.stream_request(worker.address, {"prompt": "p"}))
+    with old_worker(["m"]) as worker, old_worker(["m"]) as other:
+        worker.redirect = other.url + "/worker_generate_stream"
+        with pytest.raises(wire.WireError, match="status 307"):
+            list(stream_request(worker.url, {"prompt": "p"}))
         assert other.requests == []

@@ -13,7 +13,8 @@ import pytest
 
 from llava.program import RequestError
 from llava.serve import wire
-from llava.serve.worker.base import add_worker_arguments, create_worker_app
+from llava.serve.worker.app import create_worker_app
+from llava.serve.worker.base import add_worker_arguments
 from llava.serve.worker.slots import Slots
 from llava.utils import server_error_msg
 from tests.support.serving import Counting, serving, wait_until
@@ -75,7 +76,7 @@ def test_slots_are_handed_on_in_order() -> None:
                 await asyncio.sleep(0)
 
         await asyncio.gather(*map(hold, range(6)))
-        assert (slots.used, slots.waiting) == (0, 0)
+        assert len(slots) == 0
         return order
 
     assert asyncio.run(run()) == list(range(6))
@@ -91,8 +92,8 @@ def test_too_many_wait() -> None:
                 await slots._take()
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-            assert (slots.used, slots.waiting) == (1, 0)
-        assert slots.used == 0
+            assert len(slots) == 1
+        assert len(slots) == 0
 
     asyncio.run(run())
 
@@ -107,7 +108,7 @@ def test_a_slot_handed_to_someone_who_left_is_not_lost() -> None:
         gone.cancel()
         await asyncio.wait_for(next_one, 10)
         slots._give_back()
-        assert (slots.used, slots.waiting) == (0, 0)
+        assert len(slots) == 0
 
     asyncio.run(run())
 
@@ -164,7 +165,7 @@ def test_malformed_requests_are_one_frame(
 
 
 def test_large_bodies_are_not_parsed(worker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava.serve.worker.app.parse_request", lambda body: pytest.fail("parsed"))
+    monkeypatch.setattr("llava.serve.worker.app.parse_json_object", lambda body: pytest.fail("parsed"))
     with served(worker, max_body_bytes=1000) as url:
         announced = httpx.post(url, content=json.dumps({"prompt": "p" * 1000}).encode())
         piecewise = httpx.post(url, content=iter([b"p" * 400] * 3))
