@@ -14,7 +14,7 @@ import openai
 import pytest
 import requests
 
-from llava.serve import wire
+from llava.serve.http_client import stream_request
 from tests.conftest import REPOSITORY, VECTORS
 from tests.support.serving import free_port, program, wait_until
 
@@ -55,7 +55,7 @@ def models(controller: str) -> list[str]:
 
 
 def frames(address: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(wire.stream_request(address, request))
+    return list(stream_request(address, request))
 
 
 def test_whole_deployment(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_whole_deployment(tmp_path: Path) -> None:
 
         # Killed in the middle of a reply: one clear error for who waits for it.
         text = {"model": "llava-other", "prompt": "USER: Hello ASSISTANT:", "temperature": 1.0, "max_new_tokens": 400}
-        stream = wire.stream_request(controller, text | {"details": True})
+        stream = stream_request(controller, text | {"details": True})
         assert next(stream)["error_code"] == 0
         other.send_signal(signal.SIGSTOP)  # so that the reply cannot end before the kill
         other.kill()
@@ -135,7 +135,7 @@ def test_secret_and_silent_worker(tmp_path: Path) -> None:
         for address in (controller, knowing, ignorant, silent):
             wait_until(lambda address=address: is_healthy(address), STARTING)
         wait_until(lambda: models(controller) == ["llava-a"], STARTING)
-        wait_until(lambda: "wants a shared secret" in (tmp_path / "worker-llava-b.out").read_text(), STARTING)
+        wait_until(lambda: "requires a shared secret" in (tmp_path / "worker-llava-b.out").read_text(), STARTING)
         frames(silent, TRANSCRIPT["controller_text"]["request"])
         assert models(controller) == ["llava-a"]
 
