@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import serving_pictures
+import serving_images
 import torch
 from common import add_common_flags, markdown_table, peak_bytes_above, precision, publish, run_again
 from serving_load import GIB, endless, engine_settings, measure, serve_by_engine, serve_by_threads
@@ -98,14 +98,14 @@ def report(args: argparse.Namespace, figures: dict[str, Any]) -> str:
             "loaded model.",
             bursts_table(figures["bursts"]),
         ]
-    if "images" in figures:
-        budget = figures["images"][0]["budget"] / 2**20
+    if "pictures" in figures:
+        budget = figures["pictures"][0]["budget"] / 2**20
         parts += [
             f"## Images\n\nOne image, {args.text_tokens} text tokens and {args.reply_tokens} new ones per request. "
             f"*That fit*: at once, in a budget of {budget:,.0f} MiB for keys, values and perceptual weights. *First "
             "token*: one request alone, an image never seen before, tower and connector included; median of "
             f"{args.rounds} rounds.",
-            serving_pictures.table(figures["images"]),
+            serving_images.table(figures["pictures"]),
         ]
     return "\n\n".join(parts)
 
@@ -122,7 +122,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cache-gb", type=float, help="the engine's; 32 on a GPU, 4 elsewhere")
     parser.add_argument("--prefill-chunk", type=int, help="the engine's; 512 on a GPU, 128 elsewhere")
     parser.add_argument("--fitting", type=int, default=16, help="requests with the MLP that fit in the cache budget")
-    parser.add_argument("--parts", nargs="+", choices=["bursts", "images"], default=["bursts", "images"])
+    parser.add_argument("--parts", nargs="+", choices=["bursts", "pictures"], default=["bursts", "pictures"])
     parser.add_argument("--only", choices=SYSTEMS, help="one burst, here; prints its figures as JSON")
     args = parser.parse_args()
     on_gpu = args.device.startswith("cuda")
@@ -146,9 +146,9 @@ def main() -> None:
     figures: dict[str, Any] = {}
     if "bursts" in args.parts:
         figures["bursts"] = measure_bursts(args)
-    if "images" in args.parts:
+    if "pictures" in args.parts:
         tokenizer = load_tokenizer(str(TOKENIZER))
-        figures["images"] = serving_pictures.measure(args, GEOMETRIES[args.geometry], tokenizer)
+        figures["pictures"] = serving_images.measure(args, GEOMETRIES[args.geometry], tokenizer)
     publish(args, f"Serving, {args.geometry} geometry", report(args, figures), figures)
 
 

@@ -12,9 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +34,7 @@ from llava.serve.engine.images import PreparedImage, prepare_image
 from llava.serve.engine.metrics import EngineMetrics
 from llava.serve.engine.prompts import Prompt, PromptEncoder
 from llava.serve.engine.reply_text import ReplyText
+from llava.serve.engine.request_queue import RequestQueue
 from llava.serve.engine.sampling import Sampler, SamplingSettings, choose_tokens
 
 logger = logging.getLogger(__name__)
@@ -56,16 +55,8 @@ class Engine:
         self._batch = Batch(model, settings)
         self._end_tokens = _end_tokens(model, tokenizer)
         self._prompts = PromptEncoder(model, settings.image_cache_bytes)
-        self._encoding: dict[Reply, Future[None]] = {}  # in the queue of the encoder thread
-        self._encoded: set[Reply] = set()  # embedded prompts with images that wait for a slot
-        self._incoming: deque[Reply] = deque()  # ready for the engine thread
-        self._waiting: deque[Reply] = deque()
-        self._num_parsing = 0  # requests that are parsed by `reserve` blocks
-        self._num_waiting = 0  # submitted, without a slot
-        self._changed = threading.Condition()
-        self._is_closed = False
+        self._queue = RequestQueue(settings, self._embed, lambda: len(self._batch), self._end)
         self._watch()
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="llava-encoder")
         self._thread = threading.Thread(target=self._run, name="llava-engine", daemon=True)
         self._thread.start()
 
@@ -86,14 +77,8 @@ class Engine:
         Raises:
             BusyError: the queue is full.
         """
-        with self._changed:
-            self._check_room()
-            self._num_parsing += 1
-        try:
+        with self._counting_busy(), self._queue.reserve():
             yield
-        finally:
-            with self._changed:
-                self._num_parsing -= 1
 
     def submit(self, request: GenerationRequest, listener: Callable[[ReplyEvent], None]) -> Reply:
         """Queue a request.
@@ -114,22 +99,17 @@ class Engine:
             raise ContextFullError(f"the prompt has {num_text} tokens, and the model's context {limit}")
         text = ReplyText(self.tokenizer, request.stops)
         reply = Reply(request, listener, text, Sampler(request.sampling), time.monotonic())
-        with self._changed:
-            if self._is_closed:
-                raise EngineStoppedError("the server is stopping")
-            self._check_room()
-            self._num_waiting += 1
-            if request.images:
-                self._encoding[reply] = self._encoder.submit(self._encode, reply)
-            else:
-                self._incoming.append(reply)
-                self._changed.notify_all()
+        with self._counting_busy():
+            self._queue.submit(reply)
         return reply
 
-    def _check_room(self) -> None:
-        if self.num_queued + self.num_active >= self.settings.max_rows + self.settings.max_queue:
+    @contextmanager
+    def _counting_busy(self) -> Iterator[None]:
+        try:
+            yield
+        except BusyError:
             self.metrics.requests.labels("busy").inc()
-            raise BusyError(f"the server is busy: {self.num_queued} requests are waiting; try again in a moment")
+            raise
 
     def warm_up(self) -> None:
         """Generate two tokens, so that a model that cannot run on this machine fails at the start.
@@ -148,29 +128,13 @@ class Engine:
     def cancel(self, reply: Reply) -> None:
         """End a reply at once, even if nothing else happens."""
         reply.cancel()
-        with self._changed:
-            was_encoding = self._encoding.get(reply)
-            is_out = was_encoding is not None and was_encoding.cancel()  # still queued
-            if is_out:
-                del self._encoding[reply]
-                self._num_waiting -= 1
-            self._changed.notify_all()
-        if is_out:
-            self._end(reply, "cancelled")
+        self._queue.cancel(reply)
 
     def close(self) -> None:
         """End every reply with an error, and stop the threads."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
+        self._queue.close()
         self._thread.join()
-        self._encoder.shutdown(cancel_futures=True)
-        with self._changed:
-            left = [*self._encoding, *self._incoming, *self._waiting, *self._batch.replies]
-            for replies in (self._encoding, self._encoded, self._incoming, self._waiting):
-                replies.clear()
-            self._num_waiting = 0
-        for reply in left:
+        for reply in [*self._queue.drain(), *self._batch.replies]:
             self._end(reply, "error", EngineStoppedError("the server is stopping"))
 
     @property
@@ -185,7 +149,7 @@ class Engine:
     @property
     def num_queued(self) -> int:
         """Requests without a slot, those that are still being parsed included."""
-        return self._num_parsing + self._num_waiting
+        return len(self._queue)
 
     @property
     def num_slots_used(self) -> int:
@@ -195,32 +159,6 @@ class Engine:
     def cache_bytes_used(self) -> int:
         return self._batch.slots.used_bytes
 
-    # The encoder thread.
-
-    def _encode(self, reply: Reply) -> None:
-        """Embed the prompt of one request, but not far ahead of the slots: embedded prompts take device memory."""
-        with self._changed:
-            while len(self._encoded) >= self.settings.max_rows and not (self._is_closed or reply.is_cancelled):
-                self._changed.wait()
-            if self._is_closed:
-                return  # `close` ends it
-        error = None
-        try:
-            if not reply.is_cancelled:
-                reply.prompt = self._embed(reply.request)
-        except Exception as caught:
-            error = caught
-        with self._changed:
-            del self._encoding[reply]
-            if error is None:
-                self._encoded.add(reply)
-                self._incoming.append(reply)
-                self._changed.notify_all()
-            else:
-                self._num_waiting -= 1
-        if error is not None:
-            self._end(reply, "error", error)
-
     def _embed(self, request: GenerationRequest) -> Prompt:
         return self._prompts.encode(request.input_ids, request.images, request.num_visual_tokens)
 
@@ -228,21 +166,12 @@ class Engine:
 
     def _run(self) -> None:
         with torch.inference_mode():
-            while self._take_incoming():
+            while self._queue.wait():
                 try:
                     self._round()
                 except Exception as error:
                     logger.exception("A step of the engine failed; its replies end.")
                     self._fail_active(error)
-
-    def _take_incoming(self) -> bool:
-        """Wait for work; False when the engine is closed."""
-        with self._changed:
-            while not (self._is_closed or self._incoming or self._waiting or self._batch.replies):
-                self._changed.wait()
-            self._waiting.extend(self._incoming)
-            self._incoming.clear()
-            return not self._is_closed
 
     def _round(self) -> None:
         self._drop_cancelled()
@@ -258,34 +187,30 @@ class Engine:
                     self._end(reply, "error", error)
         if batch.running:
             self._take_tokens(*batch.decode())
-        elif not batch.reading and self._waiting:  # nothing runs, but the first request does not fit
+        elif not batch.reading and self._queue.first:  # nothing runs, but the first request does not fit
             raise AssertionError("a request that fits the empty cache was not admitted")
 
     def _drop_cancelled(self) -> None:
-        for reply in [r for r in self._waiting if r.is_cancelled]:
-            self._waiting.remove(reply)
-            self._leave_queue(reply)
+        for reply in self._queue.cancelled():
+            self._queue.remove(reply)
             self._end(reply, "cancelled")
         for reply in [r for r in self._batch.replies if r.is_cancelled]:
             self._end(reply, "cancelled")
 
     def _admit(self) -> None:
         """Give slots to waiting requests in FIFO order."""
-        while self._waiting and self.num_active < self.settings.max_rows:
-            reply = self._waiting[0]
+        while (reply := self._queue.first) is not None and self.num_active < self.settings.max_rows:
             try:
                 if reply.prompt is None:
                     reply.prompt = self._embed(reply.request)
                 fits = self._batch.place(reply)
             except Exception as error:
-                self._waiting.popleft()
-                self._leave_queue(reply)
+                self._queue.remove(reply)
                 self._end(reply, "error", error)
                 continue
             if not fits:
                 return
-            self._waiting.popleft()
-            self._leave_queue(reply)
+            self._queue.remove(reply)
             self.metrics.prompt_tokens.inc(len(reply.prompt))
             self.metrics.visual_tokens.inc(reply.prompt.num_visual_tokens)
 
@@ -339,12 +264,6 @@ class Engine:
         except Exception:
             logger.exception("The listener of a reply failed; the reply is cancelled.")
             reply.cancel()
-
-    def _leave_queue(self, reply: Reply) -> None:
-        with self._changed:
-            self._num_waiting -= 1
-            self._encoded.discard(reply)
-            self._changed.notify_all()
 
     def _watch(self) -> None:
         watch, images = self.metrics.watch, self._prompts.cache

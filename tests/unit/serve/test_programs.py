@@ -5,7 +5,15 @@ import sys
 
 import pytest
 
-PROGRAMS = ["cli", "controller", "gradio_web_server", "model_worker", "register_worker", "sglang_worker", "test_message"]
+PROGRAMS = [
+    "cli",
+    "controller",
+    "gradio_web_server",
+    "model_worker",
+    "register_worker",
+    "sglang_worker",
+    "test_message",
+]
 HELP = """
 import runpy, sys
 sys.argv = ["program", "--help"]

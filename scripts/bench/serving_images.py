@@ -16,8 +16,9 @@ from transformers import CLIPImageProcessor
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.serve.engine.engine import Engine
 from llava.serve.engine.generation import GenerationRequest
+from llava.serve.engine.images import bytes_of_weights, encode_image, prepare_image
 from llava.serve.engine.kv_slots import CacheGeometry, KVSlots, slot_length
-from llava.serve.engine.prompts import build_prompt, bytes_of_weights, encode_image, prepare_image
+from llava.serve.engine.prompts import embed_prompt
 from llava.serve.engine.sampling import SamplingSettings
 from llava.tools.cost import BASELINE
 
@@ -55,7 +56,7 @@ def measure(args: argparse.Namespace, geometry: Geometry, tokenizer: Any) -> lis
     for label, connector in connectors.items():
         model.model.mm_projector = connector
         encoded = encode_image(model, prepare_image(model, processor, random_image(generator, side)), None)
-        prompt = build_prompt(model, ids, [encoded])
+        prompt = embed_prompt(model, ids, [encoded])
         needed = len(prompt) + args.reply_tokens
         rows[label] = {"connector": label, "positions": needed, "weight_bytes": 2 * bytes_of_weights(encoded.weights)}
         rows[label]["first"] = []
