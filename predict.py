@@ -1,4 +1,4 @@
-"""Cog's entry point: LLaVA-1.5-13B as a streaming predictor (contract: serve.md 8; see cog.yaml)."""
+"""Cog's entry point: LLaVA-1.5-13B as a streaming predictor (see cog.yaml)."""
 
 import hashlib
 import json

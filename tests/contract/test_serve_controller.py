@@ -1,6 +1,6 @@
 """The controller against recordings of the original: its logic, and every exchange that needs no model.
 
-Deviations on purpose: S-2 (one error frame where the original sent two), and a malformed body is answered with 400
+Deviations on purpose: one error frame where the original sends two, and a malformed body is answered with 400
 and a message where the original failed with 500.
 """
 
@@ -118,7 +118,7 @@ def replay(name: str, controller: str, worker: str = "") -> None:
     assert answer.content.endswith(b"\0")
     expected_frames = entry["frames"]
     if name in ("generate_no_worker", "controller_unknown_model"):
-        expected_frames = expected_frames[:1]  # S-2
+        expected_frames = expected_frames[:1]  # upstream adds one with code 3
     assert [{key: one[key] for key in ("text", "error_code")} for one in frames] == expected_frames, name
 
 
@@ -198,7 +198,7 @@ def test_programs(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == entry["stdout_head"][0]
     assert lines[1].replace(worker.url, "http://WORKER") == entry["stdout_head"][1]
-    assert lines[2:] == [reply]  # S-17: all of it
+    assert lines[2:] == [reply]  # upstream prints the last word only
     sent = worker.requests[-1].question
     assert sent["stop"] == "</s>" and sent["prompt"].endswith(" ASSISTANT:")
     assert worker.requests[-1].headers["User-Agent"] == "LLaVA Client"

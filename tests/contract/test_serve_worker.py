@@ -1,6 +1,6 @@
 """The model worker against recorded conversations of the original, frame by frame.
 
-Deviations on purpose: a stop string ends the reply (issue: it "really stops"), and a request without one works (S-6).
+Deviations on purpose: a stop string ends the reply, and a request without one works.
 """
 
 import base64

@@ -100,7 +100,7 @@ def visitor(browser: Any, demo: Demo) -> Iterator[Visitor]:
     visitor = Visitor(browser, demo.url)
     yield visitor
     visitor.page.close()
-    assert visitor.strangers == []  # the page asks nobody but its own server
+    assert visitor.strangers == []  # all requests go to the page's own server
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_whole_deployment(tmp_path: Path) -> None:
         assert "try again" in rest[-1]["message"]
         assert frames(controller, recorded["request"]) == recorded["frames"]
 
-        # A new controller knows nobody; the next heart beat of the worker tells it.
+        # A new controller has no workers; the next heart beat registers this one.
         first_controller.kill()
         first_controller.wait()
         stack.enter_context(program("llava.serve.controller", *flags, folder=tmp_path))
@@ -120,7 +120,7 @@ def test_whole_deployment(tmp_path: Path) -> None:
 
 
 def test_secret_and_silent_worker(tmp_path: Path) -> None:
-    """With a secret only who knows it registers; with --no-register nobody is told anything."""
+    """Only workers with the secret can register; with --no-register, none is contacted."""
     port = free_port()
     controller = f"http://127.0.0.1:{port}"
     with ExitStack() as stack:

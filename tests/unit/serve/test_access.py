@@ -19,7 +19,7 @@ from tests.support.serving import serving
 ANYWHERE = RegistrationRules(allowed_hosts=("*",))
 
 
-# Addresses, before anything is contacted (S-1).
+# Addresses are checked before anything is sent there.
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_secret() -> None:
             rules.check_secret(wrong)
     RegistrationRules().check_secret(None)
     RegistrationRules().check_secret("unneeded")
-    assert not RegistrationRules().shows_secret("anything")  # no secret: nobody shows it
+    assert not RegistrationRules().shows_secret("anything")  # no secret is set
 
 
 def test_secret_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_image_is_announced_once(llava_vectors: Path, monkeypatch: pytest.Monkey
 def test_markers_cannot_be_smuggled_in(
     llava_vectors: Path, monkeypatch: pytest.MonkeyPatch, replies: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """S-8: neither by the user nor by the model; a line of nothing else is no reason to leave."""
+    """Neither by the user nor by the model; a line with nothing else does not end the chat."""
     _say(monkeypatch, "<image>\nwhat is <image>?\nmore\n")
     replies += ["an <image> it is", "bye"]
     cli.main(cli.build_parser().parse_args(MODEL))

@@ -81,7 +81,7 @@ def test_registering_again_replaces_the_entry() -> None:
 
 
 def test_threads_do_not_disturb_each_other() -> None:
-    """S-4: registering, expiring, listing and dispatching at once."""
+    """Registering, expiring, listing and dispatching at once."""
     controller = Controller("shortest_queue", expiration=-1)  # everything expires at once
     failures: list[Exception] = []
     done = threading.Event()

@@ -272,7 +272,7 @@ def test_weights_at_the_very_start_are_refused(llava_vectors: Path) -> None:
 
 
 def test_context_is_counted_with_the_visual_tokens(llava_vectors: Path) -> None:
-    """S-9: 16 visual tokens in the place of one marker."""
+    """16 visual tokens take the place of one marker."""
     with engine(build(), context_length=24) as running:
         fits = Listener(running, request([1, *TEXT[:6], -200], random_image(1))).last()
         assert (fits.finish, fits.usage.completion_tokens, fits.usage.prompt_tokens) == ("length", 1, 23)

@@ -1,4 +1,4 @@
-"""The web server's flags, imports and factory (contract: serve.md 7, S-13, S-19)."""
+"""The web server's flags, imports and factory."""
 
 import asyncio
 import subprocess

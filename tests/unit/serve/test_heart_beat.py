@@ -50,7 +50,7 @@ def test_unknown_worker_registers_again() -> None:
 
 
 def test_failed_registration_is_a_failure() -> None:
-    """S-20: it is tried again with the next beat, not taken as success."""
+    """It is tried again with the next beat."""
     assert not Scripted([({"exist": False},), None]).beat()
     assert not Scripted([None]).beat()
 
@@ -108,7 +108,7 @@ def test_no_error_ends_the_thread(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_one_thing_at_a_time() -> None:
-    """A controller that hangs holds one request, not one per nudge (S-5)."""
+    """A controller that hangs holds one request, not one per nudge."""
     entered, leave = threading.Semaphore(0), threading.Event()
 
     class Hanging(Scripted):

@@ -185,7 +185,7 @@ def test_public_addresses() -> None:
 
 
 class Site:
-    """A web site on the loopback, for a fetcher that is told to trust it."""
+    """A web site on the loopback, for a fetcher that trusts it."""
 
     def __init__(self, answers: dict[str, tuple[int, dict[str, str], bytes]]) -> None:
         self.hosts: list[str] = []

@@ -206,7 +206,7 @@ def test_structured_replies_are_refused(client: openai.OpenAI) -> None:
 
 
 def test_marker_in_a_text_is_left_out(client: openai.OpenAI) -> None:
-    """S-8: typed by a user it would claim an image."""
+    """Otherwise it would claim an image."""
     text = QUESTION[0]["content"]
     plain, marked = ask(client), ask(client, [{"role": "user", "content": f"<image>{text}<im<image>age>"}])
     assert plain.usage.prompt_tokens == marked.usage.prompt_tokens
@@ -257,7 +257,7 @@ def test_busy_is_503_and_hanging_up_frees_the_place(client: openai.OpenAI, worke
 
 @pytest.mark.parametrize("streamed", [True, False])
 def test_choices_end_when_one_of_them_is_refused(streamed: bool, client: openai.OpenAI, worker: ModelWorker) -> None:
-    """Four find a place; the others are one too many, and nobody waits for the four any more."""
+    """Four find a place, the fifth is refused, and the four are cancelled."""
     engine = worker.served.engine
     whole = engine.metrics.requests.labels("length")._value.get
     before = whole()

@@ -174,7 +174,7 @@ def test_failures(
     assert answer(answerer, chat, model)[-1] == AFTER_ERROR
     assert chat.conversation.messages[-1][1] == reply
     assert chat.remarks.get(1) == remark and chat.figures == {} and not chat.is_running
-    # A stream without any piece is a chat, too (S-14).
+    # A stream without any piece is a chat, too.
     assert len(logged(tmp_path)) == (1 if "says_nothing" in changes else 0)
 
 

@@ -1,4 +1,4 @@
-"""What a question does to a chat of the demo (contract: serve.md 7.2)."""
+"""The rules of a chat of the demo."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Log lines and stored images of the demo (contract: serve.md 9, S-18)."""
+"""Log lines and stored images of the demo."""
 
 import hashlib
 import json

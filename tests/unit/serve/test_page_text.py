@@ -1,4 +1,4 @@
-"""What is shown is escaped (S-11), figures under a reply, images of visitors."""
+"""Escaped texts, measurements below a reply, images of visitors."""
 
 import re
 from pathlib import Path

@@ -54,7 +54,7 @@ def test_cog_yaml_names_it() -> None:
 
 
 def test_greedy_reply_is_streamed(predict: Any, predictor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S-16: temperature 0 works, and images are prepared as the model's configuration says."""
+    """Temperature 0 works, and images are preprocessed as the model's configuration requires."""
     seen = []
     prepare = predict.prepare_images
     monkeypatch.setattr(predict, "prepare_images", lambda *args: seen.append(args[2]) or prepare(*args))

@@ -72,7 +72,7 @@ def test_frames_come_one_by_one(controller: str, worker: WorkerDouble) -> None:
 
 
 def test_no_worker_is_one_frame(controller: str, worker: WorkerDouble) -> None:
-    """S-2."""
+    """Upstream sends a second frame with code 3."""
     assert ask(controller, {"model": "x", "prompt": "p"}) == [error(2, "no worker serves the model 'x' now")]
     for malformed in ({"prompt": "p"}, {"model": 3, "prompt": "p"}):
         assert ask(controller, malformed) == [error(2, "the request names no model")]
@@ -98,7 +98,7 @@ def test_worker_falls_silent(controller: str, worker: WorkerDouble) -> None:
 
 
 def test_a_slow_worker_is_no_dead_one(state: Controller, worker: WorkerDouble) -> None:
-    """S-3: the time for a connection is not the time for a token."""
+    """The time limit for a connection is not that for a token."""
     with serving(create_app(state, timeouts=Timeouts(connect=0.2, stream=30))) as address:
         worker.behaviour.hold.clear()
         timer = threading.Timer(0.6, worker.behaviour.hold.set)
@@ -108,7 +108,7 @@ def test_a_slow_worker_is_no_dead_one(state: Controller, worker: WorkerDouble) -
 
 @pytest.mark.parametrize("frames", [[], ["no frame at all"]])
 def test_worker_that_answers_nothing_or_nonsense(controller: str, worker: WorkerDouble, frames: list[Any]) -> None:
-    """Nothing is an error (S-14); what a frame holds is between worker and client."""
+    """An empty answer is an error; the content of frames is between worker and client."""
     worker.frames = frames
     response = httpx.post(f"{controller}/worker_generate_stream", json={**REQUEST, "details": True})
     if frames:
@@ -128,7 +128,6 @@ def test_worker_that_refuses(controller: str, state: Controller) -> None:
 
 
 def test_hanging_up_reaches_the_worker(controller: str, state: Controller) -> None:
-    """S-7, through the controller."""
     worker = Counting()
     with serving(create_worker_app(worker)) as address, httpx.Client() as client:
         state.register_worker(address, True, worker.get_status())
@@ -141,7 +140,7 @@ def test_hanging_up_reaches_the_worker(controller: str, state: Controller) -> No
 
 
 def test_many_streams_do_not_block_the_controller(state: Controller) -> None:
-    """S-4: while 100 streams run, other requests are answered."""
+    """While 100 streams run, other requests are answered."""
     worker = Counting(limit=100)
 
     async def run() -> None:
@@ -192,7 +191,7 @@ def test_many_streams_do_not_block_the_controller(state: Controller) -> None:
 def test_worker_without_a_proper_status(
     controller: str, state: Controller, status: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """S-20: the answer stays null, nothing is registered, and the log says it."""
+    """The answer stays null for old workers, nothing is registered, and the failure is logged."""
     with old_worker([]) as worker:
         worker.status = status
         answer = httpx.post(f"{controller}/register_worker", json={"worker_name": worker.url, "check_heart_beat": True})
@@ -230,7 +229,6 @@ def test_status_that_never_ends(controller: str, state: Controller) -> None:
 
 
 def test_table_is_never_empty_while_refreshing(controller: str, state: Controller, worker: WorkerDouble) -> None:
-    """S-4."""
     app, asked, answer = FastAPI(), threading.Event(), threading.Event()
 
     @app.post("/worker_get_status")

@@ -35,7 +35,7 @@ def test_pieces_may_be_cut_anywhere(size: int) -> None:
 
 def test_error_frames() -> None:
     assert json.loads(wire.error_frame(3)[:-1]) == {"text": server_error_msg, "error_code": 3}
-    assert wire.error_frame(1, "too many images") == wire.error_frame(1)  # nobody asked: what upstream sends
+    assert wire.error_frame(1, "too many images") == wire.error_frame(1)  # as upstream, unless details are requested
     with_reason = json.loads(wire.error_frame(1, "too many images", with_details=True)[:-1])
     assert with_reason == {"text": server_error_msg, "error_code": 1, "message": "too many images"}
     assert wire.error_message(with_reason) == "too many images"

@@ -182,7 +182,7 @@ def test_status_and_health(worker: Counting) -> None:
 
 
 def test_hanging_up_ends_the_work_at_once(worker: Counting) -> None:
-    """S-7: also where it waits between two tokens."""
+    """Also between two tokens."""
     with served(worker) as url, httpx.Client() as client:
         with client.stream("POST", url, json={"prompt": "p", "wait": True}) as response:
             pieces = response.iter_raw()  # kept: the connection is closed with it
@@ -206,7 +206,7 @@ def test_hanging_up_while_waiting_for_a_slot() -> None:
 
 
 def test_many_streams_at_once() -> None:
-    """No thread per stream: 80 run at once, 64 wait, the rest are told so."""
+    """No thread per stream: 80 run at once, 64 wait, the rest are refused."""
     worker = Counting(limit=80)
 
     async def ask(url: str) -> Counter:
@@ -248,7 +248,6 @@ def test_heart_beats_of_a_request() -> None:
 
 
 def test_no_register_means_none(worker: Counting) -> None:
-    """S-5."""
     worker.heart_beat = NotedBeat()
     with served(worker) as url:
         httpx.post(url, json={"prompt": "p"})
@@ -258,7 +257,7 @@ def test_no_register_means_none(worker: Counting) -> None:
 
 
 def test_without_a_controller_requests_are_answered() -> None:
-    """S-5: the original hangs here for good."""
+    """Upstream's worker hangs here."""
     worker = Counting(no_register=False)
     with served(worker) as url:
         assert len(frames(httpx.post(url, json={"prompt": "p"}))) == 3
