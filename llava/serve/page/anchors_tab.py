@@ -9,7 +9,7 @@ from llava.image_utils import ImageError, open_image
 from llava.program import RequestError
 from llava.serve.page.client import ModelClient, ServerError
 from llava.serve.page.images import make_upload, open_images
-from llava.serve.page.inputs import EXAMPLES, PRIVATE, budget_box, budget_choices, chosen_budget, model_box
+from llava.serve.page.inputs import EXAMPLES, PRIVATE, budget_box, budget_choices, chosen_budget, image_box, model_box
 from llava.serve.page.text import sentence
 
 ABOUT = (
@@ -33,14 +33,7 @@ class AnchorsTab:
                 gr.Markdown(ABOUT)
                 self.model = model_box(models, label="Model", elem_id="anchors_model")
                 self.budget = budget_box(elem_id="anchors_budget")
-                self.image = gr.Image(
-                    type="filepath",
-                    image_mode=None,
-                    label="Image",
-                    height=260,
-                    sources=["upload", "clipboard"],
-                    elem_id="anchors_image",
-                )
+                self.image = image_box(elem_id="anchors_image")
                 gr.Examples([row[:1] for row in EXAMPLES], inputs=[self.image], cache_examples=False, label="Examples")
                 self.show = gr.Button("Show the anchors", variant="primary")
             with gr.Column(scale=8):

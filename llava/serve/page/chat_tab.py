@@ -9,7 +9,17 @@ from llava.image_utils import ImageError
 from llava.program import RequestError
 from llava.serve.page.answer import Answerer
 from llava.serve.page.chat import ALL_OFF, Buttons, Chat, Settings
-from llava.serve.page.inputs import CHAT_BOX, EXAMPLES, PRIVATE, model_box, open_uploads, visitor_address
+from llava.serve.page.inputs import (
+    CHAT_BOX,
+    EXAMPLES,
+    PRIVATE,
+    image_box,
+    model_box,
+    open_uploads,
+    parameter_sliders,
+    question_box,
+    visitor_address,
+)
 from llava.serve.page.text import sentence, to_messages
 from llava.utils import moderation_msg, violates_moderation
 
@@ -40,9 +50,7 @@ class ChatTab:
     def _build_controls(self, models: list[str]) -> None:
         with gr.Row(elem_id="model_selector_row"):
             self.model = model_box(models, show_label=False, container=False)
-        self.image = gr.Image(
-            type="filepath", image_mode=None, label="Image", height=260, sources=["upload", "clipboard"]
-        )
+        self.image = image_box()
         with gr.Accordion("More images", open=False):
             self.more = gr.Gallery(
                 type="filepath",
@@ -57,20 +65,9 @@ class ChatTab:
             )
             self.keep = gr.Checkbox(False, label="Images join the running chat (otherwise they begin a new one)")
         self.mode = gr.Radio(PREPROCESS_MODES, value="Default", label="Preprocess for non-square image", visible=False)
-        self.text = gr.Textbox(
-            label="Question",
-            show_label=False,
-            placeholder="Enter text and press ENTER",
-            container=False,
-            lines=1,
-            max_lines=8,
-            render=False,
-        )
+        self.text = question_box("Enter text and press ENTER")
         gr.Examples(EXAMPLES, inputs=[self.image, self.text], cache_examples=False, label="Examples")
-        with gr.Accordion("Parameters", open=False):
-            self.temperature = gr.Slider(0.0, 1.0, value=0.2, step=0.1, interactive=True, label="Temperature")
-            self.top_p = gr.Slider(0.0, 1.0, value=0.7, step=0.1, interactive=True, label="Top P")
-            self.max_tokens = gr.Slider(0, 1024, value=512, step=64, interactive=True, label="Max output tokens")
+        self.parameters = parameter_sliders()
 
     def _build_chat(self) -> None:
         self.chatbot = gr.Chatbot(elem_id="chatbot", label="LLaVA Chatbot", height=650, **CHAT_BOX)
@@ -96,7 +93,7 @@ class ChatTab:
         outputs = [self.chatbot, *self._buttons, self.stop]
         answer = {
             "fn": self._http_bot,
-            "inputs": [self.state, self.model, self.temperature, self.top_p, self.max_tokens],
+            "inputs": [self.state, self.model, *self.parameters],
             "outputs": outputs,
             "concurrency_limit": concurrency,
             "concurrency_id": "answers",

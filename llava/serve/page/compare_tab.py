@@ -19,8 +19,11 @@ from llava.serve.page.inputs import (
     budget_box,
     budget_choices,
     chosen_budget,
+    image_box,
     model_box,
     open_uploads,
+    parameter_sliders,
+    question_box,
     visitor_address,
 )
 from llava.serve.page.text import sentence, to_messages
@@ -74,28 +77,11 @@ class CompareTab:
         self._connect(concurrency)
 
     def _build_controls(self) -> None:
-        self.image = gr.Image(
-            type="filepath",
-            image_mode=None,
-            label="Image",
-            height=260,
-            sources=["upload", "clipboard"],
-            elem_id="compare_image",
-        )
-        self.text = gr.Textbox(
-            label="Question",
-            show_label=False,
-            placeholder="Ask both and press ENTER",
-            container=False,
-            max_lines=8,
-            render=False,
-        )
+        self.image = image_box(elem_id="compare_image")
+        self.text = question_box("Ask both and press ENTER")
         gr.Examples(EXAMPLES, inputs=[self.image, self.text], cache_examples=False, label="Examples")
         self.in_turn = gr.Checkbox(False, label="One after the other (two at once slow each other down)")
-        with gr.Accordion("Parameters", open=False):
-            self.temperature = gr.Slider(0.0, 1.0, value=0.2, step=0.1, interactive=True, label="Temperature")
-            self.top_p = gr.Slider(0.0, 1.0, value=0.7, step=0.1, interactive=True, label="Top P")
-            self.max_tokens = gr.Slider(0, 1024, value=512, step=64, interactive=True, label="Max output tokens")
+        self.parameters = parameter_sliders()
 
     def _build_chats(self, models: list[str]) -> None:
         self.models: list[gr.Dropdown] = []
@@ -138,10 +124,7 @@ class CompareTab:
         for i in range(2):
             asked.then(
                 self._answering(i),
-                [
-                    *(self.pair, self.models[i], self.budgets[i], self.in_turn),
-                    *(self.temperature, self.top_p, self.max_tokens),
-                ],
+                [self.pair, self.models[i], self.budgets[i], self.in_turn, *self.parameters],
                 [self.chatbots[i], self.stop],
                 concurrency_limit=concurrency,
                 # Two queues: a right answer that waits for the left one must not occupy its place.

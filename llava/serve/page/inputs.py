@@ -59,6 +59,28 @@ def model_box(models: list[str], index: int = 0, **options: Any) -> gr.Dropdown:
     return gr.Dropdown(choices=models, value=chosen, interactive=True, **options)
 
 
+def image_box(**options: Any) -> gr.Image:
+    """An upload box; images are opened by `open_uploads`, within limits."""
+    sources = ["upload", "clipboard"]
+    return gr.Image(type="filepath", image_mode=None, label="Image", height=260, sources=sources, **options)
+
+
+def question_box(placeholder: str) -> gr.Textbox:
+    """A text box that is rendered later, below the chat."""
+    options = {"container": False, "lines": 1, "max_lines": 8, "render": False}
+    return gr.Textbox(label="Question", show_label=False, placeholder=placeholder, **options)
+
+
+def parameter_sliders() -> tuple[gr.Slider, gr.Slider, gr.Slider]:
+    """Temperature, top p and longest answer, in a closed accordion."""
+    with gr.Accordion("Parameters", open=False):
+        return (
+            gr.Slider(0.0, 1.0, value=0.2, step=0.1, interactive=True, label="Temperature"),
+            gr.Slider(0.0, 1.0, value=0.7, step=0.1, interactive=True, label="Top P"),
+            gr.Slider(0, 1024, value=512, step=64, interactive=True, label="Max output tokens"),
+        )
+
+
 def budget_box(**options: Any) -> gr.Dropdown:
     """A choice of the number of visual tokens per image; filled by `budget_choices`.
 
