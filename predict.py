@@ -1,4 +1,4 @@
-"""Cog's entry point: LLaVA-1.5-13B as a streaming predictor."""
+"""Cog's entry point: LLaVA-1.5-13B as a streaming predictor (see cog.yaml)."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ class Predictor(BasePredictor):
         temperature: float = Input(description="Randomness of the reply; 0: always the likeliest", default=0.2, ge=0.0),
         max_tokens: int = Input(description="Largest number of tokens of the reply", default=1024, ge=0),
     ) -> ConcatenateIterator[str]:
-        """The reply to a question about a picture, piece by piece."""
+        """The reply to a question about an image, piece by piece."""
         if max_tokens > 0:
             yield from join_spaces(self.stream_reply(str(image), prompt, top_p, temperature, max_tokens))
 
@@ -62,7 +62,7 @@ class Predictor(BasePredictor):
         """Pieces of the reply as the model makes them; closing the iterator ends the generation.
 
         Raises:
-            ImageError: the picture cannot be used.
+            ImageError: the image cannot be used.
             TimeoutError: no new token for 20 seconds.
         """
         images, sizes = prepare_images([load_image(image)], self.image_processor, self.model.config)

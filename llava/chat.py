@@ -1,36 +1,56 @@
-"""The text side of a conversation with a picture: which template, and how a picture is announced in the prompt.
+"""The text of a conversation about images: its template, its image markers and its prompt.
 
-Strings only; shared by the command line chat and the answer generators (contract: eval.md 1 and 1.6).
+Strings only, without torch; shared by serving, the command line chat and the answer generators.
 """
 
+import logging
 from typing import Any
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
-from llava.conversation import Conversation, conv_templates
+from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.program import RequestError
 
-# Part of the lower-cased model name -> template; the first match wins.
-NAME_RULES = (
-    ("llama-2", "llava_llama_2"),
-    ("mistral", "mistral_instruct"),
-    ("v1.6-34b", "chatml_direct"),
-    ("v1", "llava_v1"),
-    ("mpt", "mpt"),
-)
-FALLBACK_TEMPLATE = "llava_v0"
+logger = logging.getLogger(__name__)
+
+
+def template_by_name(model_name: str) -> str:
+    """The template that a model of this name was most likely trained with; ignores case and always exists.
+
+    A name without "llava" belongs to a plain language model. Hermes and OpenOrca are Mistral models that use ChatML.
+    """
+    name = model_name.lower()
+    with_tags = "mmtag" in name or ("plain" in name and "finetune" not in name)
+    if "llava" not in name:
+        return "mpt" if "mpt" in name else "llama_2" if "llama-2" in name else "vicuna_v1"
+    if "llama-2" in name:
+        return "llava_llama_2"
+    if "mistral" in name or "mixtral" in name:
+        return "chatml_direct" if "orca" in name or "hermes" in name else "mistral_instruct"
+    if "v1.6-34b" in name:
+        return "chatml_direct"
+    if "v1" in name:
+        return "v1_mmtag" if with_tags else "llava_v1"
+    if "mpt" in name:
+        return "mpt"
+    return "v0_mmtag" if with_tags else "llava_v0"
 
 
 def infer_template(model_name: str, config: Any = None) -> str:
-    """The template a model was trained with: `config.conv_mode` if the checkpoint says it, else by the model's name."""
-    stated = getattr(config, "conv_mode", None)
-    if stated:
-        return stated
-    name = model_name.lower()
-    return next((template for part, template in NAME_RULES if part in name), FALLBACK_TEMPLATE)
+    """The template a model was trained with: `config.conv_mode` if the checkpoint records one, else by its name.
+
+    A recorded template that this package does not have is logged, and the name decides.
+    """
+    recorded = getattr(config, "conv_mode", None)
+    if recorded in conv_templates:
+        return recorded
+    inferred = template_by_name(model_name)
+    if recorded:
+        logger.warning("%s was trained with the unknown template '%s'; using %s.", model_name, recorded, inferred)
+    return inferred
 
 
 def choose_template(requested: str | None, model_name: str, config: Any = None) -> str:
-    """The template asked for with `--conv-mode`, else the inferred one; a difference is printed as a warning."""
+    """The template requested with `--conv-mode`, else the inferred one; a difference is printed as a warning."""
     inferred = infer_template(model_name, config)
     if requested is None or requested == inferred:
         return inferred
@@ -42,10 +62,10 @@ def choose_template(requested: str | None, model_name: str, config: Any = None) 
 
 
 def check_template(template: str | None) -> None:
-    """Refuse an unknown `--conv-mode` before a model is loaded for it; None means "infer".
+    """Reject an unknown `--conv-mode` before a model is loaded for it; None means "infer".
 
     Raises:
-        RequestError: no such template; names those that exist.
+        RequestError: no such template; lists the known ones.
     """
     if template is not None and template not in conv_templates:
         known = ", ".join(sorted(conv_templates))
@@ -62,42 +82,53 @@ def new_conversation(template: str) -> Conversation:
     return conv_templates[template].copy()
 
 
+def append_question(conversation: Conversation, question: Any) -> None:
+    """Append a user turn and open the assistant's turn."""
+    conversation.append_message(conversation.roles[0], question)
+    conversation.append_message(conversation.roles[1], None)
+
+
+def stop_string(conversation: Conversation) -> str | None:
+    """The separator that ends the assistant's turn in a prompt."""
+    has_one_separator = conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT)
+    return conversation.sep if has_one_separator else conversation.sep2
+
+
+def build_prompt(message: str, template: str) -> str:
+    """A single user message in a template, with the assistant's turn open."""
+    conversation = new_conversation(template)
+    append_question(conversation, message)
+    return conversation.get_prompt()
+
+
 def image_marker(config: Any) -> str:
-    """What stands for one picture in a prompt: `<image>`, between start and end tokens if the model has them."""
+    """The marker of one image in a prompt: `<image>`, between start and end tokens if the model has them."""
     if getattr(config, "mm_use_im_start_end", False):
         return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
     return DEFAULT_IMAGE_TOKEN
 
 
 def announce_images(text: str, config: Any, count: int = 1) -> str:
-    """The text with one line in front of it for each picture."""
+    """The text, preceded by one marker line per image."""
     return f"{image_marker(config)}\n" * count + text
 
 
 def place_images_in_query(query: str, config: Any, count: int) -> str:
-    """A query with a marker for every `<image-placeholder>`; without any, the pictures are announced in front (E-6)."""
+    """Replace every `<image-placeholder>` by a marker; a query without any gets the markers in front."""
     if IMAGE_PLACEHOLDER in query:
         return query.replace(IMAGE_PLACEHOLDER, image_marker(config))
     return announce_images(query, config, count)
 
 
 def without_markers(text: str) -> str:
-    """Text that nobody may smuggle a picture's slot into: what a user types, or a model answers, in a chat."""
-    while DEFAULT_IMAGE_TOKEN in text:  # again: what is left may have closed up to a marker
+    """The text without `<image>`: what users and models write must not claim an image."""
+    while DEFAULT_IMAGE_TOKEN in text:  # removing one marker may join the parts of another
         text = text.replace(DEFAULT_IMAGE_TOKEN, "")
     return text
 
 
-def build_prompt(message: str, template: str) -> str:
-    """A single user message in a template, with the assistant's turn open."""
-    conversation = new_conversation(template)
-    conversation.append_message(conversation.roles[0], message)
-    conversation.append_message(conversation.roles[1], None)
-    return conversation.get_prompt()
-
-
 def check_markers(prompt: str, num_images: int) -> None:
-    """Every `<image>` in a prompt needs a picture, and every picture an `<image>`.
+    """Check that a prompt has one `<image>` per image.
 
     Raises:
         RequestError: the numbers differ.
@@ -105,6 +136,6 @@ def check_markers(prompt: str, num_images: int) -> None:
     num_markers = prompt.count(DEFAULT_IMAGE_TOKEN)
     if num_markers != num_images:
         raise RequestError(
-            f"the prompt has {num_markers} image marker(s) for {num_images} picture(s); {DEFAULT_IMAGE_TOKEN} must not "
-            f"stand in the text, and {IMAGE_PLACEHOLDER}, where it is used, must stand once for each picture"
+            f"the prompt has {num_markers} image marker(s) for {num_images} image(s); {DEFAULT_IMAGE_TOKEN} must not "
+            f"appear in the text, and {IMAGE_PLACEHOLDER}, where it is used, must appear once per image"
         )

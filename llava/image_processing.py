@@ -1,8 +1,10 @@
-"""Images as the tensors that a vision tower takes."""
+"""Images as the tensors that a vision tower takes. Imports torch when it is used, so that programs start quickly."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from llava.images import (
@@ -14,9 +16,14 @@ from llava.images import (
     select_best_resolution,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 
 def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Sequence[Size]) -> torch.Tensor:
     """Whole image and tiles as ``[1 + tiles, 3, H, W]``: first the image squashed to a square, then the tiles."""
+    import torch
+
     image = image.convert("RGB")
     side = processor.size["shortest_edge"]
     resolution = select_best_resolution(image.size, parse_pinpoints(grid_pinpoints))
@@ -44,6 +51,8 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
     images = [image.convert("RGB") for image in images]
     if not one_by_one:
         return image_processor(images, return_tensors="pt")["pixel_values"]
+
+    import torch
 
     if aspect_ratio == "pad":
         tensors = [preprocess_padded(image, image_processor) for image in images]

@@ -1,22 +1,27 @@
 """Inference with a LLaVA model: device, images, replies as text.
 
-Shared by the command line chat and the answer generators.
+Shared by the command line chat and the answer generators. Imports torch only when it is used, so that programs can
+parse their flags first.
 """
+
+from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from PIL import Image
-from transformers import PreTrainedModel
 
 from llava.image_processing import process_images
 from llava.program import RequestError
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
 logger = logging.getLogger(__name__)
 
-Images = torch.Tensor | list[torch.Tensor]
+Images: TypeAlias = "torch.Tensor | list[torch.Tensor]"
 
 
 def inference_options(device: str = "cuda") -> dict[str, Any]:
@@ -25,6 +30,8 @@ def inference_options(device: str = "cuda") -> dict[str, Any]:
     On a CPU the model runs in float32, because float16 is slow there. Without a CUDA device, `cuda` falls back to the
     CPU with a warning.
     """
+    import torch
+
     if device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("This machine has no CUDA device: the model runs on the CPU, in float32.")
         device = "cpu"

@@ -4,9 +4,9 @@ The work is done in ``llava.images``, ``llava.image_processing`` and ``llava.tok
 address, as in LLaVA.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from llava.image_processing import process_anyres_image, process_images
 from llava.images import (
     divide_to_patches,
     expand2square,
@@ -19,8 +19,6 @@ from llava.tokenization import tokenize_text, tokenizer_image_token
 
 if TYPE_CHECKING:
     import torch
-
-    from llava.image_processing import process_anyres_image, process_images
 
 __all__ = [
     "KeywordsStoppingCriteria",
@@ -35,13 +33,6 @@ __all__ = [
     "select_best_resolution",
     "tokenizer_image_token",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """The functions that return tensors import torch, so they are imported on first use."""
-    if name in ("process_anyres_image", "process_images"):
-        return getattr(import_module("llava.image_processing"), name)
-    raise AttributeError(f"module 'llava.mm_utils' has no attribute {name!r}")
 
 
 def get_model_name_from_path(model_path: str) -> str:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The web demo in one command: controller, worker and web server, all on this machine only; Ctrl-C stops all three.
+# The web demo: controller, worker and web server on this machine; Ctrl-C stops all three.
 #   bash scripts/demo.sh                                   the model of scripts/quickstart.sh
 #   MODEL=/path/to/llava-v1.5-7b DEVICE=cuda bash scripts/demo.sh
 #   MODEL=/path/to/lora MODEL_BASE=/path/to/base PORT=8080 bash scripts/demo.sh
@@ -18,14 +18,14 @@ MODEL_PATH=${MODEL_PATH:-$REPOSITORY/$default_model}
 [ -n "${MODEL:-}" ] || [ -f "$MODEL_PATH/config.json" ] ||
     fail "there is no model in $default_model yet; run 'bash scripts/quickstart.sh' first (it trains one), or name another: MODEL=/path/to/model bash scripts/demo.sh"
 
-# The quickstart's model is all here; another one, or its vision tower, may have to be fetched.
+# The quickstart's model is local; another one, or its vision tower, may have to be downloaded.
 [ -z "${MODEL:-}" ] || export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-0}
 ensure_venv "serve"
 if [ -z "${DEVICE:-}" ]; then
     DEVICE=cpu
     command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1 && DEVICE=cuda
 fi
-umask 077 # chats and pictures are for nobody else on this machine
+umask 077 # chats and images are private
 export LLAVA_LOGDIR=${LLAVA_LOGDIR:-$REPOSITORY/runs/demo}
 export NO_PROXY=127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY} no_proxy=127.0.0.1,localhost${no_proxy:+,$no_proxy}
 exec python scripts/lib/run_demo.py --model "$MODEL_PATH" --model-base "$(absolute "${MODEL_BASE:-}")" --device "$DEVICE" \

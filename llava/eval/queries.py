@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from llava.chat import announce_images, build_prompt, check_markers
-from llava.image_utils import ImageError, load_image_from_base64, open_image
+from llava.images import ImageError, load_image_from_base64, open_image
 from llava.inference import prepare_images
 from llava.mm_utils import tokenizer_image_token
 from llava.program import RequestError

@@ -1,4 +1,7 @@
-"""Chat with a model about one picture, in the terminal (contract: serve.md 8)."""
+"""Chat with a model about one image, in the terminal.
+
+python -m llava.serve.cli --model-path checkpoints/llava-v1.5-7b-acformer-145 --image-file image.jpg
+"""
 
 import os
 import sys
@@ -8,11 +11,15 @@ if not __package__:  # run by path
 
 import argparse
 import contextlib
-from typing import Any
 
-from transformers import TextStreamer
-
-from llava.chat import announce_images, check_template, choose_template, new_conversation, without_markers
+from llava.chat import (
+    announce_images,
+    append_question,
+    check_template,
+    choose_template,
+    new_conversation,
+    without_markers,
+)
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
 from llava.image_source import load_image
@@ -24,22 +31,28 @@ from llava.inference import (
     prepare_images,
 )
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
-from llava.model.builder import load_pretrained_model
 from llava.program import run_program
 
-with contextlib.suppress(ImportError):  # not on every system
+with contextlib.suppress(ImportError):  # missing on some systems
     import readline  # noqa: F401 - gives the prompt arrow keys and a history
 
 
-def main(args: Any) -> None:
+def main(args: argparse.Namespace) -> None:
     """Load the model, then answer line by line until an empty line or the end of the input.
 
+    Args:
+        args: see `build_parser`.
+
     Raises:
-        RequestError: unknown template, or a model that takes no pictures.
-        ImageError: the picture cannot be used.
+        RequestError: unknown template, or a model that takes no images.
+        ImageError: the image cannot be used.
     """
     check_template(args.conv_mode)
-    picture = load_image(args.image_file)
+    image = load_image(args.image_file)
+    from transformers import TextStreamer  # after what can fail at once
+
+    from llava.model.builder import load_pretrained_model
+
     path = os.path.expanduser(args.model_path)
     base = None if args.model_base is None else os.path.expanduser(args.model_base)
     name = get_model_name_from_path(path)
@@ -48,15 +61,14 @@ def main(args: Any) -> None:
         **inference_options(args.device),
         **connector_overrides(args),
     )
-    images, sizes = prepare_images([picture], image_processor, model.config)
+    images, sizes = prepare_images([image], image_processor, model.config)
     conversation = new_conversation(choose_template(args.conv_mode, name, model.config))
     user, assistant = shown_roles(conversation, name)
 
     while text := read_line(f"{user}: "):
         if not conversation.messages:
             text = announce_images(text, model.config)
-        conversation.append_message(conversation.roles[0], text)
-        conversation.append_message(conversation.roles[1], None)
+        append_question(conversation, text)
         prompt = conversation.get_prompt()
         print(f"{assistant}: ", end="", flush=True)
         reply = generate_reply(
@@ -76,14 +88,14 @@ def main(args: Any) -> None:
 
 
 def shown_roles(conversation: Conversation, model_name: str) -> tuple[str, str]:
-    """Names of the two speakers on the screen; ChatML's own role texts are control tokens."""
+    """The names of the two speakers on the screen; the role texts of ChatML are control tokens."""
     if "mpt" in model_name.lower() or conversation.sep_style == SeparatorStyle.MPT:
         return "user", "assistant"
     return conversation.roles
 
 
 def read_line(prompt: str) -> str:
-    """What the user types, without picture markers (S-8); empty at an empty line and at the end of the input."""
+    """What the user types, without image markers; empty for an empty line and at the end of the input."""
     while True:
         try:
             typed = input(prompt)
@@ -92,12 +104,13 @@ def read_line(prompt: str) -> str:
         text = without_markers(typed)
         if text or not typed:
             if text != typed:
-                print(f"({DEFAULT_IMAGE_TOKEN} is left out: it stands for the picture, which the model sees anyway)")
+                print(f"({DEFAULT_IMAGE_TOKEN} is removed: the model sees the image anyway)")
             return text
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Flags of this program."""
+    parser = argparse.ArgumentParser(description="Chat with a model about one image.")
     parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
     parser.add_argument("--model-base", type=str, default=None)
     parser.add_argument("--image-file", type=str, required=True, help="path, or http:// or https:// address")
@@ -113,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def chat() -> None:
+    """Parse the flags and chat; Ctrl-C ends the chat like an empty line."""
     try:
         main(build_parser().parse_args())
     except KeyboardInterrupt:

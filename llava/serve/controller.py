@@ -1,6 +1,6 @@
-"""The controller: knows the workers, names one for a model, relays streams (contract: serve.md 1).
+"""The controller: knows the workers, picks one for a model, relays streams. Runs without torch.
 
-Starts without torch. `python -m llava.serve.controller`, or `create_app` for a server of your own.
+python -m llava.serve.controller --port 10000
 """
 
 import os
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
 from llava.program import RequestError, run_program
-from llava.serve.controller_state import Controller, DispatchMethod, WorkerInfo
-from llava.serve.registration import (
+from llava.serve.access import (
     ANY_HOST,
     LOOPBACK_HOSTS,
     RegistrationRules,
@@ -25,63 +24,34 @@ from llava.serve.registration import (
     parse_hosts,
     read_secret,
 )
-from llava.serve.server import require_serving, run_server
+from llava.serve.control.state import Controller, DispatchMethod, WorkerInfo
 from llava.utils import build_logger
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from llava.serve.worker_client import Timeouts
-
-__all__ = ["Controller", "DispatchMethod", "WorkerInfo", "create_app", "main"]
+__all__ = ["Controller", "DispatchMethod", "WorkerInfo", "main"]
 
 logger = logging.getLogger(__name__)
-
-# The controller passes requests on, pictures included.
-MAX_REQUEST_MB = 96
-
-
-def create_app(
-    controller: Controller,
-    *,
-    rules: RegistrationRules | None = None,
-    timeouts: "Timeouts | None" = None,
-    max_body_bytes: int = MAX_REQUEST_MB * 2**20,
-    expire_every: float = CONTROLLER_HEART_BEAT_EXPIRATION,
-) -> "FastAPI":
-    """The web application of a controller.
-
-    Args:
-        rules: who may register; default: workers on this machine, without a secret.
-        timeouts: how long workers are waited for.
-        max_body_bytes: larger requests are answered with 413.
-        expire_every: seconds between two looks for workers whose heart beats have ended.
-
-    Raises:
-        ImportError: a package of the `serve` extra is missing.
-    """
-    require_serving()
-    from llava.serve.controller_routes import build_app
-    from llava.serve.worker_client import Timeouts
-
-    return build_app(controller, rules or RegistrationRules(), timeouts or Timeouts(), max_body_bytes, expire_every)
 
 
 @cache
 def _default_app() -> "FastAPI":
+    from llava.serve.control.routes import create_app
+
     return create_app(Controller("shortest_queue"))
 
 
 def __getattr__(name: str) -> Any:
-    """`app`, with all defaults, for `uvicorn llava.serve.controller:app`; built when first asked for (S-13, S-19)."""
+    """`app` with all defaults, for `uvicorn llava.serve.controller:app`; built on first access."""
     if name == "app":
         return _default_app()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Flags of the controller; none may begin with `--controller` or `--worker`."""
-    parser = argparse.ArgumentParser(description="Knows the workers, and names one for a model.")
+    """Flags of the controller. None may begin with `--controller` or `--worker`: these are used as abbreviations."""
+    parser = argparse.ArgumentParser(description="Knows the workers, and picks one for a model.")
     parser.add_argument("--host", type=str, default="localhost")
     parser.add_argument("--port", type=int, default=21001)
     parser.add_argument("--dispatch-method", type=str, choices=["lottery", "shortest_queue"], default="shortest_queue")
@@ -89,21 +59,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-hosts",
         type=parse_hosts,
         default=LOOPBACK_HOSTS,
-        help=f"hosts, between commas, on which workers may run ({ANY_HOST}: any); default: this machine",
+        help=f"comma-separated hosts on which workers may run ({ANY_HOST}: any); default: this machine",
     )
     parser.add_argument(
         "--allow-replicas",
         action="store_true",
-        help="let several workers serve one model without a shared secret",
+        help="let workers of other machines serve one model without a shared secret",
     )
     parser.add_argument(
         "--heart-beat-expiration",
         type=float,
         default=CONTROLLER_HEART_BEAT_EXPIRATION,
-        help="seconds without a heart beat after which a worker is forgotten",
+        help="seconds without a heart beat after which a worker is removed",
     )
     parser.add_argument("--stream-timeout", type=float, default=120, help="seconds a stream may be silent")
-    parser.add_argument("--max-request-mb", type=int, default=MAX_REQUEST_MB, help="largest request body")
+    parser.add_argument("--max-request-mb", type=int, default=96, help="largest request body")
     add_secret_argument(parser)
     return parser
 
@@ -112,16 +82,18 @@ def main() -> None:
     """Serve until interrupted.
 
     Raises:
-        RequestError: a flag cannot be used; says which.
+        RequestError: a flag cannot be used; names it.
         ImportError: a package of the `serve` extra is missing.
     """
     args = build_parser().parse_args()
-    require_serving()
-    from llava.serve.worker_client import Timeouts
+    from llava.serve.http_layer import run_server  # the extra is checked here; before control, which needs it
 
     for flag in ("heart_beat_expiration", "stream_timeout", "max_request_mb"):
         if not getattr(args, flag) > 0:
             raise RequestError(f"--{flag.replace('_', '-')} must be above 0")
+    from llava.serve.control.routes import create_app
+    from llava.serve.control.worker_client import Timeouts
+
     rules = RegistrationRules(read_secret(args.secret_file), args.allow_hosts, args.allow_replicas)
     build_logger("controller", "controller.log")
     logger.info("args: %s", args)

@@ -1,51 +1,59 @@
-"""The web demo: chat with models about pictures (contract: serve.md 7).
+"""The web demo: chat with models about images.
 
-    python -m llava.serve.gradio_web_server --controller http://localhost:21001 --model-list-mode reload
+    python -m llava.serve.gradio_web_server --controller http://localhost:10000 --model-list-mode reload
 
-Needs a controller and at least one worker (`bash scripts/demo.sh` starts all three). Import `build_demo` to put the
-page into a program of your own.
+Needs a controller and at least one worker (`bash scripts/demo.sh` starts all three). `build_demo` returns the page for
+a program of your own.
 """
+
+import os
+import sys
+
+if not __package__:  # run by path
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import argparse
 import asyncio
 import logging
-import os
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llava.extras import require_extra
 from llava.program import RequestError, run_program
 from llava.utils import build_logger
 
-if TYPE_CHECKING:
-    import gradio
+
+def __getattr__(name: str) -> Any:
+    """`build_demo`, as upstream's module has it; Gradio is imported on first access."""
+    if name == "build_demo":
+        require_serving()
+        from llava.serve.page.layout import build_demo
+
+        return build_demo
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def build_demo(*args: Any, **options: Any) -> "gradio.Blocks":
-    """The page as `gradio.Blocks`; arguments as `llava.serve.demo_page.build_demo`, which this imports when called.
+def require_serving() -> None:
+    """Check for the packages of the page.
 
     Raises:
-        ImportError: the packages of the extra `serve` are missing.
+        ImportError: one is missing.
     """
     require_extra("gradio", "serve")
     require_extra("httpx", "serve")
-    from llava.serve import demo_page
-
-    return demo_page.build_demo(*args, **options)
 
 
 def get_model_list(controller_url: str) -> list[str]:
-    """Names of the models behind a controller, sorted, with upstream's favourites in front.
+    """Names of the models behind a controller, sorted, with upstream's favourites first.
 
     Raises:
         RequestError: the controller cannot be reached.
     """
-    require_extra("httpx", "serve")
-    from llava.serve.demo_client import ModelClient, ServerError
+    require_serving()
+    from llava.serve.page.client import ModelClient, ServerError
 
     try:
         return asyncio.run(ModelClient(controller_url).list_models())
@@ -57,10 +65,10 @@ def get_model_list(controller_url: str) -> list[str]:
 
 @contextmanager
 def uploads_folder() -> Iterator[None]:
-    """Gradio keeps what visitors send in a folder of this process, which is gone when it ends, also by SIGTERM.
+    """A folder for the uploads of this process, deleted when it ends, also by SIGTERM.
 
-    Gradio's own folder belongs to whoever used it first on this machine, and keeps the files of servers that were
-    killed. A folder that the operator names (`GRADIO_TEMP_DIR`) is left alone.
+    Gradio's default folder belongs to its first user on this machine, and keeps the files of killed servers. A folder
+    that the operator sets (`GRADIO_TEMP_DIR`) is used as it is.
     """
     if os.environ.get("GRADIO_TEMP_DIR"):
         yield
@@ -72,33 +80,39 @@ def uploads_folder() -> Iterator[None]:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Flags of the page. None other may begin with `--controller`, which is used as an abbreviation."""
     parser = argparse.ArgumentParser(description="The web demo of LLaVA.")
     parser.add_argument(
         "--host",
         type=str,
         default="127.0.0.1",
-        help="address to listen at; 127.0.0.1 (the default) is this machine only, 0.0.0.0 is everyone who can reach it",
+        help="address to listen at; 127.0.0.1 (the default): this machine only, 0.0.0.0: everyone who can reach it",
     )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--controller-url", type=str, default="http://localhost:21001")
-    parser.add_argument("--concurrency-count", type=int, default=16, help="answers at the same time")
+    parser.add_argument("--concurrency-count", type=int, default=16, help="simultaneous answers")
     parser.add_argument(
         "--model-list-mode",
         type=str,
         default="once",
         choices=["once", "reload"],
-        help="ask the controller for its models once at the start, or at every page load",
+        help="ask the controller for its models once, at the start, or at every page load",
     )
     parser.add_argument("--share", action="store_true", help="a public address through Gradio's relay")
     parser.add_argument("--moderate", action="store_true", help="refuse texts that OpenAI's moderation flags")
-    parser.add_argument("--embed", action="store_true", help="without header, terms and licence")
+    parser.add_argument("--embed", action="store_true", help="omit header, terms and licence")
     return parser
 
 
 def main() -> None:
+    """Serve until interrupted.
+
+    Raises:
+        RequestError: there is no controller.
+        ImportError: a package of the `serve` extra is missing.
+    """
     args = build_parser().parse_args()
-    require_extra("gradio", "serve")
-    require_extra("httpx", "serve")
+    require_serving()
     with uploads_folder():  # before Gradio is imported
         serve(args)
 
@@ -109,21 +123,21 @@ def serve(args: argparse.Namespace) -> None:
     Raises:
         RequestError: there is no controller.
     """
-    # Before the log file is opened, which takes up the loggers that exist then.
-    from llava.serve import demo_page
-    from llava.serve.demo_style import launch_options
+    # The log file is attached to the loggers that exist when it is opened.
+    from llava.serve.page.layout import build_demo
+    from llava.serve.page.style import launch_options
 
-    os.umask(0o077)  # logs and uploads are the visitors' own: for nobody else on this machine
+    os.umask(0o077)  # logs and uploads are private
     logger = build_logger("gradio_web_server", "gradio_web_server.log")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for every question to the controller
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise one line per request
     logger.info("args: %s", args)
     models = None
     if args.model_list_mode == "once":
         models = get_model_list(args.controller_url)
         logger.info("Models: %s", models)
         if not models:
-            logger.warning("the controller knows no model: start a worker first, or use --model-list-mode reload")
-    demo = demo_page.build_demo(
+            logger.warning("the controller has no model: start a worker first, or use --model-list-mode reload")
+    demo = build_demo(
         controller_url=args.controller_url,
         models=models,
         embed=args.embed,

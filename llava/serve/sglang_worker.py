@@ -1,4 +1,6 @@
-"""A worker without a model of its own: an SGLang server generates (contract: serve.md 4).
+"""A worker without a model of its own: an SGLang server generates.
+
+    python -m llava.serve.sglang_worker --sgl-endpoint http://127.0.0.1:30000 --controller http://localhost:10000
 
 sglang is imported here only, and only when the worker starts.
 """
@@ -14,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from PIL import Image
@@ -23,17 +26,17 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.mm_utils import get_model_name_from_path
 from llava.program import RequestError, run_program
 from llava.serve import wire
-from llava.serve.image_intake import ImageLimits
-from llava.serve.registration import read_secret
-from llava.serve.server import require_serving, run_server
-from llava.serve.worker_base import BaseWorker, add_worker_arguments, create_worker_app, new_worker_id
+from llava.serve.access import read_secret
+from llava.serve.worker.base import MAX_WAITING, BaseWorker, add_worker_arguments, new_worker_id
+from llava.serve.worker.fields import MAX_NEW_TOKENS, image_files, number, whole
+from llava.serve.worker.image_intake import ImageLimits
+from llava.serve.worker.slots import Slots
 from llava.utils import build_logger
 
 logger = logging.getLogger(__name__)
 
-MAX_NEW_TOKENS = 1024
-SPARE_THREADS = 8  # for decoding pictures
-SILENCE = 60.0  # seconds without a piece of text; then the back end counts as gone
+SPARE_THREADS = 8  # for decoding images
+SILENCE = 60.0  # seconds without a piece of text after which the back end counts as gone
 
 Part = str | Image.Image
 
@@ -42,9 +45,11 @@ class SGLangWorker(BaseWorker):
     """Passes requests to an SGLang server.
 
     Args:
-        controller_addr, worker_addr, worker_id, no_register, limit_concurrency, secret, max_waiting: see `BaseWorker`.
+        controller_addr, worker_addr, worker_id, no_register, secret: see `BaseWorker`.
         sgl_endpoint: URL of the SGLang server.
         model_name: name to register; None: from the server's `model_path`.
+        limit_concurrency: requests that run at once.
+        max_waiting: requests that may wait; further ones are refused as busy.
 
     Raises:
         ImportError: sglang is not installed.
@@ -61,7 +66,7 @@ class SGLangWorker(BaseWorker):
         model_name: str | None,
         limit_concurrency: int = 5,
         secret: str | None = None,
-        **options: Any,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self.sglang = import_sglang()
         self.program = answer_program(self.sglang)
@@ -71,23 +76,31 @@ class SGLangWorker(BaseWorker):
             raise RequestError(f"no SGLang server answers at {sgl_endpoint} ({error}); check --sgl-endpoint") from error
         self.sglang.set_default_backend(self.backend)
         self.model_name = model_name or get_model_name_from_path(self.backend.model_info["model_path"])
-        super().__init__(
-            *(controller_addr, worker_addr, worker_id, no_register, [self.model_name], limit_concurrency, secret),
-            **options,
-        )
+        self.slots = Slots(limit_concurrency, max_waiting)
+        super().__init__(controller_addr, worker_addr, worker_id, no_register, [self.model_name], secret)
+
+    def get_queue_length(self) -> int:
+        """Requests that run or wait in `slots`."""
+        return len(self.slots)
+
+    def admit(self) -> AbstractAsyncContextManager[None]:
+        """A slot: SGLang's own queue is not limited."""
+        return self.slots.one()
 
     async def stream(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """Frames of one reply; `stop` is read and not used, as the original does it.
+        """The frames of one reply; `stop` is ignored, as in upstream.
 
         Raises:
-            RequestError: pictures and markers do not match, or a number is none.
-            ImageError: a picture cannot be used.
-            TimeoutError: the server has fallen silent.
+            RequestError: images and markers do not match, or a number is out of range.
+            ImageError: an image cannot be used.
+            TimeoutError: the server went silent.
         """
         prompt = params["prompt"]
-        # Off the event loop: decoding pictures takes its time.
-        parts = await asyncio.to_thread(prompt_parts, prompt, params.get("images"))
-        temperature, top_p, max_tokens = sampling_settings(params)
+        # Images are decoded off the event loop.
+        parts = await asyncio.to_thread(prompt_parts, prompt, image_files(params))
+        temperature = number(params, "temperature", 1.0, 0.0, 100.0)
+        top_p = number(params, "top_p", 1.0, 0.0, 1.0)
+        max_tokens = min(whole(params, "max_new_tokens", 256, 0, 2**31), MAX_NEW_TOKENS)
         state = self.program.run(parts, max_tokens, temperature=temperature, top_p=top_p, stream=True)
         pieces = state.text_async_iter(var_name="reply")
         text = prompt
@@ -99,7 +112,7 @@ class SGLangWorker(BaseWorker):
             await pieces.aclose()
 
     def start(self) -> None:
-        """Heart beats, and threads enough: sglang waits for each running reply in one."""
+        """Start heart beats, and provide threads: sglang waits for each running reply in one."""
         super().start()
         threads = ThreadPoolExecutor(self.slots.limit + SPARE_THREADS, thread_name_prefix="sglang")
         asyncio.get_running_loop().set_default_executor(threads)
@@ -109,7 +122,7 @@ def import_sglang() -> Any:
     """The sglang package.
 
     Raises:
-        ImportError: it is not installed; says what to do.
+        ImportError: it is not installed.
     """
     try:
         import sglang
@@ -119,7 +132,7 @@ def import_sglang() -> Any:
 
 
 def answer_program(sglang: Any) -> Any:
-    """The SGLang program of one reply: the parts of the prompt in turn, then the reply."""
+    """The SGLang program of one reply: the parts of the prompt in order, then the reply."""
 
     @sglang.function
     def answer(state: Any, parts: list[Part], max_tokens: int) -> None:
@@ -130,48 +143,29 @@ def answer_program(sglang: Any) -> Any:
     return answer
 
 
-def prompt_parts(prompt: str, images: Any) -> list[Part]:
-    """The prompt cut at its markers, with the pictures between.
+def prompt_parts(prompt: str, files: list[str]) -> list[Part]:
+    """The prompt split at its markers, with the decoded images between.
 
-    A blank before a marker and a newline after it belong to the marker: ` <image>` + newline is the picture alone.
+    A blank before a marker and a newline after it belong to the marker: ` <image>` + newline becomes the image alone.
 
     Raises:
-        RequestError: not one marker for each picture, or too many of them.
-        ImageError: a picture cannot be used.
+        RequestError: not one marker per image, or too many images.
+        ImageError: an image cannot be used.
     """
-    images = images or []
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise RequestError("images must be a list of base64 encoded files")
     limits = ImageLimits()
-    limits.check_count(len(images))
-    check_markers(prompt, len(images))
+    limits.check_count(len(files))
+    check_markers(prompt, len(files))
     prompt = prompt.replace(f" {DEFAULT_IMAGE_TOKEN}", DEFAULT_IMAGE_TOKEN)
     prompt = prompt.replace(f"{DEFAULT_IMAGE_TOKEN}\n", DEFAULT_IMAGE_TOKEN)
     first, *rest = prompt.split(DEFAULT_IMAGE_TOKEN)
     parts: list[Part] = [first]
-    for image, text in zip(images, rest, strict=True):
-        parts += [limits.decode_base64(image), text]
+    for file, text in zip(files, rest, strict=True):
+        parts += [limits.decode_base64(file), text]
     return [part for part in parts if part != ""]
 
 
-def sampling_settings(params: dict[str, Any]) -> tuple[float, float, int]:
-    """Temperature, top p, and new tokens of a request; they may be written as texts, as old clients do.
-
-    Raises:
-        RequestError: one is no number, or out of its range.
-    """
-    try:
-        temperature = float(params.get("temperature", 1.0))
-        top_p = float(params.get("top_p", 1.0))
-        new_tokens = int(params.get("max_new_tokens", 256))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RequestError(f"temperature, top_p and max_new_tokens must be numbers ({error})") from error
-    if not 0 <= temperature <= 100 or not 0 <= top_p <= 1 or new_tokens < 0:
-        raise RequestError("temperature must be 0 to 100, top_p 0 to 1, max_new_tokens at least 0")
-    return temperature, top_p, min(new_tokens, MAX_NEW_TOKENS)
-
-
 def build_parser() -> argparse.ArgumentParser:
+    """Flags of the SGLang worker."""
     parser = argparse.ArgumentParser(description="A worker in front of an SGLang server.")
     add_worker_arguments(parser)
     parser.add_argument("--sgl-endpoint", type=str, required=True, help="URL of the running SGLang server")
@@ -182,11 +176,13 @@ def main() -> None:
     """Serve until interrupted.
 
     Raises:
-        RequestError: a flag cannot be used; says which.
+        RequestError: a flag cannot be used; names it.
         ImportError: sglang, or a package of the `serve` extra, is missing.
     """
     args = build_parser().parse_args()
-    require_serving()
+    from llava.serve.http_layer import run_server
+    from llava.serve.worker.app import create_worker_app
+
     secret = read_secret(args.secret_file)
     worker_id = new_worker_id()
     build_logger("model_worker", f"model_worker_{worker_id}.log")

@@ -1,4 +1,7 @@
-"""Send one message to a worker and print its reply as it grows (contract: serve.md 6)."""
+"""Send one message to a worker and print its reply as it grows.
+
+python -m llava.serve.test_message --controller http://localhost:10000 --model-name llava-v1.5-7b
+"""
 
 import os
 import sys
@@ -9,15 +12,18 @@ if not __package__:  # run by path
 import argparse
 from typing import Any
 
-from llava.conversation import SeparatorStyle, default_conversation
+from llava.chat import append_question, stop_string
+from llava.conversation import default_conversation
 from llava.program import RequestError, run_program
 from llava.serve import wire
+from llava.serve.http_client import post, stream_request
 
 TIMEOUT = 10  # seconds for the controller's answers
 STORY = "Tell me a story with more than 1000 words."
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Flags of this program."""
     parser = argparse.ArgumentParser(description="Send one message to a worker and print its reply.")
     parser.add_argument("--controller-address", type=str, default="http://localhost:21001")
     parser.add_argument("--worker-address", type=str, default=None, help="ask this worker, without a controller")
@@ -32,43 +38,35 @@ def main() -> None:
 
     Raises:
         RequestError: the worker answers with an error.
-        OSError: controller or worker cannot be reached (`requests.RequestException`).
+        WireError: controller or worker cannot be reached.
     """
     args = build_parser().parse_args()
     address = args.worker_address or find_worker(args.controller_address, args.model_name)
     if not address:
         return
-    prompt, stop = new_prompt(args.message)
+    conversation = default_conversation.copy()
+    append_question(conversation, args.message)
+    prompt = conversation.get_prompt()
     params = {
         "model": args.model_name,
         "prompt": prompt,
         "max_new_tokens": args.max_new_tokens,
         "temperature": 0.7,
-        "stop": stop,
+        "stop": stop_string(conversation),
     }
     shown = ""
-    for received in wire.stream_request(address, params):
+    for received in stream_request(address, params):
         if received["error_code"] != wire.OK:
             raise RequestError(f"{wire.error_message(received)} (error_code: {received['error_code']})")
         reply = received["text"][len(prompt) :]
-        # Where the text only grew, its new part is printed; a stop string may have been cut off meanwhile.
+        # Usually the text grows, and its new part is printed; a stop string may have been cut off meanwhile.
         print(reply[len(shown) :] if reply.startswith(shown) else f"\r{reply}", end="", flush=True)
         shown = reply
     print()
 
 
-def new_prompt(message: str) -> tuple[str, str]:
-    """The prompt of a new chat with the assistant's turn open (S-17), and what ends such a turn."""
-    conversation = default_conversation.copy()
-    conversation.append_message(conversation.roles[0], message)
-    conversation.append_message(conversation.roles[1], None)
-    # In the default template `sep` is a space: as a stop string it would end the reply after a word.
-    one_separator = conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT)
-    return conversation.get_prompt(), conversation.sep if one_separator else conversation.sep2
-
-
 def find_worker(controller: str, model_name: str) -> str:
-    """Ask a controller for a worker, printing what it says; empty if it knows none for the model."""
+    """Ask a controller for a worker and print its answers; empty if no worker serves the model."""
     ask(controller, "/refresh_all_workers")
     models = ask(controller, "/list_models")["models"]
     print(f"Models: {sorted(models)}")
@@ -77,10 +75,15 @@ def find_worker(controller: str, model_name: str) -> str:
     return address
 
 
-def ask(controller: str, path: str, question: dict | None = None) -> Any:
-    with wire.direct_session() as session:
-        response = session.post(controller.rstrip("/") + path, json=question, timeout=TIMEOUT)
-    response.raise_for_status()
+def ask(controller: str, path: str, question: dict[str, Any] | None = None) -> Any:
+    """The JSON of a controller's answer.
+
+    Raises:
+        WireError: it cannot be reached, or answers with another status than 200.
+    """
+    response = post(controller.rstrip("/") + path, question, timeout=TIMEOUT)
+    if response.status_code != 200:
+        raise wire.WireError(f"{controller}{path} answered with status {response.status_code}")
     return response.json()
 
 

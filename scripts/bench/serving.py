@@ -15,13 +15,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import serving_pictures
+import serving_images
 import torch
 from common import add_common_flags, markdown_table, peak_bytes_above, precision, publish, run_again
 from serving_load import GIB, endless, engine_settings, measure, serve_by_engine, serve_by_threads
 from stage1_model import GEOMETRIES, build_model
 
-from llava.serve.engine import Engine
+from llava.serve.engine.engine import Engine
 from llava.tokenization import load_tokenizer
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "playground/bases/tiny-llama"
@@ -101,11 +101,11 @@ def report(args: argparse.Namespace, figures: dict[str, Any]) -> str:
     if "pictures" in figures:
         budget = figures["pictures"][0]["budget"] / 2**20
         parts += [
-            f"## Pictures\n\nOne picture, {args.text_tokens} text tokens and {args.reply_tokens} new ones per request. "
+            f"## Images\n\nOne image, {args.text_tokens} text tokens and {args.reply_tokens} new ones per request. "
             f"*That fit*: at once, in a budget of {budget:,.0f} MiB for keys, values and perceptual weights. *First "
-            "token*: one request alone, a picture never seen before, tower and connector included; median of "
+            "token*: one request alone, an image never seen before, tower and connector included; median of "
             f"{args.rounds} rounds.",
-            serving_pictures.table(figures["pictures"]),
+            serving_images.table(figures["pictures"]),
         ]
     return "\n\n".join(parts)
 
@@ -118,7 +118,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", help="requests at once; 1 4 16 64 if not given")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--reply-tokens", type=int, default=48)
-    parser.add_argument("--text-tokens", type=int, default=64, help="beside a picture")
+    parser.add_argument("--text-tokens", type=int, default=64, help="beside an image")
     parser.add_argument("--cache-gb", type=float, help="the engine's; 32 on a GPU, 4 elsewhere")
     parser.add_argument("--prefill-chunk", type=int, help="the engine's; 512 on a GPU, 128 elsewhere")
     parser.add_argument("--fitting", type=int, default=16, help="requests with the MLP that fit in the cache budget")
@@ -148,7 +148,7 @@ def main() -> None:
         figures["bursts"] = measure_bursts(args)
     if "pictures" in args.parts:
         tokenizer = load_tokenizer(str(TOKENIZER))
-        figures["pictures"] = serving_pictures.measure(args, GEOMETRIES[args.geometry], tokenizer)
+        figures["pictures"] = serving_images.measure(args, GEOMETRIES[args.geometry], tokenizer)
     publish(args, f"Serving, {args.geometry} geometry", report(args, figures), figures)
 
 

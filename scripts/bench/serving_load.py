@@ -12,9 +12,9 @@ import torch
 from transformers import TextIteratorStreamer
 
 from llava.model import LlavaLlamaForCausalLM
-from llava.serve.engine import Engine
-from llava.serve.generation import EngineSettings, GenerationRequest
-from llava.serve.sampling import SamplingSettings
+from llava.serve.engine.engine import Engine
+from llava.serve.engine.generation import EngineSettings, GenerationRequest
+from llava.serve.engine.sampling import SamplingSettings
 
 GIB = 2**30
 
@@ -43,7 +43,7 @@ Serve = Callable[[list[list[int]], int], list[Watch]]
 
 def engine_settings(max_rows: int, cache_bytes: int, chunk: int) -> EngineSettings:
     return EngineSettings(
-        max_rows=max_rows, max_queue=1000, cache_bytes=cache_bytes, picture_cache_bytes=0, prefill_chunk=chunk,
+        max_rows=max_rows, max_queue=1000, cache_bytes=cache_bytes, image_cache_bytes=0, prefill_chunk=chunk,
         context_length=4096,
     )  # fmt: skip
 

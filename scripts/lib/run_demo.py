@@ -36,9 +36,9 @@ class Service:
     """One process.
 
     Attributes:
-        name: as people call it; its output goes to `<name>.out` with dashes for blanks.
+        name: shown to users; its output goes to `<name>.out` with dashes for blanks.
         command: program and arguments.
-        is_ready: whether it can be used, asked again and again.
+        is_ready: whether it can be used; polled.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """The controller against recordings of the original: its logic, and every exchange that needs no model.
 
-Deviations on purpose: S-2 (one error frame where the original sent two), and a malformed body is answered with 400
+Deviations on purpose: one error frame where the original sends two, and a malformed body is answered with 400
 and a message where the original failed with 500.
 """
 
@@ -11,11 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
+from llava.chat import build_prompt
 from llava.serve import register_worker, test_message, wire
-from llava.serve.controller import Controller, DispatchMethod, create_app
-from llava.serve.worker_base import BaseWorker, create_worker_app
+from llava.serve.control.routes import create_app
+from llava.serve.controller import Controller, DispatchMethod
+from llava.serve.worker.app import create_worker_app
+from llava.serve.worker.base import BaseWorker
 from tests.conftest import VECTORS
-from tests.serving import FakeWorker, serving
+from tests.support.serve_doubles import WorkerDouble, old_worker
+from tests.support.serving import serving
 
 SERVE = VECTORS / "llava/serve"
 LOGIC = json.loads((SERVE / "controller_logic.json").read_text())
@@ -91,8 +95,8 @@ def controller() -> Iterator[str]:
 
 
 @pytest.fixture
-def worker() -> Iterator[FakeWorker]:
-    with FakeWorker([MODEL]) as fake:
+def worker() -> Iterator[WorkerDouble]:
+    with old_worker([MODEL]) as fake:
         yield fake
 
 
@@ -114,7 +118,7 @@ def replay(name: str, controller: str, worker: str = "") -> None:
     assert answer.content.endswith(b"\0")
     expected_frames = entry["frames"]
     if name in ("generate_no_worker", "controller_unknown_model"):
-        expected_frames = expected_frames[:1]  # S-2
+        expected_frames = expected_frames[:1]  # upstream adds one with code 3
     assert [{key: one[key] for key in ("text", "error_code")} for one in frames] == expected_frames, name
 
 
@@ -123,26 +127,26 @@ def test_empty_controller(controller: str) -> None:
         replay(name, controller)
 
 
-def test_controller_with_a_worker(controller: str, worker: FakeWorker) -> None:
-    registration = {"worker_name": worker.address, "check_heart_beat": True, "worker_status": worker.status}
+def test_controller_with_a_worker(controller: str, worker: WorkerDouble) -> None:
+    registration = {"worker_name": worker.url, "check_heart_beat": True, "worker_status": worker.status}
     assert httpx.post(f"{controller}/register_worker", json=registration).json() is None
     for name in ONE_WORKER:
-        replay(name, controller, worker.address)
+        replay(name, controller, worker.url)
     worker.close()
     for name in ("refresh_with_dead_worker", "list_after_worker_death"):
-        replay(name, controller, worker.address)
+        replay(name, controller, worker.url)
 
 
 @pytest.mark.parametrize("name", ["controller_text", "controller_image"])
-def test_relayed_stream(name: str, controller: str, worker: FakeWorker) -> None:
+def test_relayed_stream(name: str, controller: str, worker: WorkerDouble) -> None:
     entry = ENTRIES[name]
     worker.frames = entry["frames"]
-    httpx.post(f"{controller}/register_worker", json={"worker_name": worker.address, "check_heart_beat": False})
+    httpx.post(f"{controller}/register_worker", json={"worker_name": worker.url, "check_heart_beat": False})
     replay(name, controller)
-    path, headers, body = worker.requests[-1]
-    assert path == "/worker_generate_stream"
-    assert json.loads(body) == entry["request"]
-    assert headers["User-Agent"] == "LLaVA Client"
+    request = worker.requests[-1]
+    assert request.path == "/worker_generate_stream"
+    assert request.question == entry["request"]
+    assert request.headers["User-Agent"] == "LLaVA Client"
     if entry["body_base64"]:
         import base64
 
@@ -150,12 +154,12 @@ def test_relayed_stream(name: str, controller: str, worker: FakeWorker) -> None:
         assert answer.content == base64.b64decode(entry["body_base64"])
 
 
-def test_lottery(worker: FakeWorker) -> None:
+def test_lottery(worker: WorkerDouble) -> None:
     with serving(create_app(Controller("lottery"))) as controller:
         replay("restarted_controller_list", controller)
-        httpx.post(f"{controller}/register_worker", json={"worker_name": worker.address, "check_heart_beat": True})
+        httpx.post(f"{controller}/register_worker", json={"worker_name": worker.url, "check_heart_beat": True})
         replay("list_after_reregistration", controller)
-        replay("lottery_address", controller, worker.address)
+        replay("lottery_address", controller, worker.url)
         replay("lottery_unknown", controller)
 
 
@@ -174,11 +178,11 @@ def test_every_exchange_with_the_controller_is_replayed() -> None:
 
 
 def test_programs(
-    controller: str, worker: FakeWorker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    controller: str, worker: WorkerDouble, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`register_worker` and `test_message` as they were called, with the prefixes that the documents use."""
     monkeypatch.delenv("LLAVA_SECRET", raising=False)
-    monkeypatch.setattr("sys.argv", ["r", "--controller", controller, "--worker", worker.address])
+    monkeypatch.setattr("sys.argv", ["r", "--controller", controller, "--worker", worker.url])
     register_worker.main()
     assert capsys.readouterr().out == ENTRIES["cli_register_worker"]["stdout"]
     replay("list_after_cli_register", controller)
@@ -188,28 +192,31 @@ def test_programs(
     monkeypatch.setattr(
         "sys.argv", ["t", "--controller", controller, "--model-name", MODEL, "--message", entry["message"]]
     )
-    prompt = test_message.new_prompt(entry["message"])[0]
+    prompt = build_prompt(entry["message"], "vicuna_v1")
     worker.frames = [{"text": prompt + reply[:end], "error_code": 0} for end in range(len(reply) + 1)]
     test_message.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == entry["stdout_head"][0]
-    assert lines[1].replace(worker.address, "http://WORKER") == entry["stdout_head"][1]
-    assert lines[2:] == [reply]  # S-17: all of it
-    sent = json.loads(worker.requests[-1][2])
+    assert lines[1].replace(worker.url, "http://WORKER") == entry["stdout_head"][1]
+    assert lines[2:] == [reply]  # upstream prints the last word only
+    sent = worker.requests[-1].question
     assert sent["stop"] == "</s>" and sent["prompt"].endswith(" ASSISTANT:")
-    assert worker.requests[-1][1]["User-Agent"] == "LLaVA Client"
+    assert worker.requests[-1].headers["User-Agent"] == "LLaVA Client"
 
 
 def test_a_forgotten_worker_registers_again() -> None:
     """`request_to_forgotten_worker`: the heart beat sent with a request brings a worker back to a new controller."""
 
     class Recorded(BaseWorker):
+        def get_queue_length(self) -> int:
+            return 0
+
         async def stream(self, params: dict[str, Any]) -> Any:
             for one in ENTRIES["request_to_forgotten_worker"]["frames"]:
                 yield wire.frame(**one)
 
     with serving(create_app(Controller("lottery"))) as controller:
-        worker = Recorded(controller, "http://localhost:1", "abcdef", False, [MODEL], 5)
+        worker = Recorded(controller, "http://localhost:1", "abcdef", False, [MODEL])
         with serving(create_worker_app(worker)) as address:
             replay("request_to_forgotten_worker", address)
         worker.send_heart_beat()

@@ -1,6 +1,6 @@
 """The model worker against recorded conversations of the original, frame by frame.
 
-Deviations on purpose: a stop string ends the reply (issue: it "really stops"), and a request without one works (S-6).
+Deviations on purpose: a stop string ends the reply, and a request without one works.
 """
 
 import base64
@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import requests
 
-from llava.serve.model_worker import ModelWorker, create_app
 from tests.conftest import VECTORS
-from tests.serving import serving, wait_until
+from tests.support.serving import open_model_worker, serving_model, wait_until
 
 LLAVA = VECTORS / "llava"
 TRANSCRIPT = json.loads((LLAVA / "serve/transcript.json").read_text())
@@ -24,18 +23,12 @@ DEVIATIONS = {"worker_stop_in_the_middle", "worker_no_stop"}
 @pytest.fixture(scope="module")
 def worker() -> Iterator[str]:
     """The address of a worker with the recorded model."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(LLAVA)  # the checkpoint names its tower by a relative path
-        path = "checkpoints/llava-v1-tiny-mlp2x"
-        one = ModelWorker(
-            "http://localhost:9", "http://localhost:9", "a1b2c3", True, path, None, None, False, False, "cpu"
-        )
-    with serving(create_app(one)) as address:
+    with serving_model(open_model_worker()) as address:
         yield address
 
 
 def filled(request: dict[str, Any]) -> dict[str, Any]:
-    """The request with the pictures' bytes in their places."""
+    """The request with the images' bytes in their places."""
     images = request.get("images")
     if not images:
         return request
@@ -102,12 +95,7 @@ def test_details_are_given_to_who_asks(worker: str) -> None:
 
 def test_synchronous_names(caplog: pytest.LogCaptureFixture) -> None:
     """`generate_stream` and `generate_stream_gate` without a server; leaving early frees the slot, without a word."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(LLAVA)
-        path = "checkpoints/llava-v1-tiny-mlp2x/"
-        one = ModelWorker(
-            "http://localhost:9", "http://localhost:9", "a1b2c3", True, path, None, None, False, False, "cpu"
-        )
+    one = open_model_worker("llava-v1-tiny-mlp2x/")
     recorded = EXCHANGES["worker_text"]
     for stream in (one.generate_stream, one.generate_stream_gate):
         frames = [json.loads(frame[:-1]) for frame in stream(recorded["request"])]

@@ -7,16 +7,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from llava.serve import wire
+from llava.serve.http_client import stream_request
 from tests.conftest import REPOSITORY, VECTORS
-from tests.serving import free_port, program, wait_until
+from tests.support.serving import free_port, program, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -25,17 +25,21 @@ MODULE = "llava.serve.controller"
 WORKER = """
 import asyncio, sys
 from llava.serve import wire
-from llava.serve.server import run_server
-from llava.serve.worker_base import BaseWorker, create_worker_app
+from llava.serve.http_layer import run_server
+from llava.serve.worker.app import create_worker_app
+from llava.serve.worker.base import BaseWorker
 
 class Counter(BaseWorker):
+    def get_queue_length(self):
+        return 0
+
     async def stream(self, params):
         for number in range(params["max_new_tokens"]):
             yield wire.frame(f"{params['prompt']} {number}")
             await asyncio.sleep(0.01)
 
 controller, port, model = sys.argv[1:]
-worker = Counter(controller, f"http://127.0.0.1:{port}", "abcdef", False, [model], 5)
+worker = Counter(controller, f"http://127.0.0.1:{port}", "abcdef", False, [model])
 worker.heart_beat.interval = worker.heart_beat.retry = 0.1
 run_server(create_worker_app(worker), "127.0.0.1", int(port))
 """
@@ -87,7 +91,7 @@ def test_killed_workers_disappear(controller: str, port: int, tmp_path: Path) ->
 
         def read() -> None:
             request = {"model": "a", "prompt": "p", "max_new_tokens": 100_000, "details": True}
-            for frame in wire.stream_request(controller, request):
+            for frame in stream_request(controller, request):
                 frames.append(frame)
                 started.set()
 
@@ -104,6 +108,27 @@ def test_killed_workers_disappear(controller: str, port: int, tmp_path: Path) ->
             wait_until(lists(controller, "b"))  # and the one that lives stays
             assert httpx.post(f"{controller}/get_worker_address", json={"model": "a"}).json() == {"address": ""}
     assert "Removed, no heart beat" in (tmp_path / "controller.log").read_text()
+
+
+def test_replicas_on_this_machine(controller: str, port: int, tmp_path: Path) -> None:
+    """Two workers of one model, without a secret and without a flag: both get requests."""
+    with ExitStack() as stack:
+        stack.enter_context(program(MODULE, "--port", str(port), folder=tmp_path))
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            stack.enter_context(worker_process(controller, "a", tmp_path / name))
+        wait_until(lists(controller, "a"))
+        found: set[str] = set()
+
+        def ask() -> bool:
+            answer = httpx.post(f"{controller}/get_worker_address", json={"model": "a"}).json()
+            found.update(filter(None, [answer["address"]]))
+            return len(found) == 2
+
+        wait_until(ask)
+        request = {"model": "a", "prompt": "p", "max_new_tokens": 2}
+        for address in (*found, controller):
+            assert [frame["text"] for frame in stream_request(address, request)] == ["p 0", "p 1"]
 
 
 def test_refreshing_drops_the_dead_at_once(controller: str, port: int, tmp_path: Path) -> None:
@@ -124,7 +149,7 @@ def test_controller_restarts(controller: str, port: int, tmp_path: Path) -> None
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert models(controller) == ["no controller"]
-        frames = list(wire.stream_request(address, {"prompt": "p", "max_new_tokens": 2}))
+        frames = list(stream_request(address, {"prompt": "p", "max_new_tokens": 2}))
         assert frames == [{"text": f"p {number}", "error_code": 0} for number in range(2)]
         with program(MODULE, *flags, folder=tmp_path):
             wait_until(lists(controller, "a"))
@@ -183,9 +208,9 @@ def test_openai_client_through_the_controller(controller: str, port: int, tmp_pa
         wait_until(lists(controller, name), 120)
         client = openai.OpenAI(base_url=f"{controller}/v1", api_key="none")
         assert [one.id for one in client.models.list()] == [name]
-        picture = base64.b64encode((vectors / "assets/images/img0.png").read_bytes()).decode()
+        image = base64.b64encode((vectors / "assets/images/img0.png").read_bytes()).decode()
         content = [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
             {"type": "text", "text": "Describe the striped cat in detail."},
         ]
         request = {

@@ -18,10 +18,10 @@ from PIL import Image
 pytest.importorskip("gradio", reason="pip install 'llava[serve]'")
 
 from tests.conftest import REPOSITORY
-from tests.e2e.browser import chromium
-from tests.e2e.visitor import BOTH, QUESTION, Visitor
-from tests.serve_doubles import ANSWER, Behaviour, ControllerDouble, WorkerDouble, deployment, elastic_details
-from tests.serving import free_port, wait_until
+from tests.support.browser import chromium
+from tests.support.serve_doubles import ANSWER, Behaviour, ControllerDouble, WorkerDouble, deployment, elastic_details
+from tests.support.serving import free_port, wait_until
+from tests.support.visitor import BOTH, QUESTION, Visitor
 
 pytestmark = pytest.mark.e2e
 
@@ -100,7 +100,7 @@ def visitor(browser: Any, demo: Demo) -> Iterator[Visitor]:
     visitor = Visitor(browser, demo.url)
     yield visitor
     visitor.page.close()
-    assert visitor.strangers == []  # the page asks nobody but its own server
+    assert visitor.strangers == []  # all requests go to the page's own server
 
 
 @pytest.fixture
@@ -116,8 +116,8 @@ def worker(demo: Demo) -> Iterator[WorkerDouble]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
     paths = [folder / f"{i}.png" for i in range(3)]
     for path, colour, size in zip(paths, ("red", "green", "blue"), ((120, 80), (60, 60), (40, 90)), strict=True):
         Image.new("RGB", size, colour).save(path)
@@ -125,13 +125,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_upload_ask_and_watch_the_reply_grow(
-    demo: Demo, visitor: Visitor, worker: WorkerDouble, pictures: list[Path]
+    demo: Demo, visitor: Visitor, worker: WorkerDouble, images: list[Path]
 ) -> None:
     assert visitor.states() == ALL_OFF and not visitor.is_enabled("Stop")
     worker.behaviour.hold.clear()
-    visitor.upload(pictures[0])
+    visitor.upload(images[0])
     visitor.ask("What is it?")
-    visitor.wait_reply(f"The picture{CURSOR}")
+    visitor.wait_reply(f"The image{CURSOR}")
     assert visitor.page.input_value(QUESTION) == ""
     assert visitor.states() == ALL_OFF and visitor.is_enabled("Stop")
     worker.behaviour.hold.set()
@@ -145,7 +145,7 @@ def test_upload_ask_and_watch_the_reply_grow(
         "model": NEW, "temperature": 0.2, "top_p": 0.7, "max_new_tokens": 512, "stop": "</s>",
     }  # fmt: skip
     assert request["prompt"].endswith("USER: <image>\nWhat is it? ASSISTANT:") and len(request["images"]) == 1
-    headers = next(headers for path, _, headers in worker.requests if path == "/worker_generate_stream")
+    headers = next(one.headers for one in worker.requests if one.path == "/worker_generate_stream")
     assert headers["User-Agent"] == "LLaVA Client"
 
     line = demo.logged("chat")[-1]
@@ -156,26 +156,26 @@ def test_upload_ask_and_watch_the_reply_grow(
     for path in (stored, next(demo.folder.glob("*-conv.json")), demo.folder / "gradio_web_server.log"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
     assert "<image>" in (demo.folder / "gradio_web_server.log").read_text()  # the request is logged ...
-    assert request["images"][0][:60] not in (demo.folder / "gradio_web_server.log").read_text()  # ... without pictures
+    assert request["images"][0][:60] not in (demo.folder / "gradio_web_server.log").read_text()  # ... without images
 
 
 def test_stop_ends_the_stream_and_keeps_what_came(demo: Demo, visitor: Visitor, worker: WorkerDouble) -> None:
     worker.behaviour.hold.clear()
     visitor.ask("Tell me a story.")
-    visitor.wait_reply(f"The picture{CURSOR}")
+    visitor.wait_reply(f"The image{CURSOR}")
     visitor.press("Stop")
     visitor.wait_enabled("Upvote")
     assert visitor.states() == ALL_ON and not visitor.is_enabled("Stop")
-    assert visitor.replies[-1].startswith("The picture\n") and visitor.replies[-1].endswith("stopped")
+    assert visitor.replies[-1].startswith("The image\n") and visitor.replies[-1].endswith("stopped")
     assert worker.hung_up.wait(10)  # the worker need not go on
-    assert demo.logged("chat")[-1]["state"]["messages"][-1][1] == "The picture"
+    assert demo.logged("chat")[-1]["state"]["messages"][-1][1] == "The image"
 
 
 def test_leaving_the_page_ends_the_stream(browser: Any, demo: Demo, worker: WorkerDouble) -> None:
     worker.behaviour.hold.clear()
     visitor = Visitor(browser, demo.url)
     visitor.ask("Tell me a story.")
-    visitor.wait_reply("The picture")
+    visitor.wait_reply("The image")
     visitor.page.close()
     assert worker.hung_up.wait(20)
 
@@ -208,8 +208,8 @@ def test_regenerate_vote_and_clear(demo: Demo, visitor: Visitor, worker: WorkerD
     assert worker.asked("/worker_generate_stream")[-1]["prompt"].count("USER:") == 1
 
 
-def test_several_pictures_and_a_second_turn(visitor: Visitor, worker: WorkerDouble, pictures: list[Path]) -> None:
-    visitor.upload(*pictures)
+def test_several_images_and_a_second_turn(visitor: Visitor, worker: WorkerDouble, images: list[Path]) -> None:
+    visitor.upload(*images)
     visitor.ask("Which is <image> larger?")
     visitor.wait_enabled("Upvote")
     first = worker.asked("/worker_generate_stream")[-1]
@@ -224,16 +224,16 @@ def test_several_pictures_and_a_second_turn(visitor: Visitor, worker: WorkerDoub
     assert second["prompt"].count("<image>") == len(second["images"]) == 3
     assert second["prompt"].endswith(f"ASSISTANT: {ANSWER}</s>USER: And why? ASSISTANT:")
 
-    visitor.page.get_by_text("Pictures join the running chat").click()
-    visitor.upload(pictures[1])
+    visitor.page.get_by_text("Images join the running chat").click()
+    visitor.upload(images[1])
     visitor.ask("And this one?")
     wait_until(lambda: len(visitor.replies) == 3)
     visitor.wait_enabled("Upvote")
     third = worker.asked("/worker_generate_stream")[-1]
     assert third["prompt"].count("<image>") == len(third["images"]) == 4
 
-    visitor.page.get_by_text("Pictures join the running chat").click()
-    visitor.upload(pictures[2])
+    visitor.page.get_by_text("Images join the running chat").click()
+    visitor.upload(images[2])
     visitor.ask("From the beginning: what is it?")
     wait_until(lambda: len(visitor.replies) == 1)
     visitor.wait_enabled("Upvote")
@@ -338,7 +338,7 @@ def test_an_old_worker_and_the_model_of_the_address(browser: Any, demo: Demo, wo
     visitor.page.close()
 
 
-def test_a_file_that_is_no_picture(visitor: Visitor, worker: WorkerDouble, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image(visitor: Visitor, worker: WorkerDouble, tmp_path: Path) -> None:
     bomb = tmp_path / "tiny.png"
     Image.new("RGB", (1, 1)).save(bomb)
     visitor.upload(bomb)
@@ -347,7 +347,7 @@ def test_a_file_that_is_no_picture(visitor: Visitor, worker: WorkerDouble, tmp_p
     assert visitor.replies == [] and worker.asked("/worker_generate_stream") == []
 
 
-def test_compare_two_budgets_of_one_model(visitor: Visitor, worker: WorkerDouble, pictures: list[Path]) -> None:
+def test_compare_two_budgets_of_one_model(visitor: Visitor, worker: WorkerDouble, images: list[Path]) -> None:
     page = visitor.page
     page.get_by_role("tab", name="Compare").click()
     wait_until(lambda: page.locator("#compare_budget_left input").input_value() == "33 (default)")
@@ -357,13 +357,13 @@ def test_compare_two_budgets_of_one_model(visitor: Visitor, worker: WorkerDouble
     wait_until(lambda: page.locator("#compare_budget_right input").input_value() == "33 (default)")
     page.locator("#compare_budget_right input").click()
     page.get_by_role("option", name="5", exact=True).click()
-    page.locator("#compare_image input[type=file]").set_input_files(pictures[0])
+    page.locator("#compare_image input[type=file]").set_input_files(images[0])
     page.locator("#compare_image img").wait_for()
     worker.behaviour.hold.clear()
     page.fill(BOTH, "What is it?")
     page.keyboard.press("Enter")
     for side in ("left", "right"):  # at the same time
-        visitor.wait_reply(f"The picture{CURSOR}", f"#compare_{side}")
+        visitor.wait_reply(f"The image{CURSOR}", f"#compare_{side}")
     worker.behaviour.hold.set()
     visitor.wait_reply("33 visual tokens · 10 tokens", "#compare_left")
     visitor.wait_reply("5 visual tokens · 10 tokens", "#compare_right")
@@ -374,7 +374,7 @@ def test_compare_two_budgets_of_one_model(visitor: Visitor, worker: WorkerDouble
     page.get_by_text("One after the other").click()
     page.fill(BOTH, "And now?")
     page.get_by_role("button", name="Compare").click()
-    visitor.wait_reply(f"The picture{CURSOR}", "#compare_left")
+    visitor.wait_reply(f"The image{CURSOR}", "#compare_left")
     assert len(worker.asked("/worker_generate_stream")) == 3
     page.locator("#compare_stop").click()
     visitor.wait_reply("stopped", "#compare_left")
@@ -384,12 +384,12 @@ def test_compare_two_budgets_of_one_model(visitor: Visitor, worker: WorkerDouble
     wait_until(lambda: page.locator('#compare_left [data-testid="bot"]').count() == 0)
 
 
-def test_what_the_model_looks_at(visitor: Visitor, worker: WorkerDouble, pictures: list[Path]) -> None:
+def test_what_the_model_looks_at(visitor: Visitor, worker: WorkerDouble, images: list[Path]) -> None:
     page = visitor.page
     page.get_by_role("tab", name="What the model looks at").click()
     page.get_by_role("button", name="Show the anchors").click()
-    page.locator("#anchors_caption").get_by_text("Choose a picture first.").wait_for()
-    page.locator("#anchors_image input[type=file]").set_input_files(pictures[0])
+    page.locator("#anchors_caption").get_by_text("Choose an image first.").wait_for()
+    page.locator("#anchors_image input[type=file]").set_input_files(images[0])
     page.locator("#anchors_image img").wait_for()
     page.locator("#anchors_budget input").click()
     page.get_by_role("option", name="17", exact=True).click()

@@ -18,12 +18,15 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
+from llava.serve.control.routes import create_app as create_controller_app
+from llava.serve.control.worker_client import Timeouts
 from llava.serve.controller import Controller
-from llava.serve.controller import create_app as create_controller_app
-from llava.serve.image_intake import ImageLimits
-from llava.serve.model_worker import ModelWorker, create_app
+from llava.serve.model_worker import ModelWorker
+from llava.serve.worker.app import create_worker_app
+from llava.serve.worker.image_intake import ImageLimits
+from llava.serve.worker.options import ServingOptions
 from tests.conftest import VECTORS
-from tests.serving import serving, wait_until
+from tests.support.serving import Counting, open_model_worker, serving, serving_model, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -42,26 +45,30 @@ PATHS = [
     *[("/worker_generate_stream", GOOD)] * 5, ("/v1/chat/completions", CHAT),
     ("/worker_visual_anchors", {"image": FILE}),
 ]  # fmt: skip
+STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+REGISTRATION = {"worker_name": "http://localhost:1", "check_heart_beat": True, "worker_status": STATUS}
+CONTROLLER_PATHS = [
+    *[("/register_worker", REGISTRATION)] * 3, ("/receive_heart_beat", {"worker_name": "w", "queue_length": 1}),
+    ("/get_worker_address", {"model": "m"}), ("/worker_generate_stream", {"model": "m", "prompt": "p"}),
+    ("/v1/chat/completions", {"model": "m", "messages": []}), ("/worker_get_status", {}), ("/list_models", {}),
+]  # fmt: skip
 ODD_VALUES = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**400, 0.5, -0.5, 1e308, "", "0", "-1", "nan", "inf",
     "1e999", "\0", "\ud800", "<image>", "<image>" * 50, "<im<image>age>", "</s><s>[INST]", "🙂" * 20, "a" * 5000,
-    "../../etc/passwd", "http://127.0.0.1:1/", [], {}, [[]], [None], [1], [""], [FILE], [FILE] * 9, [FILE[:40]],
+    "../../etc/passwd", "http://127.0.0.1:1/", "http://a@b", "http://[::1", "file:///etc/passwd",
+    [], {}, [[]], [None], [1], [""], [FILE], [FILE] * 9, [FILE[:40]],
     ["AAAA"], {"a": []}, [[[[[[[[[[]]]]]]]]]], "__class__", "${jndi:ldap://x}", "%s%s%n",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def worker() -> ModelWorker:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(LLAVA)
-        addresses = "http://localhost:9", "http://localhost:9"
-        return ModelWorker(*addresses, "a1b2c3", True, f"checkpoints/{MODEL}", None, None, False, False, "cpu",
-                           limits=ImageLimits(max_images=4, max_pixels=10**6))  # fmt: skip
+    return open_model_worker(MODEL, options=ServingOptions(limits=ImageLimits(max_images=4, max_pixels=10**6)))
 
 
 @pytest.fixture(scope="module")
 def worker_address(worker: ModelWorker) -> Iterator[str]:
-    with serving(create_app(worker, max_body_bytes=HUGE_BODY)) as address:
+    with serving_model(worker, max_body_bytes=HUGE_BODY) as address:
         yield address
 
 
@@ -83,7 +90,7 @@ def ask(address: str) -> list[dict[str, Any]]:
 
 
 def assert_sound(worker: ModelWorker, address: str, expected: list[dict[str, Any]]) -> None:
-    """Everything is as before the storm."""
+    """Everything is as before."""
     engine = worker.served.engine
     wait_until(
         lambda: engine.num_active == engine.num_queued == engine.num_slots_used == worker.get_queue_length() == 0
@@ -95,7 +102,7 @@ def assert_sound(worker: ModelWorker, address: str, expected: list[dict[str, Any
 
 
 def unexpected(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Exceptions that no code foresaw; the gates answer them politely, but they are faults."""
+    """Logged exceptions: they are answered, but they are faults."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR and record.exc_info]
 
 
@@ -136,12 +143,13 @@ def test_requests_from_the_schema(
 class Mutator:
     """Requests that went wrong in one or several ways."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, paths: list[tuple[str, Any]] = PATHS) -> None:
         self.random = random.Random(seed)
+        self.paths = paths
 
     def body(self) -> tuple[str, bytes]:
         """A path and what is sent there."""
-        path, good = self.random.choice(PATHS)
+        path, good = self.random.choice(self.paths)
         changed = json.loads(json.dumps(good))
         for _ in range(self.random.randint(0, 3)):
             self.change(changed)
@@ -172,7 +180,7 @@ class Mutator:
                 place.append(copy.deepcopy(self.random.choice(ODD_VALUES)))
 
     def damaged_text(self, text: str) -> str:
-        """A base64 picture whose file is damaged, or a text with something in the middle."""
+        """A base64 image whose file is damaged, or a text with something in the middle."""
         try:
             data = base64.b64decode(text, validate=True)
         except ValueError:
@@ -231,6 +239,30 @@ def test_mutated_requests(worker: ModelWorker, worker_address: str, caplog: pyte
     assert stream["200, code 1"] > 200
     assert unexpected(caplog) == []
     assert_sound(worker, worker_address, expected)
+
+
+def test_mutated_requests_to_a_controller(caplog: pytest.LogCaptureFixture) -> None:
+    """No failure inside it, and good requests still work afterwards."""
+    state, worker = Controller("shortest_queue"), Counting()
+    quick = Timeouts(connect=0.2, status=0.2, stream=0.2, reply=0.2)
+    app = create_controller_app(state, timeouts=quick, max_body_bytes=100_000)
+    with serving(create_worker_app(worker)) as address, serving(app) as controller, requests.Session() as session:
+        for seed in range(NUM_MUTATED):
+            mutator = Mutator(seed, CONTROLLER_PATHS)
+            path, body = mutator.body()
+            method = mutator.random.choice(["POST"] * 4 + ["GET", "PUT"])
+            headers = {"X-LLaVA-Hops": mutator.random.choice(["0"] * 9 + ["9", "x"])}
+            headers["Content-Type"] = mutator.random.choice(["application/json"] * 4 + ["text/plain"])
+            answer = session.request(method, controller + path, data=body, headers=headers, timeout=60)
+            assert answer.status_code < 500 or answer.status_code == 503, (method, path, body, answer.text)
+        assert unexpected(caplog) == []
+        session.post(f"{controller}/refresh_all_workers", timeout=60)
+        good = {"worker_name": address, "check_heart_beat": True, "worker_status": STATUS | {"model_names": ["good"]}}
+        assert session.post(f"{controller}/register_worker", json=good).status_code == 200
+        answer = session.post(f"{controller}/worker_generate_stream", json={"model": "good", "prompt": "p"})
+        assert [frame["error_code"] for frame in frames_of(answer)] == [0, 0, 0]
+        assert session.get(f"{controller}/metrics").status_code == 200
+        assert worker.get_queue_length() == 0
 
 
 def test_huge_body_is_refused_unparsed(worker_address: str, monkeypatch: pytest.MonkeyPatch) -> None:

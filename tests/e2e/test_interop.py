@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import pytest
 import requests
 
+from llava.serve.control.routes import create_app as create_controller_app
 from llava.serve.controller import Controller
-from llava.serve.controller import create_app as create_controller_app
-from llava.serve.demo_client import ModelClient
-from llava.serve.model_worker import ModelWorker, create_app
+from llava.serve.model_worker import ModelWorker
+from llava.serve.page.client import ModelClient
 from tests.conftest import VECTORS
-from tests.serve_doubles import Server, send_json
-from tests.serving import FakeWorker, free_port, serving, wait_until
+from tests.support.serve_doubles import Server, old_worker, send_json
+from tests.support.serving import free_port, open_model_worker, serving, serving_model, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -32,10 +32,7 @@ REQUEST = RECORDED["request"] | {"images": [FILE]}
 
 
 def new_worker(controller: str, address: str, no_register: bool = False) -> ModelWorker:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(LLAVA)
-        path = f"checkpoints/{MODEL}"
-        return ModelWorker(controller, address, "a1b2c3", no_register, path, None, None, False, False, "cpu")
+    return open_model_worker(MODEL, controller, address, no_register)
 
 
 class OldController(Server):
@@ -109,7 +106,7 @@ async def new_web_server(controller: str, request: dict[str, Any]) -> tuple[list
 def test_old_web_server_with_new_controller_and_worker() -> None:
     with (
         serving(create_controller_app(Controller("shortest_queue"))) as url,
-        serving(create_app(new_worker(url, "", True))) as worker,
+        serving_model(new_worker(url, "", True)) as worker,
     ):
         body = {"worker_name": worker, "check_heart_beat": False, "worker_status": None}
         assert requests.post(f"{url}/register_worker", json=body, timeout=10).json() is None
@@ -120,7 +117,7 @@ def test_new_worker_and_web_server_with_old_controller(old_controller: OldContro
     port = free_port()
     worker = new_worker(old_controller.url, f"http://127.0.0.1:{port}")
     worker.heart_beat.interval = worker.heart_beat.retry = 0.05
-    with serving(create_app(worker), port):
+    with serving_model(worker, port):
         wait_until(lambda: old_controller.workers)
         assert asyncio.run(new_web_server(old_controller.url, REQUEST)) == ([MODEL], recorded_replies())
         assert old_web_server(old_controller.url, REQUEST) == ([MODEL], recorded_replies())
@@ -133,9 +130,9 @@ def test_new_worker_and_web_server_with_old_controller(old_controller: OldContro
 
 
 def test_old_worker_with_new_controller_and_web_server() -> None:
-    with serving(create_controller_app(Controller("shortest_queue"))) as url, FakeWorker(["llava-old"]) as worker:
+    with serving(create_controller_app(Controller("shortest_queue"))) as url, old_worker(["llava-old"]) as worker:
         worker.frames = RECORDED["frames"]
-        body = {"worker_name": worker.address, "check_heart_beat": True, "worker_status": None}
+        body = {"worker_name": worker.url, "check_heart_beat": True, "worker_status": None}
         assert requests.post(f"{url}/register_worker", json=body, timeout=10).json() is None
         request = REQUEST | {"model": "llava-old"}
         assert asyncio.run(new_web_server(url, request)) == (["llava-old"], recorded_replies())

@@ -14,9 +14,9 @@ import openai
 import pytest
 import requests
 
-from llava.serve import wire
+from llava.serve.http_client import stream_request
 from tests.conftest import REPOSITORY, VECTORS
-from tests.serving import free_port, program, wait_until
+from tests.support.serving import free_port, program, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -55,7 +55,7 @@ def models(controller: str) -> list[str]:
 
 
 def frames(address: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(wire.stream_request(address, request))
+    return list(stream_request(address, request))
 
 
 def test_whole_deployment(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_whole_deployment(tmp_path: Path) -> None:
 
         # Killed in the middle of a reply: one clear error for who waits for it.
         text = {"model": "llava-other", "prompt": "USER: Hello ASSISTANT:", "temperature": 1.0, "max_new_tokens": 400}
-        stream = wire.stream_request(controller, text | {"details": True})
+        stream = stream_request(controller, text | {"details": True})
         assert next(stream)["error_code"] == 0
         other.send_signal(signal.SIGSTOP)  # so that the reply cannot end before the kill
         other.kill()
@@ -106,7 +106,7 @@ def test_whole_deployment(tmp_path: Path) -> None:
         assert "try again" in rest[-1]["message"]
         assert frames(controller, recorded["request"]) == recorded["frames"]
 
-        # A new controller knows nobody; the next heart beat of the worker tells it.
+        # A new controller has no workers; the next heart beat registers this one.
         first_controller.kill()
         first_controller.wait()
         stack.enter_context(program("llava.serve.controller", *flags, folder=tmp_path))
@@ -120,7 +120,7 @@ def test_whole_deployment(tmp_path: Path) -> None:
 
 
 def test_secret_and_silent_worker(tmp_path: Path) -> None:
-    """With a secret only who knows it registers; with --no-register nobody is told anything."""
+    """Only workers with the secret can register; with --no-register, none is contacted."""
     port = free_port()
     controller = f"http://127.0.0.1:{port}"
     with ExitStack() as stack:
@@ -135,7 +135,7 @@ def test_secret_and_silent_worker(tmp_path: Path) -> None:
         for address in (controller, knowing, ignorant, silent):
             wait_until(lambda address=address: is_healthy(address), STARTING)
         wait_until(lambda: models(controller) == ["llava-a"], STARTING)
-        wait_until(lambda: "wants a shared secret" in (tmp_path / "worker-llava-b.out").read_text(), STARTING)
+        wait_until(lambda: "requires a shared secret" in (tmp_path / "worker-llava-b.out").read_text(), STARTING)
         frames(silent, TRANSCRIPT["controller_text"]["request"])
         assert models(controller) == ["llava-a"]
 

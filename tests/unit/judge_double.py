@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler
 from types import MappingProxyType
 from typing import Any
 
-from tests.serve_doubles import Server, send_json
+from tests.support.serve_doubles import Server, send_json
 
 PATH = "/v1/chat/completions"
 

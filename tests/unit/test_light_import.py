@@ -11,12 +11,12 @@ MODULES = ["llava.constants", "llava.conversation", "llava.mm_utils", "llava.uti
 # Those of a deployment that runs no model; starting them needs the `serve` extra, importing them does not.
 SERVERS = [
     "llava.serve.controller",
-    "llava.serve.controller_state",
+    "llava.serve.control.state",
     "llava.serve.register_worker",
-    "llava.serve.registration",
+    "llava.serve.access",
     "llava.serve.test_message",
     "llava.serve.wire",
-    "llava.serve.worker_base",
+    "llava.serve.worker.base",
 ]
 HEAVY = ["torch", "transformers", "requests", "gradio", "tokenizers", "numpy"]
 
