@@ -8,8 +8,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from llava.eval.answers import ANSWER_FIELDS, Answer, match_answers, note
-from llava.eval.json_files import path_below, read_json_lines
+from llava.eval.scoring.answers import ANSWER_FIELDS, Answer, match_answers, note
+from llava.eval.scoring.json_files import path_below, read_json_lines
 from llava.extras import require_extra
 from llava.files import write_atomically
 from llava.program import RequestError, run_program

@@ -7,8 +7,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
-from llava.eval.answers import ANSWER_FIELDS
-from llava.eval.json_files import read_json_lines, write_json
+from llava.eval.scoring.answers import ANSWER_FIELDS
+from llava.eval.scoring.json_files import read_json_lines, write_json
 from llava.program import run_program
 
 

@@ -7,10 +7,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
-from llava.eval.answers import ANSWER_FIELDS, match_answers, note
-from llava.eval.json_files import read_json_lines, write_json_lines
-from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
-from llava.eval.seed import question_key, read_annotation, score_answers
+from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, note
+from llava.eval.scoring.json_files import read_json_lines, write_json_lines
+from llava.eval.scoring.score_file import add_score_arguments, experiment_name, item, write_score
+from llava.eval.scoring.seed import question_key, read_annotation, score_answers
 from llava.program import run_program
 
 

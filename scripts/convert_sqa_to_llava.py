@@ -15,7 +15,7 @@ from typing import Any
 
 from convert_sqa_to_llava_base_prompt import build_prompt_chatbot
 
-from llava.eval.json_files import read_json_object, require_fields, write_json, write_json_lines
+from llava.eval.scoring.json_files import read_json_object, require_fields, write_json, write_json_lines
 from llava.program import RequestError, run_program
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.json_files import require_fields
+from llava.eval.scoring.json_files import require_fields
 from llava.program import RequestError
 
 LETTERS = ("A", "B", "C", "D", "E")

@@ -10,9 +10,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
-from llava.eval.answer_normalisation import normalise_answer
-from llava.eval.answers import ANSWER_FIELDS, match_answers, note
-from llava.eval.json_files import path_below, read_json_lines, read_readable_lines, write_json
+from llava.eval.scoring.answer_normalisation import normalise_answer
+from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, note
+from llava.eval.scoring.json_files import path_below, read_json_lines, read_readable_lines, write_json
 from llava.program import run_program
 
 TEST_QUESTIONS = "llava_vqav2_mscoco_test2015.jsonl"

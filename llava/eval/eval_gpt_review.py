@@ -8,9 +8,9 @@ if not __package__:  # run by path
 
 import argparse
 
-from llava.eval.json_files import read_json_lines
-from llava.eval.judge import add_judge_arguments, judge_from
-from llava.eval.review import compare_answers, read_rules, review_all
+from llava.eval.judging.judge import add_judge_arguments, judge_from
+from llava.eval.judging.reviews import compare_answers, read_rules, review_all
+from llava.eval.scoring.json_files import read_json_lines
 from llava.program import run_program
 
 

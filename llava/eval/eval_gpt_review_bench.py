@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llava.eval.json_files import read_json_lines
-from llava.eval.judge import add_judge_arguments, judge_from
-from llava.eval.review import QUESTION_FIELDS, Record, compare_answers, read_contexts, read_rules, review_all
+from llava.eval.judging.judge import add_judge_arguments, judge_from
+from llava.eval.judging.reviews import QUESTION_FIELDS, Record, compare_answers, read_contexts, read_rules, review_all
+from llava.eval.scoring.json_files import read_json_lines
 from llava.program import run_program
 
 

@@ -9,7 +9,7 @@ if not __package__:  # run by path
 import argparse
 
 from llava.eval import eval_gpt_review_bench
-from llava.eval.review import Record
+from llava.eval.judging.reviews import Record
 from llava.program import run_program
 
 

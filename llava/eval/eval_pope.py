@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.answers import ANSWER_FIELDS, IncompleteError, match_answers, note
-from llava.eval.json_files import read_json_lines
-from llava.eval.metrics import compute
-from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
+from llava.eval.scoring.answers import ANSWER_FIELDS, IncompleteError, match_answers, note
+from llava.eval.scoring.json_files import read_json_lines
+from llava.eval.scoring.metrics import compute
+from llava.eval.scoring.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.program import RequestError, run_program
 
 Record = Mapping[str, Any]

@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from llava.eval.answers import PROMPTED_FIELDS, Answer, match_answers, note
-from llava.eval.json_files import read_json_lines, write_json
-from llava.eval.science_qa import (
+from llava.eval.scoring.answers import PROMPTED_FIELDS, Answer, match_answers, note
+from llava.eval.scoring.json_files import read_json_lines, write_json
+from llava.eval.scoring.science_qa import (
     FAILED,
     add_science_arguments,
     choice_index,
@@ -21,7 +21,7 @@ from llava.eval.science_qa import (
     read_problems,
     result_record,
 )
-from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
+from llava.eval.scoring.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.program import run_program
 
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.answers import ANSWER_FIELDS, match_answers, note
-from llava.eval.json_files import read_json_lines
-from llava.eval.science_qa import (
+from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, note
+from llava.eval.scoring.json_files import read_json_lines
+from llava.eval.scoring.science_qa import (
     FAILED,
     add_science_arguments,
     choice_index,

@@ -11,11 +11,11 @@ if not __package__:  # run by path
 
 import argparse
 
-from llava.eval.answers import ANSWER_FIELDS, match_answers, note
 from llava.eval.eval_science_qa_gpt4 import build_parser as build_gpt4_parser
 from llava.eval.eval_science_qa_gpt4 import read_both, share_line
-from llava.eval.json_files import read_json_lines, write_json
-from llava.eval.science_qa import FAILED, choice_index, option_letters, parse_sentence, result_record
+from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, note
+from llava.eval.scoring.json_files import read_json_lines, write_json
+from llava.eval.scoring.science_qa import FAILED, choice_index, option_letters, parse_sentence, result_record
 from llava.program import run_program
 
 

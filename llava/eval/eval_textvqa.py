@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.answers import PROMPTED_FIELDS, IncompleteError, note, some
-from llava.eval.json_files import read_json, read_json_lines, require_rows
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
-from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
+from llava.eval.scoring.answers import PROMPTED_FIELDS, IncompleteError, note, some
+from llava.eval.scoring.json_files import read_json, read_json_lines, require_rows
+from llava.eval.scoring.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.program import RequestError, run_program
 
 Key = tuple[str, str]  # image id, question in lower case

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.json_files import Fields, read_json_lines, write_json
+from llava.eval.scoring.json_files import Fields, read_json_lines, write_json
 from llava.program import RequestError, run_program
 
 Record = Mapping[str, Any]

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from llava.eval.answer_normalisation import normalise_answer
-from llava.eval.answers import IncompleteError
+from llava.eval.scoring.answer_normalisation import normalise_answer
+from llava.eval.scoring.answers import IncompleteError
 
 Prediction = Mapping[str, Any]  # {"pred_answer": str, "gt_answers": [str, ...]}
 

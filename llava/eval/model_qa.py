@@ -11,13 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from llava.conversation import default_conversation
-from llava.eval.answer_run import answer_queries
-from llava.eval.answers_file import answer_record
-from llava.eval.arguments import add_run_arguments
-from llava.eval.generation import AnswerOptions
-from llava.eval.json_files import read_json_lines
-from llava.eval.queries import Query
-from llava.eval.question_files import select_questions
+from llava.eval.answering.answerer import AnswerOptions
+from llava.eval.answering.answers_file import answer_record
+from llava.eval.answering.arguments import add_run_arguments
+from llava.eval.answering.queries import Query
+from llava.eval.answering.question_files import select_questions
+from llava.eval.answering.run import answer_queries
+from llava.eval.scoring.json_files import read_json_lines
 from llava.program import run_program
 
 

@@ -9,10 +9,10 @@ if not __package__:  # run by path
 import argparse
 from typing import Any
 
-from llava.eval.answer_run import NUM_WORKERS, answer_queries
-from llava.eval.arguments import add_decoding_arguments, add_generator_arguments
-from llava.eval.generation import AnswerOptions
-from llava.eval.question_files import get_chunk, read_picture_questions, split_list
+from llava.eval.answering.answerer import AnswerOptions
+from llava.eval.answering.arguments import add_decoding_arguments, add_generator_arguments
+from llava.eval.answering.question_files import get_chunk, read_picture_questions, split_list
+from llava.eval.answering.run import NUM_WORKERS, answer_queries
 from llava.program import run_program
 
 __all__ = ["eval_model", "get_chunk", "split_list"]

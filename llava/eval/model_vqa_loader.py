@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from llava.eval.answer_run import NUM_WORKERS, answer_queries
-from llava.eval.arguments import add_decoding_arguments, add_generator_arguments
-from llava.eval.generation import AnswerOptions, model_name, template_for
-from llava.eval.queries import Example, Failure, Query, QueryDataset, query_loader
-from llava.eval.question_files import get_chunk, picture_path, read_picture_questions, split_list
+from llava.eval.answering.answerer import AnswerOptions, model_name, template_for
+from llava.eval.answering.arguments import add_decoding_arguments, add_generator_arguments
+from llava.eval.answering.queries import Example, Failure, Query, QueryDataset, query_loader
+from llava.eval.answering.question_files import get_chunk, picture_path, read_picture_questions, split_list
+from llava.eval.answering.run import NUM_WORKERS, answer_queries
 from llava.program import run_program
 
 __all__ = ["create_data_loader", "eval_model", "get_chunk", "split_list"]

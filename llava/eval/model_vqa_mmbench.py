@@ -10,13 +10,13 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from llava.eval.answer_run import NUM_WORKERS, answer_queries
-from llava.eval.answers_file import answer_record
-from llava.eval.arguments import add_decoding_arguments, add_generator_arguments
-from llava.eval.generation import AnswerOptions, model_name, template_for
+from llava.eval.answering.answerer import AnswerOptions, model_name, template_for
+from llava.eval.answering.answers_file import answer_record
+from llava.eval.answering.arguments import add_decoding_arguments, add_generator_arguments
+from llava.eval.answering.queries import Query
+from llava.eval.answering.question_files import get_chunk, select_questions, split_list
+from llava.eval.answering.run import NUM_WORKERS, answer_queries
 from llava.eval.model_vqa_science import LETTER_PROMPT
-from llava.eval.queries import Query
-from llava.eval.question_files import get_chunk, select_questions, split_list
 from llava.extras import require_extra
 from llava.program import RequestError, run_program
 

@@ -10,12 +10,12 @@ import argparse
 import string
 from typing import Any
 
-from llava.eval.answer_run import NUM_WORKERS, answer_queries
-from llava.eval.arguments import add_run_arguments
-from llava.eval.generation import AnswerOptions
-from llava.eval.json_files import read_json, require_rows
-from llava.eval.queries import Query
-from llava.eval.question_files import picture_path, select_questions
+from llava.eval.answering.answerer import AnswerOptions
+from llava.eval.answering.arguments import add_run_arguments
+from llava.eval.answering.queries import Query
+from llava.eval.answering.question_files import picture_path, select_questions
+from llava.eval.answering.run import NUM_WORKERS, answer_queries
+from llava.eval.scoring.json_files import read_json, require_rows
 from llava.program import RequestError, run_program
 
 INVITATIONS = {"en": "Choose between one of the options as follows:", "zh": "在下列选项中选择一个:"}

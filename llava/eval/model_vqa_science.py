@@ -10,12 +10,12 @@ import argparse
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.answer_run import NUM_WORKERS, answer_queries
-from llava.eval.arguments import add_generator_arguments
-from llava.eval.generation import AnswerOptions
-from llava.eval.json_files import read_json
-from llava.eval.queries import Query
-from llava.eval.question_files import get_chunk, picture_path, select_questions, split_list
+from llava.eval.answering.answerer import AnswerOptions
+from llava.eval.answering.arguments import add_generator_arguments
+from llava.eval.answering.queries import Query
+from llava.eval.answering.question_files import get_chunk, picture_path, select_questions, split_list
+from llava.eval.answering.run import NUM_WORKERS, answer_queries
+from llava.eval.scoring.json_files import read_json
 from llava.program import RequestError, run_program
 
 __all__ = ["eval_model", "get_chunk", "split_list"]

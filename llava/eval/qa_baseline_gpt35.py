@@ -11,9 +11,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.eval.answers_file import short_uuid
-from llava.eval.json_files import read_json_lines, write_json_lines
-from llava.eval.judge import (
+from llava.eval.answering.answers_file import short_uuid
+from llava.eval.judging.judge import (
     Judge,
     JudgeUnreachableError,
     QuestionRefusedError,
@@ -21,6 +20,7 @@ from llava.eval.judge import (
     judge_from,
     map_in_order,
 )
+from llava.eval.scoring.json_files import read_json_lines, write_json_lines
 from llava.program import run_program
 
 logger = logging.getLogger(__name__)

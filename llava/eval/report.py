@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from llava.eval.published_results import (
+from llava.eval.reporting.plot import Point, draw
+from llava.eval.reporting.published import (
     ACFORMER_ABLATION,
     ACFORMER_BENCHMARKS,
     ACFORMER_MAIN,
@@ -29,8 +30,7 @@ from llava.eval.published_results import (
     VLORA_MAIN,
     PublishedRow,
 )
-from llava.eval.report_plot import Point, draw
-from llava.eval.report_results import Result, Results, choose_baseline, find_score_files, gather, speed_of, tokens_of
+from llava.eval.reporting.results import Result, Results, choose_baseline, find_score_files, gather, speed_of, tokens_of
 from llava.files import write_atomically, write_text_atomically
 from llava.program import run_program
 

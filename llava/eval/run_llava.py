@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from llava.chat import build_prompt, check_template, choose_template, place_images_in_query
-from llava.eval.arguments import add_decoding_arguments
-from llava.eval.generation import Answerer, AnswerOptions
+from llava.eval.answering.answerer import Answerer, AnswerOptions
+from llava.eval.answering.arguments import add_decoding_arguments
 from llava.image_source import load_image
 from llava.inference import add_connector_arguments, connector_overrides
 from llava.program import run_program

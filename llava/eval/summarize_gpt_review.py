@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.json_files import read_json_lines
-from llava.eval.score_file import add_score_arguments, experiment_name, item, write_score
+from llava.eval.scoring.json_files import read_json_lines
+from llava.eval.scoring.score_file import add_score_arguments, experiment_name, item, write_score
 from llava.program import RequestError, run_program
 
 Record = Mapping[str, Any]

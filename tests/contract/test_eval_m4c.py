@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from llava.eval.answer_normalisation import CONTRACTIONS
 from llava.eval.eval_textvqa import prompt_processor
 from llava.eval.m4c_evaluator import (
     EvalAIAnswerProcessor,
@@ -16,6 +15,7 @@ from llava.eval.m4c_evaluator import (
     TextVQAAccuracyEvaluator,
     answer_scores,
 )
+from llava.eval.scoring.answer_normalisation import CONTRACTIONS
 from tests.conftest import VECTORS
 
 RECORDED = json.loads((VECTORS / "llava/eval/m4c.json").read_text())

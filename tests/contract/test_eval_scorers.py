@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa
-from llava.eval.answers import IncompleteError
+from llava.eval.scoring.answers import IncompleteError
 from tests.conftest import REPOSITORY, VECTORS
 
 RUNS = {run["name"]: run for run in json.loads((VECTORS / "llava/eval/index.json").read_text())}

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from llava.eval import eval_gqa, eval_mmbench, eval_mme, eval_pope, eval_science_qa, eval_textvqa, eval_vqa
+from llava.eval import eval_pope, eval_science_qa, eval_textvqa
+from llava.eval.scoring import gqa, mmbench, mme, vqa
 from playground.answer_formats import LETTER_ANSWER, SHORT_ANSWER
 from playground.make_benchmarks import STAMP, make_benchmarks
 from tests.conftest import REPOSITORY
@@ -138,15 +139,15 @@ def _mmbench(folder: Path) -> Answers:
 
 SCORERS: dict[str, tuple[Any, Callable[[Path], Answers], dict[str, str], float]] = {
     "pope": (eval_pope, _pope, {"--annotation-dir": "coco", "--question-file": "llava_pope_test.jsonl"}, 100),
-    "MME": (eval_mme, _mme, {"--data-dir": "MME_Benchmark_release_version"}, 800),
-    "gqa": (eval_gqa, _gqa, {"--question-file": "data/testdev_balanced_questions.json"}, 100),
-    "vqav2": (eval_vqa, _vqav2, {"--annotation-file": "v2_mscoco_test-dev2015_annotations.json"}, 100),
-    "vizwiz": (eval_vqa, _vizwiz, {"--annotation-file": "test.json", "--question-file": "llava_test.jsonl"}, 100),
+    "MME": (mme, _mme, {"--data-dir": "MME_Benchmark_release_version"}, 800),
+    "gqa": (gqa, _gqa, {"--question-file": "data/testdev_balanced_questions.json"}, 100),
+    "vqav2": (vqa, _vqav2, {"--annotation-file": "v2_mscoco_test-dev2015_annotations.json"}, 100),
+    "vizwiz": (vqa, _vizwiz, {"--annotation-file": "test.json", "--question-file": "llava_test.jsonl"}, 100),
     "textvqa": (eval_textvqa, _textvqa, {"--annotation-file": "TextVQA_0.5.1_val.json"}, 100),
     "scienceqa": (
         eval_science_qa, _scienceqa, {"--base-dir": "", "--output-file": "o.json", "--output-result": "r.json"}, 100
     ),
-    "mmbench": (eval_mmbench, _mmbench, {"--annotation-file": "mmbench_dev_20230712.tsv"}, 100),
+    "mmbench": (mmbench, _mmbench, {"--annotation-file": "mmbench_dev_20230712.tsv"}, 100),
 }  # fmt: skip
 
 

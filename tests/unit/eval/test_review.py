@@ -1,0 +1,408 @@
+"""Reviews of two answers: rules, prompts, scores, resumption, summaries (contract: eval.md 4.6, 4.7)."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.eval import (
+    eval_gpt_review,
+    eval_gpt_review_bench,
+    eval_gpt_review_visual,
+    generate_webpage_data_from_table,
+    qa_baseline_gpt35,
+    summarize_gpt_review,
+)
+from llava.eval.judging import reviews as review
+from llava.eval.scoring import score_file
+from llava.eval.scoring.answers import IncompleteError
+from llava.program import RequestError
+from tests.support.judge_double import PATH, JudgeDouble, judge_double
+
+KEYS = {
+    *("default", "conv", "detail", "complex", "coding", "math"),
+    *("llava_bench_conv", "llava_bench_detail", "llava_bench_complex"),
+}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def judge() -> Iterator[JudgeDouble]:
+    """Gives the second answer the number that it holds."""
+
+    def reply(message: str) -> str:
+        ours = message.split("[Assistant 2]\n")[1].split("\n\n")[0]
+        return f"8, {ours}\nThe second one is worth {ours}."
+
+    with judge_double(reply) as server:
+        yield server
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    categories = ["conv", "detail", "complex", "conv"]
+    questions = [
+        {"question_id": 10 + i, "text": f"What {i}?", "category": category, "image": f"{i % 2}.png"}
+        for i, category in enumerate(categories)
+    ]
+    reference = [{"question_id": 10 + i, "text": f"ref {i}"} for i in range(4)]
+    ours = [{"question_id": 10 + i, "text": str(5 + i), "answer_id": f"a{i}"} for i in range(4)]
+    boxes = [{"category": "dog", "bbox": [0.1, 0.2, 0.5, 0.75]}, {"category": "cat", "bbox": [0, 0, 1, 1]}]
+    contexts = [
+        {"image": "0.png", "caption": "A dog.", "captions": ["A dog.", "A cat."], "instances": boxes},
+        {"image": "1.png", "caption": ["A cat.", "On a mat."], "captions": ["A cat."], "instances": []},
+    ]
+    return {
+        "question": write(tmp_path / "questions.jsonl", questions),
+        "reference": write(tmp_path / "reference.jsonl", reference),
+        "ours": write(tmp_path / "ours.jsonl", ours),
+        "context": write(tmp_path / "context.jsonl", contexts),
+        "output": str(tmp_path / "new" / "reviews.jsonl"),
+    }
+
+
+def run(module: Any, files: dict[str, str], judge: JudgeDouble, *more: str) -> list[dict[str, Any]]:
+    arguments = ["-q", files["question"], "-a", files["reference"], files["ours"], "-o", files["output"]]
+    if module is not eval_gpt_review:
+        arguments += ["-c", files["context"]]
+    arguments += ["--judge-base-url", judge.base_url, "--judge-retries", "0", *more]
+    module.main(module.build_parser().parse_args(arguments))
+    return read(Path(files["output"]))
+
+
+# --- rules and prompts ---
+
+
+def test_rules_of_the_package() -> None:
+    """Contract 4.7: what each prompt must ask for."""
+    rules = review.read_rules(None)
+    assert set(rules) == KEYS
+    assert len({rule["prompt"] for rule in rules.values()}) == len(KEYS)
+    for key, rule in rules.items():
+        assert rule["role"] == "Assistant"
+        prompt = rule["prompt"].lower()
+        for word in ("two", "helpful", "relevant", "accurate", "detailed", "1 to 10", "first line", "space", "order"):
+            assert word in prompt, (key, word)
+        assert ("(x1, y1, x2, y2)" in prompt) == (key in ("conv", "detail", "complex"))
+        assert ("few sentences" in prompt) == key.startswith("llava_bench")
+
+
+def test_rules_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "rule.json"
+    for text, cause in (
+        ("[]", "not a file of rules"),
+        ('{"a": 1}', "a: not a rule"),
+        ('{"a": {"role": "x"}}', "prompt"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RequestError, match=cause):
+            review.read_rules(str(path))
+
+
+def test_prompt_of_the_bench(files: dict[str, str], judge: JudgeDouble) -> None:
+    run(eval_gpt_review_bench, files, judge)
+    (first, second, *_), rules = judge.asked(PATH), review.read_rules(None)
+    assert first["model"] == "gpt-4-0314"
+    assert first["temperature"] == 0.2
+    assert first["max_tokens"] == 1024
+    assert first["messages"][1]["content"] == (
+        "[Context]\nA dog.\n\n[Question]\nWhat 0?\n\n[Assistant 1]\nref 0\n\n[End of Assistant 1]\n\n"
+        "[Assistant 2]\n5\n\n[End of Assistant 2]\n\n"
+        f"[System]\n{rules['llava_bench_conv']['prompt']}\n\n"
+    )
+    assert second["messages"][1]["content"].startswith("[Context]\nA cat.\nOn a mat.\n\n[Question]")
+
+
+def test_prompt_with_boxes(files: dict[str, str], judge: JudgeDouble) -> None:
+    records = run(eval_gpt_review_visual, files, judge)
+    message = judge.asked(PATH)[0]["messages"][1]["content"]
+    context = "A dog.\nA cat.\n\ndog: [0.1, 0.2, 0.5, 0.75]\ncat: [0, 0, 1, 1]"
+    assert message.startswith(f"[Context]\n{context}\n\n[Question]\nWhat 0?\n\n")
+    assert [record["category"] for record in records] == ["conv", "detail", "complex", "conv"]
+
+
+def test_prompt_without_context(files: dict[str, str], judge: JudgeDouble, tmp_path: Path) -> None:
+    questions = [
+        {"question_id": 10 + i, "text": "q", **({"category": c} if c else {})} for i, c in enumerate(["math", "x", ""])
+    ]
+    files["question"] = write(tmp_path / "q.jsonl", questions)
+    for name in ("reference", "ours"):
+        files[name] = write(tmp_path / f"{name}3.jsonl", read(Path(files[name]))[:3])
+    records = run(eval_gpt_review, files, judge)
+    assert [record["category"] for record in records] == ["math", "default", "default"]
+    assert [record["tuple"] for record in records] == [[8, 5], [8, 6], [8, 7]], "several at once, in order"
+    assert {request["model"] for request in judge.asked(PATH)} == {"gpt-4"}
+    assert all(request["messages"][1]["content"].startswith("[Question]\nq\n\n") for request in judge.asked(PATH))
+    assert len(run(eval_gpt_review, files, judge)) == 3, "written anew"
+
+
+# --- records, scores, resumption ---
+
+
+def test_records(files: dict[str, str], judge: JudgeDouble) -> None:
+    records = run(eval_gpt_review_bench, files, judge)
+    assert records[1] == {
+        "id": 2,
+        "question_id": 11,
+        "answer1_id": 11,
+        "answer2_id": "a1",
+        "category": "llava_bench_detail",
+        "content": "8, 6\nThe second one is worth 6.",
+        "tuple": [8, 6],
+    }
+    assert list(records[0]) == ["id", "question_id", "answer1_id", "answer2_id", "category", "content", "tuple"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8 9\nbecause", [8, 9]),
+        ("8,9", [8, 9]),
+        ("8, 9", [8, 9]),
+        ("  7.5  6\n", [7.5, 6]),
+        ("8", [-1, -1]),
+        ("8 9 10", [-1, -1]),
+        ("Assistant 1: 8", [-1, -1]),
+        ("nan 3", [-1, -1]),
+        ("-3 3", [-1, -1]),
+        ("", [-1, -1]),
+    ],
+)
+def test_scores(text: str, expected: list[float]) -> None:
+    assert review.parse_scores(text) == expected
+
+
+def test_a_run_goes_on_where_it_was_killed(files: dict[str, str], judge: JudgeDouble) -> None:
+    whole = run(eval_gpt_review_bench, files, judge)
+    path = Path(files["output"])
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:40])
+    asked = len(judge.asked(PATH))
+    assert run(eval_gpt_review_bench, files, judge) == whole
+    assert len(judge.asked(PATH)) == asked + 2
+    assert run(eval_gpt_review_bench, files, judge) == whole, "nothing is left to do"
+
+
+@pytest.mark.parametrize("change", [{"question_id": 99}, {"answer_id": "of a new run"}])
+def test_reviews_of_other_answers_are_not_taken_for_those_of_these(
+    change: dict[str, Any], files: dict[str, str], judge: JudgeDouble
+) -> None:
+    """Else a new run of a model under an old name would be given the old scores."""
+    run(eval_gpt_review_bench, files, judge)
+    before = Path(files["output"]).read_text()
+    for name in ("question", "reference", "ours"):
+        rows = read(Path(files[name]))
+        rows[1] |= {key: value for key, value in change.items() if name == "ours" or key == "question_id"}
+        write(Path(files[name]), rows)
+    with pytest.raises(RequestError, match=r"line 2: a review of another answer.*--output"):
+        run(eval_gpt_review_bench, files, judge)
+    assert Path(files["output"]).read_text() == before
+
+
+def test_a_last_line_without_its_end_counts_if_it_is_whole(files: dict[str, str], judge: JudgeDouble) -> None:
+    """As other programs leave it; no review is paid for twice."""
+    whole = run(eval_gpt_review_bench, files, judge)
+    path = Path(files["output"])
+    path.write_text("\n".join(path.read_text().splitlines()[:2]))
+    asked = len(judge.asked(PATH))
+    assert run(eval_gpt_review_bench, files, judge) == whole
+    assert len(judge.asked(PATH)) == asked + 2
+
+
+def test_killed_program_leaves_every_review(files: dict[str, str], judge: JudgeDouble) -> None:
+    """The program by its path; it is killed while the judge thinks about the third question."""
+    third, killed, reply = threading.Event(), threading.Event(), judge.reply
+
+    def hold(message: str) -> str:
+        if "What 2?" in message:
+            third.set()
+            killed.wait(30)
+        return reply(message)
+
+    judge.reply = hold
+    program = [sys.executable, eval_gpt_review_bench.__file__, "-q", files["question"], "-c", files["context"]]
+    program += ["-a", files["reference"], files["ours"], "-o", files["output"], "--judge-base-url", judge.base_url]
+    process = subprocess.Popen(program, cwd=Path(files["question"]).parent)
+    assert third.wait(60)
+    end = time.monotonic() + 30
+    while len(read(Path(files["output"]))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)  # the question is asked while the review before it is written
+    process.kill()
+    process.wait()
+    killed.set()
+    assert [record["id"] for record in read(Path(files["output"]))] == [1, 2]
+    assert [record["id"] for record in run(eval_gpt_review_bench, files, judge)] == [1, 2, 3, 4]
+
+
+def test_what_was_judged_is_kept(files: dict[str, str], judge: JudgeDouble) -> None:
+    judge.failures = [(), (), (401, "key")]
+    with pytest.raises(RequestError, match="refused"):
+        run(eval_gpt_review_bench, files, judge)
+    assert [record["id"] for record in read(Path(files["output"]))] == [1, 2]
+
+
+def test_unreadable_scores_are_counted(
+    files: dict[str, str], judge: JudgeDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge.reply = lambda message: "I cannot say."
+    assert [record["tuple"] for record in run(eval_gpt_review_bench, files, judge)] == [[-1, -1]] * 4
+    assert "4 of 4 reviews have no two scores" in caplog.text
+
+
+def test_files_that_do_not_belong_together(files: dict[str, str], judge: JudgeDouble, tmp_path: Path) -> None:
+    good = dict(files)
+    ours = read(Path(good["ours"]))
+    files["ours"] = write(tmp_path / "short.jsonl", ours[:3])
+    with pytest.raises(RequestError, match="4 questions, but 3 answers"):
+        run(eval_gpt_review_bench, files, judge)
+    files["ours"] = write(tmp_path / "other.jsonl", [ours[1], ours[0], *ours[2:]])
+    with pytest.raises(RequestError, match="line 1: the question is 10, but the answer is to 11"):
+        run(eval_gpt_review_bench, files, judge)
+    files = good | {"context": write(tmp_path / "c.jsonl", [{"image": "0.png", "caption": "x"}])}
+    with pytest.raises(RequestError, match=r"question 11: the context file has no picture '1.png'"):
+        run(eval_gpt_review_bench, files, judge)
+    for module, context in (
+        (eval_gpt_review_bench, {"caption": ["x", None]}),
+        (eval_gpt_review_visual, {"captions": [], "instances": [{"category": "dog"}]}),
+    ):
+        files = good | {"context": write(tmp_path / "c.jsonl", [{"image": "0.png"} | context])}
+        with pytest.raises(RequestError, match=r"c.jsonl, picture '0.png': a caption that is no text"):
+            run(module, files, judge)
+    rule = tmp_path / "rule.json"
+    rule.write_text('{"llava_bench_conv": {"role": "A", "prompt": "p"}}')
+    with pytest.raises(IncompleteError, match="no rule 'llava_bench_detail'"):  # an AssertionError, told in one line
+        run(eval_gpt_review_bench, good, judge, "-r", str(rule))
+    assert judge.asked(PATH) == []
+
+
+# --- summary ---
+
+
+def summary(*arguments: str) -> None:
+    summarize_gpt_review.main(summarize_gpt_review.build_parser().parse_args(arguments))
+
+
+def test_failures_enter_no_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """E-11."""
+    rows = [
+        {"question_id": 1, "category": "b", "tuple": [8, 6]},
+        {"question_id": 2, "category": "b", "tuple": [-1, -1]},
+        {"question_id": 3, "category": "a", "tuple": [-1, -1]},
+        {"question_id": 4, "tuple": [10, 10]},
+    ]
+    path = write(tmp_path / "gpt4_text_x.jsonl", rows)
+    summary("-f", path, "--score-file", str(tmp_path / "score.json"), "--experiment", "ours")
+    out, err = capsys.readouterr()
+    assert out == "x\nall 88.9 90.0 80.0\nb 75.0 80.0 60.0\n=================================\n"
+    assert "2 of 4 reviews have no scores" in err
+    score = score_file.read_score_file(str(tmp_path / "score.json"))
+    assert (score.benchmark, score.experiment, score.metric) == ("LLaVA-Bench", "ours", "relative")
+    assert score.score == pytest.approx(100 * 16 / 18)
+    assert (score.expected, score.answered) == (4, 2)
+    assert score.details["b"] == 75.0
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"tuple": [float("nan"), 3]}, {"tuple": [10**400, 3]}, {"score": [True, 3]}, {"tuple": [1, 2], "category": []}],
+)
+def test_what_no_means_can_be_made_of(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"bad.jsonl, review 1: (no two scores|'category' is not a text)"):
+        summary("-f", write(tmp_path / "bad.jsonl", [row]))
+
+
+def test_means_are_rounded_before_they_are_divided() -> None:
+    means = summarize_gpt_review.summarize({"tuple": pair} for pair in ([0, 2], [0, 3], [1, 3]))
+    assert means["all"].line("all") == "all 800.9 3.3 26.7"
+    assert summarize_gpt_review.summarize([{"tuple": [0, 3]}])["all"].relative == 0
+
+
+def test_which_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("gpt4_text_a_0613", "reviews_b", "review_ab", "other"):
+        write(tmp_path / f"{name}.jsonl", [{"tuple": [2, 1]}])
+    (tmp_path / "review_notes.txt").write_text("x")
+
+    def names(*arguments: str) -> list[str]:
+        summary(*arguments)
+        return [line for line in capsys.readouterr().out.split("\n") if line and not line.startswith(("all", "="))]
+
+    folder = str(tmp_path)
+    named = ["a_0613", "review_ab", "reviews_b"]
+    assert names("-d", folder) == (named if "review" not in folder else ["a_0613", "other", *named[1:]])
+    assert names("-d", folder, "-s", "review", "a") == ["review_ab"]
+    assert names("-d", folder, "-v", "0613") == ["a_0613"]
+    assert names("-f", f"{folder}/other.jsonl") == ["other"]
+    with pytest.raises(RequestError, match="one experiment"):
+        summary("-d", folder, "--score-file", "x")
+    with pytest.raises(RequestError, match="--files, or --dir"):
+        summary()
+    with pytest.raises(RequestError, match="no file of reviews"):
+        summary("-d", folder, "-s", "nothing")
+    write(tmp_path / "bad.jsonl", [{"tuple": [1]}])
+    with pytest.raises(RequestError, match=r"bad.jsonl, review 1: no two scores"):
+        summary("-f", f"{folder}/bad.jsonl")
+
+
+# --- the text-only baseline ---
+
+
+def test_baseline(tmp_path: Path) -> None:
+    questions = write(tmp_path / "q.jsonl", [{"question_id": i, "text": f"t{i}"} for i in (3, 1, "x", 2)])
+    arguments = ["-q", questions, "-o", str(tmp_path / "a.jsonl"), "--judge-parallel", "1"]
+    with judge_double(lambda text: f"re {text}") as server:
+        server.failures = [(500, "x")] * 3 + [(400, "too long")]
+        args = qa_baseline_gpt35.build_parser().parse_args([*arguments, "--judge-base-url", server.base_url])
+        assert (args.judge_model, args.judge_retries, args.max_tokens) == ("gpt-3.5-turbo", 2, 1024)
+        qa_baseline_gpt35.main(args)
+        assert server.asked(PATH)[0]["messages"][0] == {"role": "system", "content": "You are a helpful assistant."}
+    answers = read(tmp_path / "a.jsonl")
+    assert [len(answer.pop("answer_id")) for answer in answers] == [22] * 4
+    texts = {1: "#ERROR#", 2: "re t2", 3: "#ERROR#", "x": "re tx"}
+    assert answers == [
+        {"question_id": number, "model_id": "gpt-3.5-turbo:20230327", "text": text} for number, text in texts.items()
+    ]
+
+
+# --- the web page's data ---
+
+
+def test_webpage_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parser = generate_webpage_data_from_table.build_parser()
+    with pytest.raises(RequestError, match=r"answer_<model>.jsonl"):
+        generate_webpage_data_from_table.main(parser.parse_args([]))
+    for folder in ("table/answer", "table/review"):
+        Path(folder).mkdir(parents=True)
+    write(
+        Path("table/question.jsonl"),
+        [{"question_id": 1, "text": "Q", "category": "conv"}, {"question_id": 2, "text": "R"}],
+    )
+    write(Path("table/answer/answer_a.jsonl"), [{"question_id": 2, "text": "a2"}, {"question_id": 1, "text": "a1"}])
+    write(Path("table/answer/answer_b.jsonl"), [{"question_id": 1, "text": "b1"}])
+    write(Path("table/review/review_a.jsonl"), [{"question_id": 1, "content": "8 9", "tuple": [8, 9]}])
+    generate_webpage_data_from_table.main(parser.parse_args([]))
+    data = json.loads(Path("webpage/data.json").read_text())
+    assert data["models"] == ["a", "b"]
+    assert data["questions"][0] == {
+        "id": 1,
+        "category": "conv",
+        "question": "Q",
+        "answers": {"a": "a1", "b": "b1"},
+        "evaluations": {"a": "8 9"},
+        "scores": {"a": [8, 9]},
+    }
+    assert data["questions"][1]["answers"] == {"a": "a2"}

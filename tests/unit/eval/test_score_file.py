@@ -1,0 +1,103 @@
+"""Score files and the JSON files beneath all scorers."""
+
+from pathlib import Path
+
+import pytest
+
+from llava.eval.scoring.json_files import read_json, read_json_lines, read_readable_lines, write_json, write_json_lines
+from llava.eval.scoring.score_file import experiment_name, item, read_score_file, run_facts, write_score
+from llava.program import RequestError
+
+
+def test_lines_are_read_and_faults_name_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "x\u2028y"}\n\n{"a": 2}\n', encoding="utf-8")
+    assert read_json_lines(str(path), ["a"]) == [{"a": "x\u2028y"}, {"a": 2}]
+    with pytest.raises(RequestError, match=r"a\.jsonl, line 1: there is no 'b'"):
+        read_json_lines(str(path), ["b"])
+    path.write_text('{"a": 1}\n[1]\n{broken\n')
+    with pytest.raises(RequestError, match="line 2: not a JSON object"):
+        read_json_lines(str(path))
+    assert read_readable_lines(str(path)) == ([{"a": 1}], 2)
+
+
+def test_empty_lines_are_among_the_unreadable(tmp_path: Path) -> None:
+    """Contract 3: VQAv2's and VizWiz's converters count what they cannot read; the end of the last line is no line."""
+    path = tmp_path / "a.jsonl"
+    for end, failures in (("", 1), ("\n", 1), ("\n\n", 2)):
+        path.write_text('{"a": 1}\n\n{"a": 2}' + end)
+        assert read_readable_lines(str(path)) == ([{"a": 1}, {"a": 2}], failures)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "1" * 10_000 + "}"])
+def test_json_beyond_what_can_be_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(text + "\n")
+    for read in (read_json, read_json_lines):
+        with pytest.raises(RequestError, match=r"a\.jsonl.*: not JSON that can be read"):
+            read(str(path))
+    assert read_readable_lines(str(path)) == ([], 1)
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    """It could be neither printed nor written; whole pairs stay."""
+    path = tmp_path / "a.json"
+    path.write_text(r'{"a": "x\ud83d", "b": "\ud83d\ude00"}')
+    assert read_json(str(path)) == {"a": "x?", "b": "\N{GRINNING FACE}"}
+
+
+def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a":\n 1,,}')
+    with pytest.raises(RequestError, match=r"a\.json, line 2: not JSON"):
+        read_json(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RequestError, match="UTF-8"):
+        read_json(str(path))
+
+
+def test_files_are_written_in_new_folders(tmp_path: Path) -> None:
+    write_json(str(tmp_path / "x/y.json"), {"a": "é"}, indent=2)
+    assert (tmp_path / "x/y.json").read_text() == '{\n  "a": "\\u00e9"\n}'
+    write_json_lines(str(tmp_path / "z/y.jsonl"), [{"a": 1}, {"a": 2}])
+    assert (tmp_path / "z/y.jsonl").read_text() == '{"a": 1}\n{"a": 2}\n'
+
+
+def test_run_facts() -> None:
+    answers = [
+        {"metadata": {"seconds": 0.1, "device": "cpu", "num_beams": 1}},
+        {"metadata": {"seconds": 0.3, "device": "cuda", "num_beams": 1}},
+        {"metadata": {}},
+        {},
+    ]
+    assert run_facts(answers) == {
+        "seconds": pytest.approx(0.2),
+        "device": ["cpu", "cuda"],
+        "num_beams": 1,
+        "answers": 2,
+    }
+    assert run_facts([{"metadata": {}}, {}]) == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "name"),
+    [
+        ("answers/llava-v1.5-13b.jsonl", None, "llava-v1.5-13b"),
+        ("answers/split/llava-v1.5-7b/merge.jsonl", None, "llava-v1.5-7b"),
+        ("a/b.jsonl", "mine", "mine"),
+    ],
+)
+def test_experiment_name(path: str, asked: str | None, name: str) -> None:
+    assert experiment_name(path, asked) == name
+
+
+def test_score_files_come_back_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "scores/a.json"
+    items = [item(1, 1), item(2, 0)]
+    write_score(str(path), "GQA", "x", "mean", items, details={"a": 1}, expected=3, answered=2)
+    score = read_score_file(str(path))
+    assert (score.score, score.items, score.expected, score.answered, score.run) == (50, items, 3, 2, {})
+    write_score(None, "GQA", "x", "mean", [], details={}, expected=0, answered=0)  # not asked for
+    (tmp_path / "b.json").write_text('{"benchmark": "GQA"}')
+    with pytest.raises(RequestError, match="no 'experiment'"):
+        read_score_file(str(tmp_path / "b.json"))
