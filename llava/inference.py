@@ -3,20 +3,23 @@
 Shared by the command line chat and the answer generators (contract: eval.md 1, serve.md 8).
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
-from typing import Any
-
-import torch
-from PIL import Image
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, Union
 
 from llava.image_utils import process_images
 from llava.program import RequestError
 
+if TYPE_CHECKING:  # programs import this module for its flags, and must answer --help without loading torch
+    import torch
+    from PIL import Image
+    from transformers import PreTrainedModel
+
 logger = logging.getLogger(__name__)
 
-Images = torch.Tensor | list[torch.Tensor]
+Images = Union["torch.Tensor", list["torch.Tensor"]]
 
 
 def inference_options(device: str = "cuda") -> dict[str, Any]:
@@ -25,6 +28,8 @@ def inference_options(device: str = "cuda") -> dict[str, Any]:
     On a CPU the model runs in float32, where float16 is slow and coarse. CUDA falls back to the CPU where there is
     none, and says so.
     """
+    import torch
+
     if device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("This machine has no CUDA device: the model runs on the CPU, in float32.")
         device = "cpu"

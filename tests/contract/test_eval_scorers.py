@@ -5,22 +5,25 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llava.eval import eval_pope, eval_science_qa, eval_textvqa
+from llava.eval import eval_textvqa
+from llava.eval.scoring import pope, science_qa
 from llava.eval.scoring.answers import IncompleteError
+from llava.eval.scoring.scorer import run_scorer
 from tests.conftest import REPOSITORY, VECTORS
 
 RUNS = {run["name"]: run for run in json.loads((VECTORS / "llava/eval/index.json").read_text())}
-MODULES = {
-    "llava.eval.eval_pope": eval_pope,
-    "llava.eval.eval_science_qa": eval_science_qa,
-    "llava.eval.eval_textvqa": eval_textvqa,
+PROGRAMS: dict[str, Callable[[list[str]], None]] = {
+    "llava.eval.eval_pope": lambda argv: run_scorer(pope.BENCHMARK, argv),
+    "llava.eval.eval_science_qa": lambda argv: run_scorer(science_qa.BENCHMARK, argv),
+    "llava.eval.eval_textvqa": lambda argv: eval_textvqa.main(eval_textvqa.build_parser().parse_args(argv)),
 }
-SCORED = [name for name, run in RUNS.items() if run["target"] in MODULES and run["rc"] == 0]
+SCORED = [name for name, run in RUNS.items() if run["target"] in PROGRAMS and run["rc"] == 0]
 
 
 @pytest.fixture
@@ -35,8 +38,7 @@ def vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _run(name: str, *extra: str) -> None:
-    module = MODULES[RUNS[name]["target"]]
-    module.main(module.build_parser().parse_args([*RUNS[name]["argv"], *extra]))
+    PROGRAMS[RUNS[name]["target"]]([*RUNS[name]["argv"], *extra])
 
 
 def _assert_same_outputs(name: str, folder: Path) -> None:
@@ -66,17 +68,17 @@ def test_recorded_run_from_the_shell(name: str, form: str, vectors: Path) -> Non
 
 
 def test_pope_without_a_yes(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """E-8: upstream divides by zero after the counts."""
+    """Upstream divides by zero after the counts."""
     _run("eval_pope_all_no")
     output = capsys.readouterr().out
     assert output.startswith(RUNS["eval_pope_all_no"]["stdout"])
     assert "Precision: 0.0\nRecall: 0.0\nF1 score: 0.0\nYes ratio: 0.0\n0.000, 0.400, 0.000, 0.000, 0.000\n" in output
 
 
-def test_science_qa_without_pictures(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """E-8: upstream divides by zero."""
+def test_science_qa_without_images(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Upstream divides by zero."""
     argv = [word.replace("$TMP", str(vectors)) for word in RUNS["eval_science_qa_no_images"]["argv"]]
-    eval_science_qa.main(eval_science_qa.build_parser().parse_args(argv))
+    run_scorer(science_qa.BENCHMARK, argv)
     assert capsys.readouterr().out == "Total: 12, Correct: 3, Accuracy: 25.00%, IMG-Accuracy: nan%\n"
     assert json.loads((vectors / "r").read_text())["correct"] == 3
 

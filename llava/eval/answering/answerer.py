@@ -1,12 +1,9 @@
-"""The core of all answer generators: open a checkpoint, ask it questions, get the replies (contract: eval.md 1)."""
+"""An open checkpoint that answers prepared queries, one by one or in batches."""
 
-import logging
-import math
 import os
 import re
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,55 +11,15 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from llava.chat import check_markers
-from llava.conversation import conv_templates
-from llava.eval.answering.queries import Example
+from llava.eval.answering.loader import Example
+from llava.eval.answering.model_names import model_name
+from llava.eval.answering.options import DecodingOptions
 from llava.inference import generate_replies, inference_options, prepare_images
-from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
+from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.program import RequestError
 
-logger = logging.getLogger(__name__)
-
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-@dataclass(frozen=True)
-class AnswerOptions:
-    """How replies are generated.
-
-    Attributes:
-        temperature: 0 is greedy, or beam search.
-        top_p: nucleus when sampling; None is the whole distribution, whatever generation_config.json says.
-        num_beams: beams.
-        max_new_tokens: longest reply.
-    """
-
-    temperature: float = 0.2
-    top_p: float | None = None
-    num_beams: int = 1
-    max_new_tokens: int = 1024
-
-    def __post_init__(self) -> None:
-        """
-        Raises:
-            RequestError: a value that means nothing.
-        """
-        for flag, value in (("num_beams", self.num_beams), ("max_new_tokens", self.max_new_tokens)):
-            if value < 1:
-                raise RequestError(f"--{flag} is {value}; it must be 1 or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise RequestError(f"--top_p is {self.top_p}; it must be above 0, and 1 or less")
-        if math.isnan(self.temperature):
-            raise RequestError("--temperature is nan; it must be a number, 0 for greedy decoding")
-
-    def for_generate(self) -> dict[str, Any]:
-        """As keyword arguments of `generate_replies`."""
-        return {
-            "temperature": self.temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-            "num_beams": self.num_beams,
-            "max_new_tokens": self.max_new_tokens,
-        }
 
 
 @dataclass(frozen=True)
@@ -70,7 +27,7 @@ class Answerer:
     """An open checkpoint.
 
     Attributes:
-        name: the model's name, as answers files record it.
+        name: name of the model in answers files.
         image_processor: None for a plain language model.
     """
 
@@ -88,7 +45,8 @@ class Answerer:
 
         Raises:
             RequestError: the checkpoint cannot be opened.
-            OSError, ImportError: a file of it or a package is missing, see `load_pretrained_model`.
+            OSError: one of its files is missing.
+            ImportError: a package that it needs is missing.
         """
         path = os.path.expanduser(model_path)
         base = None if model_base is None else os.path.expanduser(model_base)
@@ -100,34 +58,34 @@ class Answerer:
             tokenizer, model, image_processor, _ = load_pretrained_model(
                 path, base, name, **inference_options(), **connector
             )
-        except (ValueError, NotImplementedError) as error:  # its files do not fit together, or are none of ours
+        except (ValueError, NotImplementedError) as error:  # inconsistent files, or an unsupported model
             raise RequestError(f"{path} cannot be opened as a model: {error}") from error
         return cls(name, tokenizer, model, image_processor)
 
-    def answer(self, prompt: str, pictures: list[Image.Image], options: AnswerOptions) -> str:
-        """The reply to a finished prompt, which has one `<image>` for each picture.
+    def answer(self, prompt: str, images: list[Image.Image], decoding: DecodingOptions) -> str:
+        """Return the reply to a complete prompt, which has one `<image>` per image.
 
         Raises:
-            RequestError: markers and pictures do not match, or the model takes no pictures.
+            RequestError: markers and images do not match, or the model takes no images.
         """
-        check_markers(prompt, len(pictures))
+        check_markers(prompt, len(images))
         ids = tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt").unsqueeze(0)
-        images, sizes = None, None
-        if pictures:
-            images, sizes = prepare_images(pictures, self.image_processor, self.model.config)
-        return generate_replies(self.model, self.tokenizer, ids, images, sizes, **options.for_generate())[0]
+        pixels, sizes = None, None
+        if images:
+            pixels, sizes = prepare_images(images, self.image_processor, self.model.config)
+        return generate_replies(self.model, self.tokenizer, ids, pixels, sizes, **decoding.for_generate())[0]
 
-    def answer_batch(self, examples: Sequence[Example], options: AnswerOptions) -> list[str]:
-        """The replies to prepared queries, in their order; those without a picture are generated apart."""
+    def answer_batch(self, examples: Sequence[Example], decoding: DecodingOptions) -> list[str]:
+        """Return the replies to prepared queries, in their order; those without an image form a batch of their own."""
         replies: dict[int, str] = {}
-        for with_picture in (True, False):
-            group = [example for example in examples if (example.image is not None) == with_picture]
+        for with_image in (True, False):
+            group = [example for example in examples if (example.image is not None) == with_image]
             if group:
-                texts = self._answer_group(group, options)
+                texts = self._answer_group(group, decoding)
                 replies |= {example.index: text for example, text in zip(group, texts, strict=True)}
         return [replies[example.index] for example in examples]
 
-    def _answer_group(self, examples: Sequence[Example], options: AnswerOptions) -> list[str]:
+    def _answer_group(self, examples: Sequence[Example], decoding: DecodingOptions) -> list[str]:
         ids, mask = _pad_left([example.input_ids for example in examples])
         images, sizes = None, None
         if examples[0].image is not None:
@@ -136,10 +94,10 @@ class Answerer:
             if all(image.shape == images[0].shape for image in images):
                 images = torch.stack(images)
         padding = {} if len(examples) == 1 else {"attention_mask": mask.to(self.model.device)}
-        return generate_replies(self.model, self.tokenizer, ids, images, sizes, **padding, **options.for_generate())
+        return generate_replies(self.model, self.tokenizer, ids, images, sizes, **padding, **decoding.for_generate())
 
     def facts(self) -> dict[str, Any]:
-        """What a result depends on, as answers record it with `--record-run`; sizes count one picture or crop."""
+        """Return what --record-run records of the model: device, dtype, connector, visual tokens per image or crop."""
         config = self.model.config
         facts = {"device": self.model.device.type, "dtype": str(self.model.dtype).removeprefix("torch.")}
         if self.image_processor is None:
@@ -148,55 +106,8 @@ class Answerer:
         return facts | {"connector": connector, "num_visual_tokens": self.model.num_visual_tokens}
 
 
-@dataclass
-class Timer:
-    """Seconds per answer of each batch, loading and decoding included."""
-
-    start: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.start = time.monotonic()
-
-    def lap(self, num_answers: int) -> float:
-        """Seconds since the last lap, per answer."""
-        now = time.monotonic()
-        seconds, self.start = (now - self.start) / num_answers, now
-        return seconds
-
-
-def model_name(model_path: str) -> str:
-    """The model's name, as answers files record it; `~` is expanded.
-
-    Raises:
-        RequestError: the path is that of a `checkpoint-*` alone.
-    """
-    try:
-        return get_model_name_from_path(os.path.expanduser(model_path))
-    except IndexError as error:
-        raise RequestError(str(error)) from error
-
-
-def run_facts(answerer: Answerer, options: AnswerOptions, conv_mode: str, batch_size: int) -> dict[str, Any]:
-    """The same for every answer of a run: model, template, decoding."""
-    return answerer.facts() | {"conv_mode": conv_mode, "batch_size": batch_size} | asdict(options)
-
-
-def template_for(model_name: str, conv_mode: str) -> str:
-    """`conv_mode`, or its `mmtag` variant for a model that saw nothing but image and caption pairs (E-3).
-
-    A mode without such a variant is kept.
-    """
-    if "plain" not in model_name or "finetune" in model_name or "mmtag" in conv_mode:
-        return conv_mode
-    short = conv_mode.removeprefix("vicuna_").removeprefix("llava_")
-    tagged = next((name for name in (f"{conv_mode}_mmtag", f"{short}_mmtag") if name in conv_templates), conv_mode)
-    if tagged != conv_mode:
-        logger.warning("%s looks like a plain (pre-trained only) model: --conv-mode becomes %s.", model_name, tagged)
-    return tagged
-
-
 def _pad_left(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of different lengths as one `[B, n]`, and their mask."""
+    """Pad token ids of different lengths on the left; return ids and mask, `[B, n]`."""
     longest = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)

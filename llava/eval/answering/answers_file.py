@@ -1,4 +1,4 @@
-"""The answers file of a generator: one JSON object per line, whole lines only, and resumable (contract: eval.md 1)."""
+"""The answers file of a generator: one JSON object per line, written line by line, and resumable."""
 
 import fcntl
 import json
@@ -16,14 +16,14 @@ from llava.program import RequestError
 
 logger = logging.getLogger(__name__)
 
-# 57 signs that are not mistaken for one another; 22 of them hold the 128 bits of a UUID.
+# 57 characters without look-alikes; 22 of them encode the 128 bits of a UUID.
 _ID_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _ID_LENGTH = 22
 
-# What tells one question's line from another's: some benchmarks ask twice under one id, or in several rounds.
+# The fields that identify a question: some benchmarks ask twice under one id, or in several rounds.
 KEY_FIELDS = ("question_id", "prompt", "round_id")
 
-# What of a recorded run must be the same for all answers of a file; device and batches may differ.
+# Settings of a recorded run that all answers of a file must share; device and batch size may differ.
 RUN_FIELDS = (
     *("connector", "num_visual_tokens"),
     *("conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens"),
@@ -33,17 +33,20 @@ Writer = Callable[[int, dict[str, Any]], None]
 
 
 class AnswersFile:
-    """The answers to a list of questions, and which of them an earlier run has written already.
+    """The answers to a list of questions, some of which an earlier run may have written.
 
     Args:
-        path: of the file; `~` is expanded. Its folder is made when it is opened (E-1).
-        questions: per question, the fields of its line that are known beforehand.
-        resume: keep the answers that are there.
-        key_fields: the fields that tell the questions apart.
+        path: path of the file; `~` is expanded. Its folder is created when the file is opened.
+        questions: the fields of each question's line that are known before the reply.
+        resume: keep the answers that the file already holds.
+        key_fields: the fields that identify a question.
+
+    Attributes:
+        missing: indices of the questions that are not answered yet.
 
     Raises:
-        RequestError: the path is not that of a file; with `resume`, the file holds something else than answers to these
-            questions.
+        RequestError: the path is not that of a file; or, with `resume`, the file holds something other than answers to
+            these questions.
     """
 
     def __init__(
@@ -60,25 +63,25 @@ class AnswersFile:
             )
         self._key_fields = key_fields
         self._resume = resume
-        self._num_bytes = 0  # length of the lines that are kept
+        self._num_bytes = 0  # length of the kept lines
         self._order: list[int] = []  # index of the question that each line answers
         self._models: set[str] = set()
-        self._runs: dict[str, dict[str, Any]] = {}  # the different recorded runs of the lines that are kept
+        self._runs: dict[str, dict[str, Any]] = {}  # the distinct recorded runs of the kept lines
         self.missing = list(range(len(questions)))
         if resume and os.path.exists(self.path):
-            self._take_over(questions)
+            self._read_earlier(questions)
 
     def _key(self, line: dict[str, Any]) -> str:
         return json.dumps([line.get(field) for field in self._key_fields])
 
-    def _take_over(self, questions: Sequence[dict[str, Any]]) -> None:
+    def _read_earlier(self, questions: Sequence[dict[str, Any]]) -> None:
         unanswered: dict[str, deque[int]] = defaultdict(deque)
         for index, question in enumerate(questions):
             unanswered[self._key(question)].append(index)
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
-                    break  # the last line of a run that was stopped in the middle of it
+                    break  # partial last line of a run that was killed
                 self._num_bytes += len(line)
                 record = parse_object(line.decode("utf-8", "replace"), f"{self.path}, line {number}")
                 indices = unanswered[self._key(record)]
@@ -96,13 +99,14 @@ class AnswersFile:
         self.missing = sorted(set(self.missing) - set(self._order))
 
     def check_run(self, name: str, facts: Mapping[str, Any]) -> None:
-        """
+        """Compare this run with the kept answers, as far as they record theirs.
+
         Args:
-            name: of the model.
-            facts: of this run, as far as they are known; compared with what the answers record of theirs, if anything.
+            name: name of the model.
+            facts: known settings of this run.
 
         Raises:
-            RequestError: the answers that are kept are another model's, or made with other settings.
+            RequestError: the kept answers are another model's, or made with other settings.
         """
         others = sorted(self._models - {name})
         if others:
@@ -123,10 +127,10 @@ class AnswersFile:
 
     @contextmanager
     def open(self) -> Iterator[Writer]:
-        """Gives a function `write(index of the question, its line)`.
+        """Yield a function `write(index of the question, its line)`.
 
-        Every line reaches the file at once and whole: a long run can be watched, and stopped. When the block ends well
-        the lines are put in the order of the questions, should a resumed run have filled gaps.
+        Every line is written at once and as a whole, so that a long run can be watched and killed. At the end, if a
+        resumed run has filled gaps, the lines are sorted in the order of the questions.
 
         Raises:
             RequestError: another process is writing the file.
@@ -136,14 +140,14 @@ class AnswersFile:
         try:
             _lock(descriptor, self.path)
             if not self._resume and os.fstat(descriptor).st_size:
-                logger.warning("%s is written anew; its earlier answers are replaced (--resume keeps them).", self.path)
+                logger.warning("%s is overwritten; its earlier answers are lost (--resume keeps them).", self.path)
             os.ftruncate(descriptor, self._num_bytes)
             os.lseek(descriptor, self._num_bytes, os.SEEK_SET)
 
             def write(index: int, line: dict[str, Any]) -> None:
                 data = (json.dumps(line) + "\n").encode()
                 written = os.write(descriptor, data)
-                if written != len(data):  # the disk is full: do not leave half a line
+                if written != len(data):  # the disk is full: leave no partial line
                     os.ftruncate(descriptor, self._num_bytes)
                     raise OSError(
                         f"{self.path}: only {written} of {len(data)} bytes could be written; is the disk full?"
@@ -166,7 +170,7 @@ class AnswersFile:
 
 
 def _lock(descriptor: int, path: str) -> None:
-    """Until the file is closed, no other run writes it: the lines of two would overwrite one another."""
+    """Lock the file until it is closed: the lines of two concurrent runs would overwrite each other."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -178,7 +182,7 @@ def _lock(descriptor: int, path: str) -> None:
 
 
 def answer_record(question_id: Any, prompt: str, text: str, model_id: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """One line of an answers file."""
+    """Return one line of an answers file."""
     return {
         "question_id": question_id,
         "prompt": prompt,
@@ -190,10 +194,10 @@ def answer_record(question_id: Any, prompt: str, text: str, model_id: str, metad
 
 
 def short_uuid() -> str:
-    """A random UUID in 22 letters and digits."""
+    """Return a random UUID as 22 letters and digits."""
     number = uuid.uuid4().int
-    signs = []
+    characters = []
     for _ in range(_ID_LENGTH):
         number, digit = divmod(number, len(_ID_ALPHABET))
-        signs.append(_ID_ALPHABET[digit])
-    return "".join(signs)
+        characters.append(_ID_ALPHABET[digit])
+    return "".join(characters)

@@ -1,14 +1,18 @@
-"""The flags that the answer generators share (contract: eval.md 1)."""
+"""The flags that the answer generators share, and the options that they describe."""
 
 import argparse
+import dataclasses
+from typing import Any, TypeVar
 
 from llava.inference import add_connector_arguments
+
+Options = TypeVar("Options")
 
 
 def add_generator_arguments(
     parser: argparse.ArgumentParser, question_file: str = "tables/question.jsonl", conv_mode: str = "llava_v1"
 ) -> None:
-    """The flags that all `model_vqa*` have, upstream's and ours."""
+    """Add the flags that all `model_vqa*` share, upstream's and ours."""
     parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
     parser.add_argument("--model-base", type=str, default=None)
     parser.add_argument("--image-folder", type=str, default="")
@@ -22,7 +26,11 @@ def add_generator_arguments(
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser, max_new_tokens: int | None = None) -> None:
-    """Upstream's flags with underscores; the last only with a default for it."""
+    """Add upstream's decoding flags, spelt with underscores.
+
+    Args:
+        max_new_tokens: default of that flag; None leaves it out.
+    """
     parser.add_argument("--top_p", type=float, default=None)
     parser.add_argument("--num_beams", type=int, default=1)
     if max_new_tokens is not None:
@@ -30,11 +38,23 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, max_new_tokens: int 
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beyond upstream: how a file of questions is worked through. Without them everything is as upstream does it."""
-    parser.add_argument("--batch-size", type=int, default=1, help="questions answered at a time")
-    parser.add_argument("--resume", action="store_true", help="keep the answers that the file holds, add the others")
-    parser.add_argument("--limit", type=int, default=None, help="ask only so many questions, the first of the file")
+    """Add flags that upstream does not have. Their defaults keep upstream's behaviour."""
+    parser.add_argument("--batch-size", type=int, default=1, help="questions answered at once")
+    parser.add_argument("--resume", action="store_true", help="keep the answers in the file, add the missing ones")
+    parser.add_argument("--limit", type=int, default=None, help="answer only so many questions, from the file's start")
     parser.add_argument(
-        "--record-run", action="store_true", help="model, decoding and seconds in the metadata of each answer"
+        "--record-run", action="store_true", help="write model, decoding and seconds into each answer's metadata"
     )
     add_connector_arguments(parser)
+
+
+def options_from(kind: type[Options], args: Any, **given: Any) -> Options:
+    """Build a dataclass of options from the flags of the same names.
+
+    Callers of `eval_model` may pass any object; options whose attributes it lacks keep their defaults.
+
+    Args:
+        given: values that take precedence over the flags.
+    """
+    names = [field.name for field in dataclasses.fields(kind) if hasattr(args, field.name)]
+    return kind(**({name: getattr(args, name) for name in names} | given))

@@ -1,17 +1,20 @@
-"""Question files of the answer generators, cut into chunks (contract: eval.md 1)."""
+"""Question files, and the part of them that a run answers."""
 
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from llava.eval.answering.queries import Query
 from llava.eval.scoring.json_files import read_json_lines
 from llava.program import RequestError
 
+Item = TypeVar("Item")
+
 
 def split_list(lst: Sequence[Any], n: int) -> list[Sequence[Any]]:
-    """Contiguous chunks of ceil(len / n) items; fewer than `n` when the items run out (E-2).
+    """Cut a list into contiguous chunks of ceil(len / n) items; fewer than `n` chunks if the items run out.
 
     Raises:
         RequestError: `n` is not positive.
@@ -23,7 +26,7 @@ def split_list(lst: Sequence[Any], n: int) -> list[Sequence[Any]]:
 
 
 def get_chunk(lst: Sequence[Any], n: int, k: int) -> Sequence[Any]:
-    """Chunk `k` of `n`; empty when the items did not reach it.
+    """Return chunk `k` of `n`; an empty one if the items run out before it, where upstream fails.
 
     Raises:
         RequestError: there is no such chunk.
@@ -34,38 +37,54 @@ def get_chunk(lst: Sequence[Any], n: int, k: int) -> Sequence[Any]:
     return chunks[k] if k < len(chunks) else []
 
 
-def select_questions(questions: Sequence[Any], args: Any) -> Sequence[Any]:
-    """The questions that `--limit`, then `--num-chunks` and `--chunk-idx` leave.
+@dataclass(frozen=True)
+class Selection:
+    """The part of a question file that a run answers.
 
-    Args:
-        args: any object with the flags as attributes; those it lacks leave everything.
-
-    Raises:
-        RequestError: there is no such chunk, or the limit is negative.
-    """
-    limit = getattr(args, "limit", None)
-    if limit is not None and limit < 0:
-        raise RequestError(f"--limit is {limit}; it must be 0 or more")
-    return get_chunk(questions[:limit], getattr(args, "num_chunks", 1), getattr(args, "chunk_idx", 0))
-
-
-def read_picture_questions(args: Any) -> list[Query]:
-    """The chosen questions of `args.question_file`, each about one picture below `args.image_folder`.
+    Attributes:
+        limit: number of questions, from the start of the file; None for all.
+        num_chunks: number of contiguous chunks into which these are cut.
+        chunk_idx: the chunk to answer, from 0.
 
     Raises:
-        RequestError: bad question file, or no such chunk.
+        RequestError: the limit is negative.
     """
-    questions = read_json_lines(args.question_file, {"question_id": str | int, "image": str, "text": str})
+
+    limit: int | None = None
+    num_chunks: int = 1
+    chunk_idx: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 0:
+            raise RequestError(f"--limit is {self.limit}; it must be 0 or more")
+
+    def of(self, questions: Sequence[Item]) -> Sequence[Item]:
+        """Return the selected questions.
+
+        Raises:
+            RequestError: there is no such chunk.
+        """
+        return get_chunk(questions[: self.limit], self.num_chunks, self.chunk_idx)
+
+
+def read_image_questions(question_file: str, image_folder: str, selection: Selection) -> list[Query]:
+    """Read the selected questions of a JSON-lines file, each about one image.
+
+    Raises:
+        OSError: the file cannot be read.
+        RequestError: the file has another format, or there is no such chunk.
+    """
+    questions = read_json_lines(question_file, {"question_id": str | int, "image": str, "text": str})
     return [
         Query(
             fields={"question_id": question["question_id"], "prompt": question["text"]},
             message=question["text"],
-            image=picture_path(args.image_folder, question["image"]),
+            image=image_path(image_folder, question["image"]),
         )
-        for question in select_questions(questions, args)
+        for question in selection.of(questions)
     ]
 
 
-def picture_path(folder: str, name: str) -> str:
-    """Where a question's picture is; `~` is expanded."""
+def image_path(folder: str, name: str) -> str:
+    """Return the path of a question's image; `~` is expanded."""
     return os.path.join(os.path.expanduser(folder), name)

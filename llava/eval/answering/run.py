@@ -1,6 +1,7 @@
-"""One run of an answer generator: a list of queries in, an answers file out (contract: eval.md 1)."""
+"""One run of an answer generator: queries in, answers file out."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -8,87 +9,81 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.chat import check_template
-from llava.eval.answering.answerer import Answerer, AnswerOptions, Timer, model_name, run_facts
+from llava.eval.answering.answerer import Answerer
 from llava.eval.answering.answers_file import KEY_FIELDS, AnswersFile, answer_record
-from llava.eval.answering.queries import Failure, Query, QueryDataset, chat_prompt, query_loader
+from llava.eval.answering.loader import Failure, MakePrompt, QueryDataset, chat_prompt, query_loader
+from llava.eval.answering.model_names import model_name
+from llava.eval.answering.options import NUM_WORKERS, DecodingOptions, RunOptions
+from llava.eval.answering.queries import Query
 from llava.inference import connector_overrides
 from llava.program import RequestError
-
-NUM_WORKERS = 4
 
 # (query, reply, name of the model, metadata) -> line of the answers file
 ToLine = Callable[[Query, str, str, dict[str, Any]], dict[str, Any]]
 
 
 def standard_line(query: Query, text: str, model: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """The line that most generators write."""
+    """Return the line that most generators write."""
     return answer_record(query.fields["question_id"], query.fields["prompt"], text, model, metadata)
 
 
 def answer_queries(
     queries: Sequence[Query],
-    args: Any,
-    options: AnswerOptions,
-    conv_mode: str,
+    run: RunOptions,
+    decoding: DecodingOptions,
     *,
     to_line: ToLine = standard_line,
     key_fields: Sequence[str] = KEY_FIELDS,
-    make_prompt: Callable[[str, int, Any, str], str] = chat_prompt,
+    make_prompt: MakePrompt = chat_prompt,
     num_workers: int = NUM_WORKERS,
 ) -> None:
-    """Open the model of `args` and write its answers to `args.answers_file`, line by line, in order.
+    """Open the model and write its answers to the answers file, line by line, in order.
 
-    A query that cannot be asked is reported in one line and left out; the others are answered all the same. Without
-    queries the file is empty, and no model is loaded (E-2).
+    A query that cannot be prepared is reported on standard error and left out; the others are answered. Without queries
+    the file is empty, and no model is loaded.
 
     Args:
-        args: any object with the flags as attributes; those beyond upstream's may be missing.
-        to_line: what a line looks like.
-        key_fields: the fields of a line that tell the queries apart, for `--resume`.
-        make_prompt: (message, number of pictures, model's configuration, conv_mode) -> prompt.
-        num_workers: at most so many processes prepare the queries.
+        to_line: builds a line of the answers file.
+        key_fields: the fields of a line that identify its query, for --resume.
+        make_prompt: builds the prompt.
+        num_workers: largest number of processes that prepare queries.
 
     Raises:
-        RequestError: unknown template, bad flags, an answers file that cannot be resumed; at the end, some query was
-            not answered.
+        RequestError: unknown template, or an answers file that cannot be resumed; at the end, if some query was not
+            answered.
     """
-    check_template(conv_mode)
-    batch_size = getattr(args, "batch_size", 1)
-    if batch_size < 1:
-        raise RequestError(f"--batch-size is {batch_size}; it must be 1 or more")
-    file = AnswersFile(
-        args.answers_file, [query.fields for query in queries], getattr(args, "resume", False), key_fields
-    )
-    overrides = connector_overrides(args)
-    stated = {"conv_mode": conv_mode} | asdict(options)
-    if "mm_projector_type" in overrides:
-        stated["connector"] = overrides["mm_projector_type"]
-    file.check_run(model_name(args.model_path), stated)  # before a model is loaded
-    # Only the model knows what --mm_num_visual_tokens becomes: some connectors give a number nearby.
-    if not queries or not (file.missing or "mm_num_visual_tokens" in overrides):
+    check_template(run.conv_mode)
+    file = AnswersFile(run.answers_file, [query.fields for query in queries], run.resume, key_fields)
+    overrides = connector_overrides(run)
+    settings = {"conv_mode": run.conv_mode, "batch_size": run.batch_size} | asdict(decoding)
+    connector = {"connector": run.mm_projector_type} if run.mm_projector_type else {}
+    file.check_run(model_name(run.model_path), settings | connector)  # before a model is loaded
+    # Only the open model knows its number of visual tokens: some connectors round --mm_num_visual_tokens.
+    if not queries or not (file.missing or run.mm_num_visual_tokens is not None):
         with file.open():
             return
-    answerer = Answerer.open(args.model_path, getattr(args, "model_base", None), **overrides)
-    facts = run_facts(answerer, options, conv_mode, batch_size)
+    answerer = Answerer.open(run.model_path, run.model_base, **overrides)
+    facts = answerer.facts() | settings
     file.check_run(answerer.name, facts)
-    recorded = facts if getattr(args, "record_run", False) else None
     asked = [queries[index] for index in file.missing]
     dataset = QueryDataset(
-        asked, answerer.tokenizer, answerer.image_processor, answerer.model.config, conv_mode, make_prompt
+        asked, answerer.tokenizer, answerer.image_processor, answerer.model.config, run.conv_mode, make_prompt
     )
     failures = 0
-    timer = Timer()
+    start = time.monotonic()
     with file.open() as write, tqdm(initial=len(queries) - len(asked), total=len(queries)) as progress:
-        for batch in query_loader(dataset, batch_size, num_workers):
+        for batch in query_loader(dataset, run.batch_size, num_workers):
             for item in batch:
                 if isinstance(item, Failure):
                     failures += 1
-                    tqdm.write(_explain(asked[item.index], item, key_fields[0]), file=sys.stderr)
+                    question_id = asked[item.index].fields.get(key_fields[0])
+                    tqdm.write(f"question {question_id}: {item.error}", file=sys.stderr)
             examples = [item for item in batch if not isinstance(item, Failure)]
-            replies = answerer.answer_batch(examples, options)
-            seconds = timer.lap(max(1, len(examples)))
+            replies = answerer.answer_batch(examples, decoding)
+            end = time.monotonic()
+            seconds, start = round((end - start) / max(1, len(examples)), 4), end  # per answer, preparation included
             for example, text in zip(examples, replies, strict=True):
-                metadata = {} if recorded is None else recorded | {"seconds": round(seconds, 4)}
+                metadata = facts | {"seconds": seconds} if run.record_run else {}
                 line = to_line(asked[example.index], text, answerer.name, metadata)
                 write(file.missing[example.index], line)
             progress.update(len(batch))
@@ -97,7 +92,3 @@ def answer_queries(
             f"{failures} of {len(queries)} questions were not answered, for the reasons above; the others are in "
             f"{file.path}. --resume asks only those that are missing"
         )
-
-
-def _explain(query: Query, failure: Failure, id_field: str) -> str:
-    return f"question {query.fields.get(id_field)}: {failure.error}"

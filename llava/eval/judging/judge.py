@@ -1,6 +1,5 @@
-"""A language model behind an OpenAI-compatible server that judges (or answers) text (contract: eval.md 4.6)."""
+"""The judge: a language model behind an OpenAI-compatible server, asked with bounded retries."""
 
-import argparse
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,32 +15,32 @@ Result = TypeVar("Result")
 
 _LONGEST_PAUSE = 30.0
 _LONGEST_CAUSE = 300
-# A server that is busy or broken may recover; whatever else it refuses, it will refuse again (E-11).
+# Statuses of a busy or broken server, which may recover. Any other refusal would only be repeated.
 _PASSING = (408, 409, 425, 429)
-# What a server may say to one question and not to the next: too long, or against its rules.
+# Refusals of a single question: too long, or against the server's rules.
 _OF_ONE_QUESTION = (400, 413, 422)
 
 
 class JudgeUnreachableError(RequestError):
-    """No reply after all tries."""
+    """The judge gave no reply in any try."""
 
 
 class QuestionRefusedError(RequestError):
-    """The server refuses this question; others it may answer."""
+    """The server refuses this question, but may answer others."""
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How the judge is asked.
+    """Server, model and decoding of a judge.
 
     Attributes:
-        model: its name at the server.
-        base_url: of the server, up to and with `/v1`; None is OPENAI_BASE_URL, else OpenAI's.
-        temperature: of its replies.
+        model: name of the model at the server.
+        base_url: address of the server including `/v1`; None means OPENAI_BASE_URL, else OpenAI's server.
+        temperature: sampling temperature.
         max_tokens: longest reply.
-        retries: further tries when the server is busy, broken or out of reach.
-        pause: seconds before the first of them; doubled each time.
-        timeout: seconds for one try.
+        retries: number of further tries if the server is busy, broken or unreachable.
+        pause: seconds before the first retry; doubled each time.
+        timeout: seconds per try.
     """
 
     model: str
@@ -54,17 +53,16 @@ class JudgeOptions:
 
 
 class Judge:
-    """Asks one question at a time; may be used by several threads at once.
+    """A client that asks one question at a time. Thread-safe.
 
-    The key is OPENAI_API_KEY; a server of one's own (`base_url`) may do without.
+    The API key is OPENAI_API_KEY; a server of your own (`base_url`) may need none.
+
+    Raises:
+        ImportError: `openai` is missing.
+        RequestError: the server is OpenAI's, but there is no key.
     """
 
     def __init__(self, options: JudgeOptions) -> None:
-        """
-        Raises:
-            ImportError: `openai` is missing.
-            RequestError: OpenAI's own server is meant, but there is no key.
-        """
         require_extra("openai", "eval")
         import openai
 
@@ -77,17 +75,17 @@ class Judge:
         self._client = openai.OpenAI(
             base_url=options.base_url, api_key=key or "none", max_retries=0, timeout=options.timeout
         )
-        # For messages: without the user and password that it may hold.
+        # For messages: without a user name and password.
         self._server = str(self._client.base_url.copy_with(userinfo=b""))
         self._limit = "max_tokens"
 
     def ask(self, system: str, user: str) -> str:
-        """The reply to a user's message.
+        """Return the reply to a user message.
 
         Raises:
-            RequestError: the server refuses the request; trying again would not help. A QuestionRefusedError where
-                another question may fare better.
-            JudgeUnreachableError: it gave no reply after all tries.
+            RequestError: the server refuses the request, and would refuse it again.
+            QuestionRefusedError: the server refuses this question, but may answer others.
+            JudgeUnreachableError: the server gave no reply in any try.
         """
         import openai
 
@@ -103,7 +101,7 @@ class Judge:
                     refusal = QuestionRefusedError if error.status_code in _OF_ONE_QUESTION else RequestError
                     raise refusal(self._refusal(error)) from error
                 last: Exception = error
-            except (openai.APIError, ValueError, RecursionError) as error:  # no connection, time out, or half a reply
+            except (openai.APIError, ValueError, RecursionError) as error:  # no connection, timeout, or half a reply
                 last = error
             else:
                 return self._text_of(reply)
@@ -117,26 +115,24 @@ class Judge:
 
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         request = {"model": self.options.model, "messages": messages, "temperature": self.options.temperature}
-        limit = self._limit  # other threads may change it meanwhile
+        limit = self._limit  # another thread may change it during the request
         try:
             return self._client.chat.completions.create(**request, **{limit: self.options.max_tokens})
         except openai.BadRequestError as error:
             if limit == "max_completion_tokens" or "max_completion_tokens" not in str(error):
                 raise
-            self._limit = limit = "max_completion_tokens"  # newer models know the limit by this name only
+            self._limit = limit = "max_completion_tokens"  # the only name that newer models accept
             return self._client.chat.completions.create(**request, **{limit: self.options.max_tokens})
 
     def _text_of(self, reply: Any) -> str:
-        """The text of a reply; empty where it holds none.
+        """Return the text of a reply; an empty text if it has none.
 
         Raises:
-            RequestError: it is no chat completion, as a page of some other server.
+            RequestError: the reply is no chat completion: this is some other server.
         """
         choices = getattr(reply, "choices", None)
         if not isinstance(choices, list):
-            raise RequestError(
-                f"{self._server} is no OpenAI-compatible server; --judge-base-url goes up to and with /v1"
-            )
+            raise RequestError(f"{self._server} is no OpenAI-compatible server; --judge-base-url must include /v1")
         message = getattr(choices[0], "message", None) if choices else None
         content = getattr(message, "content", None)
         return content if isinstance(content, str) else ""
@@ -152,7 +148,7 @@ class Judge:
         return f"the judge at {self._server} refused: {self._plain(error)}; {remedy}"
 
     def _plain(self, error: Exception) -> str:
-        """What went wrong, on one line, without the key, which some servers send back."""
+        """Return the cause on one line, without the API key, which some servers send back."""
         text = " ".join(str(error).split())
         return (text.replace(self._key, "***") if self._key else text)[:_LONGEST_CAUSE]
 
@@ -164,7 +160,7 @@ def _may_pass(error: Any) -> bool:
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], parallel: int) -> Iterator[Result]:
-    """`function` of every item, `parallel` at once, in the order of the items; an error ends it and drops the rest."""
+    """Yield `function(item)` in the order of the items, `parallel` at once; an error ends it and cancels the rest."""
     with ThreadPoolExecutor(max_workers=max(1, parallel)) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
@@ -173,26 +169,3 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], para
         finally:
             for future in futures:
                 future.cancel()
-
-
-def add_judge_arguments(parser: argparse.ArgumentParser, model: str, parallel: int) -> None:
-    """--max-tokens of upstream, and what is beyond it."""
-    parser.add_argument("--max-tokens", type=int, default=1024, help="longest reply of the judge")
-    parser.add_argument("--judge-model", default=model, help="name of the model at the server (default: %(default)s)")
-    parser.add_argument("--judge-base-url", help="an OpenAI-compatible server, up to and with /v1 (default: OpenAI's)")
-    parser.add_argument("--judge-retries", type=int, default=5, help="further tries when the server is busy or broken")
-    parser.add_argument("--judge-parallel", type=int, default=parallel, help="requests at once (default: %(default)s)")
-
-
-def judge_from(args: Any, temperature: float = 0.2, pause: float = 0.5) -> Judge:
-    """The judge that the flags of `add_judge_arguments` describe."""
-    return Judge(
-        JudgeOptions(
-            model=args.judge_model,
-            base_url=args.judge_base_url,
-            temperature=temperature,
-            max_tokens=args.max_tokens,
-            retries=max(0, args.judge_retries),
-            pause=pause,
-        )
-    )

@@ -1,26 +1,24 @@
-"""MM-Vet: a judge grades each reply from 0.0 to 1.0; means for all questions and for each capability.
+"""MM-Vet: a judge grades each reply from 0.0 to 1.0; means over all questions and per capability.
 
 The protocol is the public one (arXiv 2308.02490): the judge sees question, ground truth and prediction after a few
-graded examples, and gives a number in steps of 0.1. Published figures depend on the official prompt and on its judge;
-the prompt here is in our own words, so figures of this program compare with one another and not, digit by digit, with
+graded examples, and replies with a number in steps of 0.1. Published figures depend on the official prompt and judge.
+The prompt here is our own, so that figures of this program are comparable with each other, but not exactly with
 published ones.
 """
 
 import argparse
-import logging
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.judging.judge import Judge, add_judge_arguments, judge_from, map_in_order
-from llava.eval.judging.reviews import reviews_writer
+from llava.eval.judging.arguments import add_judge_arguments, judge_options
+from llava.eval.judging.judge import Judge, JudgeOptions, map_in_order
+from llava.eval.judging.record_file import open_records
 from llava.eval.scoring.json_files import read_json, read_json_lines, require_fields
-from llava.eval.scoring.score_file import add_score_arguments, experiment_name, item, write_score
-from llava.program import RequestError, run_program
-
-logger = logging.getLogger(__name__)
+from llava.eval.scoring.score_file import Score, item
+from llava.eval.scoring.scorer import Benchmark
+from llava.program import RequestError
 
 Record = Mapping[str, Any]
 
@@ -49,49 +47,47 @@ _GRADE = re.compile(r"(?<![\d.-])(?:1(?:\.0+)?|0(?:\.\d+)?|\.\d+)(?!\.?\d)")
 
 
 def grading_prompt(question: str, truth: str, prediction: str) -> str:
-    """The judge's user message."""
+    """Return the judge's user message."""
     rows = [*EXAMPLES, (question, truth, prediction, "")]
     blocks = [f"Question: {q}\nGround truth: {t}\nPrediction: {p}\nGrade: {g}".rstrip() for q, t, p, g in rows]
     return "\n\n".join([INSTRUCTION, *blocks])
 
 
 def parse_grade(reply: str) -> float | None:
-    """The only number from 0 to 1 in a reply, to one decimal; None where there is none, or several."""
+    """Return the only number from 0 to 1 in a reply, to one decimal; None if there is none, or several."""
     found = _GRADE.findall(reply)
     return round(float(found[0]), 1) if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
 class MMVetScore:
-    """Means in percent over the graded questions.
+    """Mean grades in percent.
 
     Attributes:
-        capabilities: name -> mean over the questions that need it; only those that some question needs.
-        graded: number of questions in the means; one without a reply counts, with grade 0.
-        unparsed: questions whose grade could not be read; they are in no mean.
-        unanswered: questions without a reply.
+        capabilities: capability -> mean over the questions that need it; without capabilities that no question needs.
+        unparsed: number of questions whose grade cannot be read; they are in no mean.
+        unanswered: number of questions without a reply; they count with grade 0.
     """
 
     total: float
     capabilities: dict[str, float]
-    graded: int
     unparsed: int
     unanswered: int
 
     def lines(self) -> list[str]:
-        rows = [*self.capabilities.items(), ("total", self.total)]
-        return [f"{name}: {value:.1f}" for name, value in rows]
+        return [f"{name}: {value:.1f}" for name, value in [*self.capabilities.items(), ("total", self.total)]]
 
 
-def score(questions: Mapping[str, Record], grades: Mapping[str, float | None], answered: Sequence[str]) -> MMVetScore:
-    """
+def mean_grades(questions: Mapping[str, Record], grades: Mapping[str, float | None], answered: int) -> MMVetScore:
+    """Average the grades.
+
     Args:
-        questions: the annotation: id -> `{"capability": [...], ...}`.
-        grades: id -> grade, None where it could not be read.
-        answered: ids of the questions with a reply.
+        questions: question id -> `{"capability": [...], ...}`.
+        grades: question id -> grade, None if it cannot be read.
+        answered: number of questions with a reply.
 
     Raises:
-        RequestError: nothing was graded.
+        RequestError: there is no grade.
     """
     read = {key: grade for key, grade in grades.items() if grade is not None}
     if not read:
@@ -102,19 +98,21 @@ def score(questions: Mapping[str, Record], grades: Mapping[str, float | None], a
         if own:
             capabilities[name] = 100 * sum(own) / len(own)
     total = 100 * sum(read.values()) / len(read)
-    return MMVetScore(total, capabilities, len(read), len(grades) - len(read), len(questions) - len(answered))
+    return MMVetScore(total, capabilities, len(grades) - len(read), len(questions) - answered)
 
 
 def grade_all(
     questions: Mapping[str, Record], replies: Mapping[str, str], judge: Judge, output: str, parallel: int
 ) -> dict[str, float | None]:
-    """Grades by id. Each goes to `output` as a line; those that are there already are not asked for again.
+    """Return question id -> grade.
+
+    Each grade is written to `output` as one line; a run continues after the lines of an earlier one.
 
     Raises:
-        RequestError: see `Judge.ask`, or `output` belongs to other replies.
+        RequestError: the judge fails, see `Judge.ask`; or `output` holds grades of other replies.
     """
     answered = [key for key in questions if key in replies]
-    with reviews_writer(output, append=True) as (done, write):
+    with open_records(output, append=True) as (done, write):
         earlier = read_json_lines(output, ("question_id", "prediction", "content")) if done else []
         if done > len(answered) or any(
             record["question_id"] != key or record["prediction"] != replies[key]
@@ -134,53 +132,59 @@ def grade_all(
     return {key: grades.get(key) if key in replies else 0.0 for key in questions}
 
 
-def main(args: argparse.Namespace) -> None:
-    """
+def score(annotation_file: str, result_file: str, output: str, judge: JudgeOptions, parallel: int) -> Score:
+    """Let a judge grade the replies of `scripts/convert_mmvet_for_eval.py`.
+
+    Args:
+        output: file of the grades; an earlier run is continued.
+        parallel: number of concurrent requests.
+
     Raises:
-        RequestError: bad files, or the judge refuses.
+        RequestError: unusable input, or the judge fails.
+        ImportError: `openai` is missing.
     """
-    questions, replies = read_json(args.annotation_file), read_json(args.result_file)
-    for path, value in ((args.annotation_file, questions), (args.result_file, replies)):
+    questions, replies = read_json(annotation_file), read_json(result_file)
+    for path, value in ((annotation_file, questions), (result_file, replies)):
         if not isinstance(value, dict):
             raise RequestError(f"{path}: not an object by question id; see scripts/convert_mmvet_for_eval.py")
     for key, question in questions.items():
-        require_fields(question, f"{args.annotation_file}, {key}", ("question", "answer", "capability"))
+        require_fields(question, f"{annotation_file}, {key}", ("question", "answer", "capability"))
     known = {key: text for key, text in replies.items() if key in questions}
-    grades = grade_all(questions, known, judge_from(args, temperature=0.0), args.output, args.judge_parallel)
-    result = score(questions, grades, list(known))
-    print("\n".join(result.lines()))
+    grades = grade_all(questions, known, Judge(judge), output, parallel)
+    result = mean_grades(questions, grades, len(known))
+    notes = []
     if result.unanswered:
-        print(f"{result.unanswered} of {len(questions)} questions have no answer and count as wrong.", file=sys.stderr)
+        notes.append(f"{result.unanswered} of {len(questions)} questions have no answer and count as wrong")
     if result.unparsed:
-        print(f"{result.unparsed} grades could not be read and are left out.", file=sys.stderr)
-    write_score(
-        args.score_file,
+        notes.append(f"{result.unparsed} grades cannot be read and are left out")
+    return Score(
         "MM-Vet",
-        experiment_name(args.result_file, args.experiment),
+        result_file,
         "mean",
         [
             item(key, grade, "_".join(questions[key]["capability"]))
             for key, grade in grades.items()
             if grade is not None
         ],
-        details={**result.capabilities, "total": result.total, "judge": args.judge_model},
+        details={**result.capabilities, "total": result.total, "judge": judge.model},
         expected=len(questions),
         answered=len(known),
+        lines=result.lines(),
+        notes=notes,
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotation-file", required=True, help="mm-vet.json of the benchmark")
-    parser.add_argument("--result-file", required=True, help="from scripts/convert_mmvet_for_eval.py")
-    parser.add_argument(
-        "--output", required=True, help="grades, one line each; a run goes on after those that are there"
-    )
+    parser.add_argument("--result-file", required=True, help="made by scripts/convert_mmvet_for_eval.py")
+    parser.add_argument("--output", required=True, help="grades, one line each; an earlier run is continued")
     add_judge_arguments(parser, model="gpt-4", parallel=4)
     parser.set_defaults(max_tokens=16)
-    add_score_arguments(parser)
-    return parser
 
 
-if __name__ == "__main__":
-    run_program(lambda: main(build_parser().parse_args()))
+def _score_args(args: argparse.Namespace) -> Score:
+    judge = judge_options(args, temperature=0.0)
+    return score(args.annotation_file, args.result_file, args.output, judge, args.judge_parallel)
+
+
+BENCHMARK = Benchmark(__doc__, _add_arguments, _score_args)

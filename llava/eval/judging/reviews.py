@@ -1,20 +1,16 @@
-"""Two answers to one question, compared by a judge (contract: eval.md 4.6): prompts, scores, files.
+"""Reviews: a judge compares two answers to each question. Rules, prompts, scores and the reviews file."""
 
-`eval_gpt_review`, `eval_gpt_review_bench` and `eval_gpt_review_visual` are its command lines.
-"""
-
-import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llava.eval.judging.judge import Judge, map_in_order
+from llava.eval.judging.record_file import open_records
 from llava.eval.scoring.answers import IncompleteError
-from llava.eval.scoring.json_files import parse_object, read_json, read_json_lines, require_fields
+from llava.eval.scoring.json_files import read_json, read_json_lines, require_fields
 from llava.program import RequestError
 
 logger = logging.getLogger(__name__)
@@ -25,8 +21,54 @@ RULE_FILE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file_
 SYSTEM = "You are an impartial judge of the quality of answers."
 UNPARSED = [-1, -1]
 
-# Of a question about a picture.
-QUESTION_FIELDS = {"question_id": str | int, "text": str, "category": str, "image": str}
+
+@dataclass(frozen=True)
+class ReviewFiles:
+    """The files of a review.
+
+    Attributes:
+        question: questions, JSON lines.
+        reference: reference answers, one line per question.
+        candidate: answers to compare with them, one line per question.
+        rule: prompts by category; None is the file of this package.
+        output: the reviews file.
+    """
+
+    question: str
+    reference: str
+    candidate: str
+    rule: str | None
+    output: str
+
+
+@dataclass(frozen=True)
+class ImageContext:
+    """How the judge, who does not see the images, learns what they show.
+
+    Attributes:
+        rule_prefix: prefix of a question's category in the keys of the rules.
+        fields: required fields of a line of the context file, next to `image`.
+        describe: returns the text for one line of the context file.
+    """
+
+    rule_prefix: str
+    fields: Mapping[str, Any]
+    describe: Callable[[Record], str]
+
+
+def _describe_by_caption(context: Record) -> str:
+    caption = context["caption"]
+    return "\n".join(caption) if isinstance(caption, list) else caption
+
+
+def _describe_by_boxes(context: Record) -> str:
+    boxes = [f"{instance['category']}: {instance['bbox']}" for instance in context["instances"]]
+    return "\n".join(context["captions"]) + "\n\n" + "\n".join(boxes)
+
+
+# LLaVA-Bench (in the wild), and LLaVA-Bench (COCO) with captions and object boxes.
+BENCH_CONTEXT = ImageContext("llava_bench_", {"caption": str | list}, _describe_by_caption)
+VISUAL_CONTEXT = ImageContext("", {"captions": list[str], "instances": list}, _describe_by_boxes)
 
 
 @dataclass(frozen=True)
@@ -34,9 +76,9 @@ class Comparison:
     """One question with its two answers, ready for the judge.
 
     Attributes:
-        number: of the question, from 1.
+        number: number of the question, from 1.
         category: key of the rule.
-        prompt: the whole user message.
+        prompt: the user message.
     """
 
     number: int
@@ -48,10 +90,10 @@ class Comparison:
 
 
 def read_rules(path: str | None) -> dict[str, dict[str, str]]:
-    """Rule key -> `{"role", "prompt"}`; None is the file of this package.
+    """Read category -> `{"role", "prompt"}`; None is the file of this package.
 
     Raises:
-        RequestError: the file is none of rules.
+        RequestError: the file does not hold rules.
     """
     path = path or RULE_FILE
     rules = read_json(path)
@@ -64,25 +106,25 @@ def read_rules(path: str | None) -> dict[str, dict[str, str]]:
     return rules
 
 
-def read_contexts(path: str, describe: Callable[[Record], str], required: Mapping[str, Any]) -> dict[str, str]:
-    """What stands for each picture, by the picture's name.
+def read_contexts(path: str, kind: ImageContext) -> dict[str, str]:
+    """Read the description of each image, by file name.
 
     Raises:
-        RequestError: a line is not of this form; names it.
+        RequestError: a line has another format; names it.
     """
     contexts = {}
-    for row in read_json_lines(path, {"image": str, **required}):
+    for row in read_json_lines(path, {"image": str, **kind.fields}):
         try:
-            contexts[row["image"]] = describe(row)
+            contexts[row["image"]] = kind.describe(row)
         except (KeyError, TypeError) as error:
             raise RequestError(
-                f"{path}, picture {row['image']!r}: a caption that is no text, or an object without category and bbox"
+                f"{path}, image {row['image']!r}: a caption that is no text, or an object without category and bbox"
             ) from error
     return contexts
 
 
 def comparison_prompt(rule: Record, question: str, answers: tuple[str, str], context: str | None = None) -> str:
-    """The judge's user message; without a context that part is left out."""
+    """Return the judge's user message; without a context, that part is left out."""
     role = rule["role"]
     parts = [] if context is None else [f"[Context]\n{context}"]
     parts.append(f"[Question]\n{question}")
@@ -100,11 +142,15 @@ def compare_answers(
     category_of: Callable[[Record], str],
     contexts: Mapping[str, str] | None = None,
 ) -> list[Comparison]:
-    """Put the lines of the three files side by side.
+    """Combine the lines of the three files.
+
+    Args:
+        category_of: question -> key of its rule.
+        contexts: image -> description; None for questions without images.
 
     Raises:
-        RequestError: the files do not belong together, or a picture has no context.
-        IncompleteError (an AssertionError): a category has no rule.
+        RequestError: the files do not belong together, or an image has no context.
+        IncompleteError: a category has no rule.
     """
     for name, answers in (("reference answers", references), ("answers", candidates)):
         if len(answers) != len(questions):
@@ -124,7 +170,7 @@ def compare_answers(
         context = None
         if contexts is not None:
             if question.get("image") not in contexts:
-                raise RequestError(f"question {question_id}: the context file has no picture {question.get('image')!r}")
+                raise RequestError(f"question {question_id}: the context file has no image {question.get('image')!r}")
             context = contexts[question["image"]]
         texts = (reference["text"], candidate["text"])
         prompt = comparison_prompt(rules[category], question["text"], texts, context)
@@ -139,7 +185,7 @@ def _answer_id(answer: Record) -> Any:
 
 
 def parse_scores(review: str) -> list[float]:
-    """The two scores in a review's first line, apart by spaces or commas; `[-1, -1]` where they cannot be read."""
+    """Return the two scores in a review's first line, separated by spaces or commas; `[-1, -1]` without two."""
     first = review.strip().split("\n")[0].replace(",", " ").split()
     try:
         scores = [float(part) for part in first]
@@ -150,7 +196,7 @@ def parse_scores(review: str) -> list[float]:
 
 
 def review_record(comparison: Comparison, review: str) -> dict[str, Any]:
-    """One line of a reviews file."""
+    """Return one line of a reviews file."""
     return {
         "id": comparison.number,
         "question_id": comparison.question_id,
@@ -165,18 +211,18 @@ def review_record(comparison: Comparison, review: str) -> dict[str, Any]:
 def review_all(
     comparisons: Sequence[Comparison], judge: Judge, output: str, parallel: int = 1, append: bool = False
 ) -> None:
-    """Ask the judge and write one line for each comparison.
+    """Ask the judge and write one line per comparison.
 
     Args:
-        output: the reviews file; every line reaches it at once.
-        parallel: requests at once; the lines keep the order of the questions.
-        append: go on after the lines that are there, one for each leading question; else begin anew.
+        output: the reviews file; every line is flushed at once.
+        parallel: number of concurrent requests; lines keep the order of the questions.
+        append: continue after the lines of an earlier run, one per leading question; otherwise overwrite the file.
 
     Raises:
-        RequestError: see `Judge.ask`; the lines written so far are kept. Or, with `append`, these are not reviews of
-            the same answers.
+        RequestError: the judge fails, see `Judge.ask` (lines written so far are kept); or, with `append`, the file
+            holds reviews of other answers.
     """
-    with reviews_writer(output, append) as (done, write):
+    with open_records(output, append) as (done, write):
         left = comparisons[done:]
         if done:
             _check_earlier(read_json_lines(output), comparisons, output)
@@ -191,7 +237,7 @@ def review_all(
 
 
 def _check_earlier(reviews: Sequence[Record], comparisons: Sequence[Comparison], path: str) -> None:
-    """Reviews of other answers, under the same name, must not pass for those of these."""
+    """Refuse reviews of other answers, which an earlier run may have written under the same name."""
     for review, comparison in zip(reviews, comparisons):
         for field, value in (("question_id", comparison.question_id), ("answer2_id", comparison.answer2_id)):
             if review.get(field, value) != value:
@@ -201,40 +247,44 @@ def _check_earlier(reviews: Sequence[Record], comparisons: Sequence[Comparison],
                 )
 
 
-@contextmanager
-def reviews_writer(path: str, append: bool) -> Iterator[tuple[int, Callable[[Record], None]]]:
-    """Opens a reviews file, folder included; gives the number of lines it keeps and a function that adds one."""
-    path = os.path.abspath(os.path.expanduser(path))
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    done = _mend_last_line(path) if append and os.path.exists(path) else 0
-    with open(path, "a" if append else "w", encoding="utf-8") as file:
+def review_text_answers(files: ReviewFiles, judge: Judge, parallel: int) -> None:
+    """Review answers to questions without images. The reviews file is overwritten, as by upstream.
 
-        def write(record: Record) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+    Raises:
+        RequestError: the files do not belong together, or the judge fails.
+        IncompleteError: the rules lack `default`, and a category is not one of them.
+    """
+    rules = read_rules(files.rule)
 
-        yield done, write
+    def category_of(question: Record) -> str:
+        category = str(question.get("category"))
+        return category if category in rules else "default"
 
-
-def _mend_last_line(path: str) -> int:
-    """Cut off the part of a line that a killed run has left, or end a whole one; gives the number of lines."""
-    with open(path, "rb+") as file:
-        lines = file.read().split(b"\n")
-        last = lines.pop()
-        if _is_whole(last):
-            lines.append(last)
-            file.write(b"\n")
-        else:
-            file.seek(-len(last), os.SEEK_END)
-            file.truncate()
-    for number, line in enumerate(lines, start=1):
-        parse_object(line.decode("utf-8", "replace"), f"{path}, line {number}")
-    return len(lines)
+    questions = read_json_lines(files.question, {"question_id": str | int, "text": str})
+    comparisons = compare_answers(questions, *_read_answers(files), rules, category_of)
+    review_all(comparisons, judge, files.output, parallel)
 
 
-def _is_whole(line: bytes) -> bool:
-    try:
-        parse_object(line.decode("utf-8", "replace"), "")
-    except RequestError:
-        return False
-    return True
+def review_image_answers(files: ReviewFiles, context: str, kind: ImageContext, judge: Judge, parallel: int) -> None:
+    """Review answers to questions about images. A reviews file of an earlier run is continued.
+
+    Args:
+        context: the context file, JSON lines.
+
+    Raises:
+        RequestError: the files do not belong together, or the judge fails.
+        IncompleteError: a category has no rule.
+    """
+    questions = read_json_lines(files.question, {"question_id": str | int, "text": str, "category": str, "image": str})
+    comparisons = compare_answers(
+        questions,
+        *_read_answers(files),
+        read_rules(files.rule),
+        lambda question: kind.rule_prefix + question["category"],
+        read_contexts(context, kind),
+    )
+    review_all(comparisons, judge, files.output, parallel, append=True)
+
+
+def _read_answers(files: ReviewFiles) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    return read_json_lines(files.reference, {"text": str}), read_json_lines(files.candidate, {"text": str})

@@ -1,10 +1,12 @@
-"""The report's plot: each benchmark's score against visual tokens, as PNG bytes."""
+"""The plot of the report: score against visual tokens, one panel per benchmark, as PNG bytes."""
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llava.eval.reporting.published import ACFORMER_ABLATION, ACFORMER_BENCHMARKS, ACFORMER_MAIN
+from llava.eval.reporting.results import Results, tokens_of
 from llava.extras import require_extra
 
 PANELS_PER_ROW = 3
@@ -16,7 +18,7 @@ class Point:
     """One result in one panel.
 
     Attributes:
-        name: of the experiment or the published models; stands in the legend.
+        name: entry in the legend: the experiment, or a family of published models.
         interval: 95 % confidence interval; None for a published result.
     """
 
@@ -27,10 +29,37 @@ class Point:
     interval: tuple[float, float] | None
 
 
-def draw(points: Sequence[Point]) -> bytes:
-    """One panel per benchmark; filled marks with error bars are measured, grey ones published.
+def plot_points(results: Results, with_published: bool) -> list[Point]:
+    """Return the points of the plot: results with known visual tokens, and published ones of the same benchmarks."""
+    points = [
+        Point(name, benchmark, tokens, by_benchmark[benchmark].score, by_benchmark[benchmark].interval)
+        for benchmark in ACFORMER_BENCHMARKS
+        for name, by_benchmark in results.items()
+        if benchmark in by_benchmark and (tokens := tokens_of(by_benchmark)) is not None
+    ]
+    shown = {point.benchmark for point in points}
+    if with_published:
+        points += [
+            Point(_family(row.name), benchmark, row.num_visual_tokens, score, None)
+            for row in (*ACFORMER_MAIN, *ACFORMER_ABLATION)
+            for benchmark, score in row.scores.items()
+            if benchmark in shown and row.num_visual_tokens is not None
+        ]
+    return points
 
-    Measured points with the same number of tokens stand side by side.
+
+def _family(name: str) -> str:
+    """Return the legend entry that a published row shares with others: there are too many rows for one each."""
+    lower = name.lower()
+    if lower.startswith("llava"):
+        return "LLaVA-1.5 (published)"
+    return "AcFormer (published)" if lower.startswith("acformer") else "other connectors (published)"
+
+
+def draw(points: Sequence[Point]) -> bytes:
+    """Draw measured points as filled marks with error bars, published ones in grey; return a PNG file.
+
+    Measured points with the same number of tokens are drawn side by side.
 
     Raises:
         ImportError: matplotlib is missing; names the extra.
@@ -60,7 +89,7 @@ def draw(points: Sequence[Point]) -> bytes:
 
 
 def _draw_panel(axes: Any, benchmark: str, points: Sequence[Point], styles: dict[str, str]) -> None:
-    """`styles`: name -> colour of a measured point, mark of published ones."""
+    """Draw one benchmark; `styles` has the colour of each measured name and the mark of each published one."""
     ticks = sorted({point.num_visual_tokens for point in points})
     smallest = min((tick for tick in ticks if tick > 0), default=1)
     for point in points:
@@ -75,7 +104,7 @@ def _draw_panel(axes: Any, benchmark: str, points: Sequence[Point], styles: dict
         error = [[max(0.0, point.score - point.interval[0])], [max(0.0, point.interval[1] - point.score)]]
         axes.errorbar(tokens, point.score, yerr=error, fmt="s", color=styles[point.name], capsize=3, label=point.name)
     axes.set_title(benchmark)
-    axes.set_xscale("symlog", linthresh=smallest, linscale=0.3)  # 0 tokens is a place, too
+    axes.set_xscale("symlog", linthresh=smallest, linscale=0.3)  # a logarithmic axis has no place for 0 tokens
     readable = [tick for place, tick in enumerate(ticks) if place == 0 or tick > 1.1 * ticks[place - 1]]  # 145, not 146
     axes.set_xticks(readable, [str(tick) for tick in readable], fontsize=8)
     axes.minorticks_off()

@@ -1,9 +1,9 @@
-"""Results as published: AcFormer (arXiv 2405.17815; contract acformer.md 8), VLoRA (arXiv 2405.20339; vlora.md 9)."""
+"""Published results of AcFormer (arXiv 2405.17815) and VLoRA (arXiv 2405.20339)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# The columns of AcFormer's main tables, and of VLoRA's table. MME is perception and cognition, MME-P perception alone.
+# The columns of both papers' main tables. MME is perception plus cognition, MME-P is perception alone.
 ACFORMER_BENCHMARKS = ("POPE", "MME", "MMB", "MM-Vet", "TextVQA", "GQA", "VQAv2", "VizWiz", "SQA")
 VLORA_BENCHMARKS = ("MMB", "MME-P", "SQA", "HallusionBench", "MMMU", "CCBench")
 
@@ -43,10 +43,10 @@ class PublishedRow:
     """One row of a published table.
 
     Attributes:
-        name: of the model.
-        num_visual_tokens: per picture; None where the paper does not say.
-        scores: by benchmark.
-        speed: throughput of stage 1 relative to LLaVA-1.5 with the same language model; None where not given.
+        name: name of the model.
+        num_visual_tokens: visual tokens per image; None if the paper does not state them.
+        scores: benchmark -> score.
+        speed: throughput of stage 1 relative to LLaVA-1.5 with the same language model; None if not stated.
     """
 
     name: str
@@ -67,7 +67,7 @@ ACFORMER_MAIN = (
     PublishedRow("AcFormer-13B", 257, {"TextVQA": 61.3, "GQA": 63.0, "VQAv2": 79.8, "VizWiz": 53.7, "SQA": 71.8}, 1.69),
 )
 
-# The paper puts E-ViT into the column of 145 and says that it has one token more.
+# The paper lists E-ViT in the column of 145 tokens and states that it has one more.
 _MORE_TOKENS = {"evit": 1}
 
 ACFORMER_ABLATION = tuple(

@@ -1,4 +1,4 @@
-"""The results that a report is made of: score files by experiment and benchmark, with intervals, tokens and speeds."""
+"""The results of a report: score files by experiment and benchmark, with intervals, visual tokens and speeds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.eval.scoring.metrics import compute, interval
-from llava.eval.scoring.mme_files import PERCEPTION
+from llava.eval.scoring.mme import PERCEPTION
 from llava.eval.scoring.score_file import ScoreFile, read_score_file
 from llava.program import RequestError
 
 
 @dataclass(frozen=True)
 class Result:
-    """A score with its 95 % confidence interval, and the file that it comes from."""
+    """A score with its 95 % confidence interval, and its score file."""
 
     score: float
     interval: tuple[float, float]
@@ -25,7 +25,7 @@ Results = Mapping[str, Mapping[str, Result]]
 
 
 def find_score_files(places: Sequence[str]) -> list[Path]:
-    """The score files among `places` and in their folders named `scores`.
+    """Return the score files among `places` and in their folders named `scores`.
 
     Raises:
         RequestError: a place does not exist, or holds no score file.
@@ -47,10 +47,10 @@ def find_score_files(places: Sequence[str]) -> list[Path]:
 
 
 def gather(paths: Sequence[Path], samples: int) -> dict[str, dict[str, Result]]:
-    """The results of score files, by experiment and benchmark; of MME also perception alone, as MME-P.
+    """Read score files; return experiment -> benchmark -> result. MME also gives MME-P, perception alone.
 
     Raises:
-        RequestError: a file is no score file, or two are of the same experiment and benchmark.
+        RequestError: a file is no score file, or two belong to the same experiment and benchmark.
     """
     results: dict[str, dict[str, Result]] = {}
     origin: dict[tuple[str, str], Path] = {}
@@ -74,16 +74,15 @@ def gather(paths: Sequence[Path], samples: int) -> dict[str, dict[str, Result]]:
 
 
 def tokens_of(by_benchmark: Mapping[str, Result]) -> int | None:
-    """Visual tokens per picture or crop of an experiment, where its answers say so, all the same."""
+    """Return the visual tokens per image or crop of an experiment; None if they are not recorded, or differ."""
     stated = {repr(result.source.run.get("num_visual_tokens")) for result in by_benchmark.values()} - {"None"}
     return int(next(iter(stated))) if len(stated) == 1 and next(iter(stated)).isdigit() else None
 
 
 def speed_of(by_benchmark: Mapping[str, Result], baseline: Mapping[str, Result]) -> float | None:
-    """Answers per second relative to the baseline; None without anything to compare.
+    """Return the answers per second relative to the baseline; None if nothing is comparable.
 
-    The geometric mean over the benchmarks that both have timed on the same kind of device, in equal precision and
-    batches.
+    It is the geometric mean over the benchmarks that both have timed with the same device, precision and batch size.
     """
     ratios = [
         theirs / ours
@@ -100,13 +99,13 @@ def _same_conditions(one: Result, other: Result) -> bool:
 
 
 def _seconds(result: Result) -> float | None:
-    """Seconds per answer; None where they are not told, or too short for the clock."""
+    """Return the seconds per answer; None if they are not recorded, or too short for the clock."""
     seconds = result.source.run.get("seconds")
     return seconds if isinstance(seconds, int | float) and seconds > 0 else None
 
 
 def choose_baseline(results: Results, wanted: str | None) -> str:
-    """The experiment that speeds are relative to: the wanted one, else the first with LLaVA-1.5's MLP, else the first.
+    """Return the baseline of speeds: the wanted experiment, else the first with LLaVA-1.5's MLP, else the first.
 
     Raises:
         RequestError: there is no such experiment.

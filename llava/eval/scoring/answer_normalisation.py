@@ -1,4 +1,4 @@
-"""Normal form of short answers, in which they are compared (contract: eval.md 5)."""
+"""Normal form in which short answers are compared, as upstream and the official VQA scorer define it."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ _DIGITS = "zero one two three four five six seven eight nine ten"
 _NUMBER_WORDS: Mapping[str, str] = {"none": "0", **{word: str(n) for n, word in enumerate(_DIGITS.split())}}
 _ARTICLES = frozenset(("a", "an", "the"))
 
-# Their keys are these without the apostrophe. I'm, I've and I'd've never match text in lower case (*compat*).
+# Their keys are these without the apostrophe. I'm, I've and I'd've never match, since text is lower-cased first.
 _ONE_APOSTROPHE = """
     ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't
     it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't
@@ -17,7 +17,7 @@ _ONE_APOSTROPHE = """
     where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
     I'm I've
 """
-# Each has two keys, without the first and without the second apostrophe.
+# Each has two keys: without the first, and without the second apostrophe.
 _TWO_APOSTROPHES = """
     couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
     there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've I'd've
@@ -25,7 +25,7 @@ _TWO_APOSTROPHES = """
 _IRREGULAR = {
     "let's": "let's",
     "she's": "she's",
-    "somebody'd": "somebodyd",  # the wrong way round (*compat*)
+    "somebody'd": "somebodyd",  # reversed, as in the official table
     "ow's'at": "'ow's'at",
     "'ows'at": "'ow's'at",
     "'ow'sat": "'ow's'at",
@@ -48,18 +48,18 @@ CONTRACTIONS: Mapping[str, str] = _contractions()
 
 
 def normalise_answer(text: str) -> str:
-    """The normal form of a short answer, for example `The cats, 1,000.` -> `cats 1000`."""
+    """Return the normal form of a short answer, for example `The cats, 1,000.` -> `cats 1000`."""
     return normalise_words(remove_punctuation(clean(text)))
 
 
 def clean(text: str) -> str:
-    """Lower case, without `,` and `?`, with `'s` set apart and no newline or tab."""
+    """Lower-case a text, remove `,` and `?`, separate `'s`, and replace newlines and tabs by spaces."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return text.replace("\n", " ").replace("\t", " ")
 
 
 def remove_punctuation(text: str) -> str:
-    """Punctuation next to a space goes, other punctuation becomes a space; periods stay only in front of a digit."""
+    """Remove punctuation next to a space, replace other punctuation by a space; keep a period only before a digit."""
     number_with_commas = re.search(r"\d,\d", text) is not None
     result = text
     for sign in _PUNCTUATION:
@@ -69,6 +69,6 @@ def remove_punctuation(text: str) -> str:
 
 
 def normalise_words(text: str) -> str:
-    """Lower case, number words as digits, no articles, contractions with their apostrophes, single spaces."""
+    """Lower-case words, write number words as digits, drop articles, restore apostrophes of contractions."""
     words = (_NUMBER_WORDS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

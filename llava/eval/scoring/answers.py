@@ -1,4 +1,4 @@
-"""Answers laid beside the questions of a benchmark, by id: which are missing, come twice, or belong to none."""
+"""Answers matched with a benchmark's questions by id: which are missing, repeated, or foreign."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from llava.program import RequestError
 
 Answer = Mapping[str, Any]
 
-# What the scorers need of an answer; the generators write more.
+# The fields of an answer that the scorers need; the generators write more.
 ANSWER_FIELDS = {"question_id": str | int, "text": str}
 PROMPTED_FIELDS = ANSWER_FIELDS | {"prompt": str}
 
@@ -17,18 +17,18 @@ _LONGEST_SHOWN = 80
 
 
 class IncompleteError(RequestError, AssertionError):
-    """Input that upstream refuses by an assertion; also an AssertionError, for callers that expect one (*compat*)."""
+    """Input that upstream refuses with an assertion; an AssertionError too, so that callers of upstream catch it."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How well a file of answers covers a benchmark; ids in the order of the benchmark.
+    """How well a file of answers covers a benchmark; ids are in the order of the benchmark.
 
     Attributes:
-        expected: questions of the benchmark.
+        expected: number of questions of the benchmark.
         missing: questions without an answer.
-        repeated: questions answered more than once.
-        foreign: ids of answers to no question of the benchmark.
+        repeated: questions with several answers.
+        foreign: ids of answers that belong to no question.
     """
 
     expected: int
@@ -41,10 +41,10 @@ class Coverage:
         return self.expected - len(self.missing)
 
     def warnings(self, missing_count_as: str) -> list[str]:
-        """What a reader of the score must know; nothing when every question has one answer.
+        """Return warnings for the reader of the score; none if every question has exactly one answer.
 
         Args:
-            missing_count_as: what becomes of questions without an answer, for example "count as wrong".
+            missing_count_as: treatment of questions without an answer, for example "count as wrong".
         """
         lines = []
         if self.missing:
@@ -66,12 +66,12 @@ def match_answers(
     key: Callable[[Any], Any] = str,
     id_field: str = "question_id",
 ) -> tuple[dict[Any, Answer], Coverage]:
-    """The answer to each question, in the order of the questions; the last one where there are several.
+    """Return the answer to each question, in the order of the questions; the last one if there are several.
 
     Args:
         question_ids: ids of the benchmark's questions.
-        place: file of the answers, for the error.
-        key: ids are compared after this; as texts unless told otherwise.
+        place: file of the answers, for error messages.
+        key: maps an id to the form in which ids are compared.
 
     Raises:
         IncompleteError: no answer belongs to any of the questions.
@@ -102,7 +102,7 @@ def match_answers(
 
 
 def some(values: Iterable[Any], most: int = 5) -> str:
-    """The first few of many, for a message: on one line, long ones cut off."""
+    """Return the first few of many values on one line, for a message; long values are cut off."""
     values = list(values)
     shown = [" ".join(str(value).split()) for value in values[:most]]
     shown = [text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..." for text in shown]
@@ -110,5 +110,5 @@ def some(values: Iterable[Any], most: int = 5) -> str:
 
 
 def note(text: str) -> None:
-    """Tell something that upstream does not tell: on stderr, since the lines on stdout are upstream's."""
+    """Print a message of our own to standard error: standard output has exactly upstream's lines."""
     print(f"note: {text}", file=sys.stderr)

@@ -1,14 +1,14 @@
 """HallusionBench: accuracy per question, per question pair and per figure.
 
 Annotations: the public `HallusionBench.json` (https://github.com/tianyi-lab/HallusionBench), a list with `category`,
-`subcategory`, `set_id`, `figure_id`, `question_id`, `gt_answer` ("1" yes, "0" no). A question pair is one question on
-all figures of its set; a figure is all questions on it (figure 0 of category VS is no figure). Both are right if all
-their questions are. Answers are JSON lines whose `question_id` is the five names joined by `_`
-(`VD_illusion_0_0_0`), or the annotations with `model_prediction` added.
+`subcategory`, `set_id`, `figure_id`, `question_id`, `gt_answer` ("1" yes, "0" no). A question pair is one question
+asked about all figures of its set; a figure groups all questions about it (figure 0 of category VS means "no figure").
+A pair or figure is right if all its questions are. Answers are JSON lines whose `question_id` joins the first five
+fields with `_` (`VD_illusion_0_0_0`), or the annotations with `model_prediction` added.
 
-The benchmark's own tool lets GPT-4 judge each reply. Here the reply means yes if it holds the word yes and not no, and
-the other way round; any other reply and a missing one are wrong and told (GPT-4 may pass an "uncertain" on the
-questions without a picture of category VS).
+The official tool has GPT-4 judge each reply. Here a reply means yes if it contains the word yes and not no, and vice
+versa; any other reply, and a missing one, counts as wrong, with a note. (GPT-4 may accept an "uncertain" for the
+questions without an image of category VS.)
 """
 
 import argparse
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.eval.scoring.accuracy import by_group, percent, table
-from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, note, some
+from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, some
 from llava.eval.scoring.json_files import read_rows, require_rows
-from llava.eval.scoring.score_file import add_score_arguments, experiment_name, item, write_score
-from llava.program import RequestError, run_program
+from llava.eval.scoring.score_file import Score, item
+from llava.eval.scoring.scorer import Benchmark
+from llava.program import RequestError
 
 _FIELDS = ("category", "subcategory", "set_id", "figure_id", "question_id", "gt_answer")
 _WORD = re.compile("[a-z]+")
@@ -31,10 +32,11 @@ Question = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class HallusionResult:
-    """
+    """Which questions, pairs and figures are right.
+
     Attributes:
-        right: id of a question -> right.
-        pairs, figures: id -> all its questions are right.
+        right: question name -> right.
+        pairs, figures: id -> whether all its questions are right.
         unparsable: questions whose reply is neither yes nor no.
     """
 
@@ -44,18 +46,53 @@ class HallusionResult:
     unparsable: list[str]
 
     def accuracies(self) -> dict[str, float]:
-        """aAcc, qAcc, fAcc in percent; fAcc only where there is a figure."""
+        """Return aAcc, qAcc and fAcc in percent; fAcc only if there is a figure."""
         levels = {"aAcc": self.right, "qAcc": self.pairs, "fAcc": self.figures}
         return {name: percent(values.values()) for name, values in levels.items() if values}
 
 
 def question_name(question: Question) -> str:
-    """`VD_illusion_0_0_0`: the id by which answers are matched."""
+    """Return the id by which answers are matched, for example `VD_illusion_0_0_0`."""
     return "_".join(str(question[field]) for field in _FIELDS[:5])
 
 
+def read_questions(path: str, images_only: bool) -> list[Question]:
+    """Read the annotations; with `images_only`, without the questions that have no image.
+
+    Raises:
+        RequestError: the file does not hold HallusionBench's annotations.
+    """
+    questions = read_rows(path, dict.fromkeys(_FIELDS, str | int))
+    if images_only:
+        questions = [question for question in questions if str(question.get("visual_input")) != "0"]
+    names = [question_name(question) for question in questions]
+    if not names:
+        raise RequestError(f"{path} holds no questions")
+    if len(set(names)) < len(names):
+        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        raise RequestError(f"{path}: {some(twice)} occurs twice")
+    for name, question in zip(names, questions):
+        if str(question["gt_answer"]) not in ("0", "1"):
+            raise RequestError(f"{path}, {name}: gt_answer is {question['gt_answer']!r}; it must be 0 or 1")
+    return list(questions)
+
+
+def read_replies(path: str) -> list[dict[str, Any]]:
+    """Read answers, or annotations with `model_prediction`, as rows of `question_id` and `text`.
+
+    Raises:
+        RequestError: the file holds neither.
+    """
+    rows = read_rows(path)
+    if rows and "model_prediction" in rows[0]:
+        require_rows(rows, path, dict.fromkeys(_FIELDS, str | int) | {"model_prediction": str})
+        return [{"question_id": question_name(row), "text": row["model_prediction"]} for row in rows]
+    require_rows(rows, path, ANSWER_FIELDS)
+    return rows
+
+
 def parse_reply(text: str) -> bool | None:
-    """True for yes, False for no, None for neither or both."""
+    """Return True for yes, False for no, None for neither or both."""
     words = set(_WORD.findall(text.lower()))
     if ("yes" in words) == ("no" in words):
         return None
@@ -63,9 +100,10 @@ def parse_reply(text: str) -> bool | None:
 
 
 def score_replies(questions: Sequence[Question], replies: Mapping[str, str]) -> HallusionResult:
-    """
+    """Compare replies with the annotations.
+
     Args:
-        replies: `question_name` -> reply; a missing one is wrong.
+        replies: question name -> reply; a missing one counts as wrong.
     """
     meanings = {name: parse_reply(text) for name, text in replies.items()}
     right: dict[str, bool] = {}
@@ -87,85 +125,50 @@ def score_replies(questions: Sequence[Question], replies: Mapping[str, str]) -> 
     )
 
 
-def read_questions(path: str, pictures_only: bool) -> list[Question]:
-    """
+def score(annotation_file: str, result_file: str, images_only: bool = False) -> Score:
+    """Score answers to HallusionBench.
+
     Raises:
-        RequestError: not HallusionBench's annotations.
+        RequestError: unusable input.
     """
-    questions = read_rows(path, dict.fromkeys(_FIELDS, str | int))
-    if pictures_only:
-        questions = [question for question in questions if str(question.get("visual_input")) != "0"]
+    questions = read_questions(annotation_file, images_only)
+    answers = read_replies(result_file)
     names = [question_name(question) for question in questions]
-    if not names:
-        raise RequestError(f"{path} holds no questions")
-    if len(set(names)) < len(names):
-        twice = [name for place, name in enumerate(names) if name in names[:place]]
-        raise RequestError(f"{path}: {some(twice)} occurs twice")
-    for name, question in zip(names, questions):
-        if str(question["gt_answer"]) not in ("0", "1"):
-            raise RequestError(f"{path}, {name}: gt_answer is {question['gt_answer']!r}; it must be 0 or 1")
-    return list(questions)
-
-
-def read_replies(path: str) -> list[dict[str, Any]]:
-    """Answers of the generator, or annotations with `model_prediction`, as `question_id` and `text`.
-
-    Raises:
-        RequestError: neither.
-    """
-    rows = read_rows(path)
-    if rows and "model_prediction" in rows[0]:
-        require_rows(rows, path, dict.fromkeys(_FIELDS, str | int) | {"model_prediction": str})
-        return [{"question_id": question_name(row), "text": row["model_prediction"]} for row in rows]
-    require_rows(rows, path, ANSWER_FIELDS)
-    return rows
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--annotation-file", type=str, required=True, help="HallusionBench.json")
-    parser.add_argument("--result-file", type=str, required=True, help="answers (JSON lines) or its annotated form")
-    parser.add_argument("--pictures-only", action="store_true", help="leave out the questions without a picture")
-    add_score_arguments(parser)
-    return parser
-
-
-def main(args: argparse.Namespace) -> None:
-    """
-    Raises:
-        RequestError: input that cannot be used.
-    """
-    questions = read_questions(args.annotation_file, args.pictures_only)
-    answers = read_replies(args.result_file)
-    names = [question_name(question) for question in questions]
-    by_id, coverage = match_answers(names, answers, args.result_file)
+    by_id, coverage = match_answers(names, answers, result_file)
     result = score_replies(questions, {name: answer["text"] for name, answer in by_id.items()})
     accuracies = result.accuracies()
-    for name, accuracy in accuracies.items():
-        print(f"{name}: {accuracy:.2f}%")
     divisions = {
         field: by_group((str(question[field]), result.right[name]) for name, question in zip(names, questions))
         for field in ("category", "subcategory")
     }
-    for field, division in divisions.items():
-        print("\n".join(table(f"aAcc / {field}", division)))
-    for line in coverage.warnings("count as wrong"):
-        note(line)
+    notes = coverage.warnings("count as wrong")
     if result.unparsable:
-        note(f"{len(result.unparsable)} replies are neither yes nor no and count as wrong: {some(result.unparsable)}")
-    note("replies were read by rule; the benchmark's published figures come from GPT-4 as judge")
-    write_score(
-        args.score_file,
+        unparsable = some(result.unparsable)
+        notes.append(f"{len(result.unparsable)} replies are neither yes nor no and count as wrong: {unparsable}")
+    notes.append("replies were read by rule; the benchmark's published figures come from GPT-4 as judge")
+    return Score(
         "HallusionBench",
-        experiment_name(args.result_file, args.experiment),
+        result_file,
         "mean",
         [item(name, int(result.right[name]), str(question["category"])) for name, question in zip(names, questions)],
-        details={**accuracies, **divisions, "unparsable": len(result.unparsable), "pictures_only": args.pictures_only},
+        details={**accuracies, **divisions, "unparsable": len(result.unparsable), "pictures_only": images_only},
         expected=coverage.expected,
         answered=coverage.answered,
+        lines=[
+            *(f"{name}: {accuracy:.2f}%" for name, accuracy in accuracies.items()),
+            *(line for field, division in divisions.items() for line in table(f"aAcc / {field}", division)),
+        ],
+        notes=notes,
         answers=answers,
     )
 
 
-if __name__ == "__main__":
-    run_program(lambda: main(build_parser().parse_args()))
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--annotation-file", required=True, help="HallusionBench.json")
+    parser.add_argument("--result-file", required=True, help="answers (JSON lines), or annotations with predictions")
+    parser.add_argument("--pictures-only", action="store_true", help="leave out the questions without an image")
+
+
+BENCHMARK = Benchmark(
+    __doc__, _add_arguments, lambda args: score(args.annotation_file, args.result_file, args.pictures_only)
+)

@@ -1,4 +1,4 @@
-"""JSON and JSON-lines files of the scorers and converters: one way to read them, one way to write them."""
+"""JSON and JSON-lines files: read with checks that name file, line and field; written atomically."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 from llava.files import write_text_atomically
 from llava.program import RequestError
 
-# What an object must hold: names, or names with the kind of their values (a key of _KINDS).
+# Required fields of an object: names, or names with the type of their values (a key of _KINDS).
 Fields = Sequence[str] | Mapping[str, Any]
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -27,11 +27,11 @@ _KINDS: Mapping[Any, str] = {
 
 
 def read_text(path: str) -> str:
-    """The text of a file in UTF-8; `~` is expanded.
+    """Return the text of a file in UTF-8; `~` is expanded.
 
     Raises:
         OSError: the file cannot be read.
-        RequestError: it is not text in UTF-8.
+        RequestError: the file is not text in UTF-8.
     """
     try:
         with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
@@ -41,21 +41,21 @@ def read_text(path: str) -> str:
 
 
 def read_json(path: str) -> Any:
-    """The value of a JSON file; `~` is expanded.
+    """Return the value of a JSON file; `~` is expanded.
 
     Raises:
         OSError: the file cannot be read.
-        RequestError: it is not JSON; names file and line.
+        RequestError: the file is not JSON; names file and line.
     """
     return _parse(read_text(path), path, "is it the right file?")
 
 
 def read_json_object(path: str, required: Fields = ()) -> dict[str, Any]:
-    """The object of a JSON file.
+    """Return the object of a JSON file.
 
     Raises:
         OSError: the file cannot be read.
-        RequestError: it holds something else, or its fields are not those `required`; names the file.
+        RequestError: the file holds something else, or lacks required fields; names the file.
     """
     value = read_json(path)
     require_fields(value, path, required)
@@ -63,19 +63,19 @@ def read_json_object(path: str, required: Fields = ()) -> dict[str, Any]:
 
 
 def read_json_lines(path: str, required: Fields = ()) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; empty lines are skipped, `~` is expanded.
+    """Return the objects of a JSON-lines file; empty lines are skipped, `~` is expanded.
 
     Raises:
         OSError: the file cannot be read.
-        RequestError: a line is not a JSON object, or its fields are not those `required`; names file and line.
+        RequestError: a line is not a JSON object, or lacks required fields; names file and line.
     """
     return [parse_object(line, f"{path}, line {number}", required) for number, line in _lines(path)]
 
 
 def read_readable_lines(path: str, required: Fields = ()) -> tuple[list[dict[str, Any]], int]:
-    """As `read_json_lines`, but a line that is not such an object is left out: `(objects, lines left out)`.
+    """Return the readable objects of a JSON-lines file, and the number of unreadable lines.
 
-    An empty line counts among those.
+    As upstream's converters do, an empty line counts as unreadable.
     """
     rows, failures = [], 0
     for number, line in _lines(path, skip_empty=False):
@@ -87,11 +87,11 @@ def read_readable_lines(path: str, required: Fields = ()) -> tuple[list[dict[str
 
 
 def read_rows(path: str, required: Fields = ()) -> list[dict[str, Any]]:
-    """The objects of a JSON list or of a JSON-lines file, whichever the file holds.
+    """Return the objects of a file that holds a JSON list or JSON lines.
 
     Raises:
         OSError: the file cannot be read.
-        RequestError: it holds neither, or the fields of an object are not those `required`; names the place.
+        RequestError: the file holds neither, or an object lacks required fields; names the place.
     """
     if not read_text(path).lstrip().startswith("["):
         return read_json_lines(path, required)
@@ -101,10 +101,10 @@ def read_rows(path: str, required: Fields = ()) -> list[dict[str, Any]]:
 
 
 def parse_object(line: str, place: str, required: Fields = ()) -> dict[str, Any]:
-    """One line of a JSON-lines file; `place` names it in errors.
+    """Return the object of one line of a JSON-lines file; `place` names it in error messages.
 
     Raises:
-        RequestError: not a JSON object, or one of the `required` fields is missing.
+        RequestError: the line is not a JSON object, or lacks required fields.
     """
     value = _parse(line, place, "the file must hold one JSON object per line")
     if not isinstance(value, dict):
@@ -114,9 +114,10 @@ def parse_object(line: str, place: str, required: Fields = ()) -> dict[str, Any]
 
 
 def require_fields(value: Any, place: str, required: Fields) -> None:
-    """
+    """Check the fields of an object.
+
     Raises:
-        RequestError: not an object, or a field is missing or of another kind; names place and field.
+        RequestError: the value is not an object, or a field is missing or has another type; names place and field.
     """
     if not isinstance(value, dict):
         raise RequestError(f"{place}: not a JSON object; is it the right file?")
@@ -130,10 +131,10 @@ def require_fields(value: Any, place: str, required: Fields) -> None:
 
 
 def require_rows(rows: Iterable[Any], place: str, required: Fields) -> None:
-    """`require_fields` of each of many objects.
+    """Check the fields of each of many objects.
 
     Raises:
-        RequestError: names the entry, the first one being 1.
+        RequestError: an object does not pass `require_fields`; names the entry, counted from 1.
     """
     for number, row in enumerate(rows, start=1):
         require_fields(row, f"{place}, entry {number}", required)
@@ -148,10 +149,10 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def path_below(folder: str, name: str) -> str:
-    """`name`, which may have folders of its own, below `folder`; `~` is expanded.
+    """Return the path of `name`, which may contain folders, below `folder`; `~` is expanded.
 
     Raises:
-        RequestError: the name leads out of the folder.
+        RequestError: the path is outside the folder.
     """
     if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
         raise RequestError(f"{name!r} leads out of {folder}; give a plain name")
@@ -159,33 +160,33 @@ def path_below(folder: str, name: str) -> str:
 
 
 def write_json(path: str, value: Any, indent: int | None = None) -> None:
-    """A JSON file, whole or not at all, in a folder that is made where it is missing."""
+    """Write a JSON file atomically; a missing folder is created."""
     write_text_atomically(os.path.expanduser(path), json.dumps(value, indent=indent))
 
 
 def write_json_lines(path: str, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object per line, whole or not at all, in a folder that is made where it is missing."""
+    """Write a JSON-lines file atomically; a missing folder is created."""
     write_text_atomically(os.path.expanduser(path), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _parse(text: str, place: str, remedy: str) -> Any:
     try:
         value = json.loads(text)
-        if _SURROGATE.search(text):  # half a pair is no character, and could be neither printed nor written
+        if _SURROGATE.search(text):  # half a surrogate pair can be neither printed nor written
             value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
         return value
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if "\n" in text else ""
         raise RequestError(f"{place}{line}: not JSON ({error.msg}); {remedy}") from error
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets in brackets
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, or deep nesting
         raise RequestError(f"{place}: not JSON that can be read ({error}); {remedy}") from error
 
 
 def _lines(path: str, skip_empty: bool = True) -> Iterator[tuple[int, str]]:
-    # Not splitlines: U+2028 and its like may stand inside a JSON string.
+    # Not splitlines: a JSON string may contain U+2028 and similar characters.
     lines = read_text(path).split("\n")
     if not lines[-1]:
-        lines.pop()  # what follows the last line's end is no line
+        lines.pop()  # the text ends with a newline
     for number, line in enumerate(lines, start=1):
         if line.strip() or not skip_empty:
             yield number, line

@@ -1,7 +1,7 @@
-"""How the items of a score file become its score, and how sure that score is.
+"""Metrics of score files, and bootstrap confidence intervals.
 
-A metric sees the items of one unit (a question, a picture, a circular group) as a few sums, and computes the score from
-their totals per group. So the same few lines give the score and the scores of a thousand bootstrap samples.
+A metric reduces the items of one unit (a question, an image, a circular group) to a few sums, and computes the score
+from their totals per group. The same code gives the score and the scores of a thousand bootstrap samples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +15,17 @@ from llava.program import RequestError
 Items = Sequence[Mapping[str, Any]]
 Totals = Mapping[str, np.ndarray]  # group -> [..., sums]
 
-# Draws of one group that are held at a time, as [samples, kinds of units].
+# Largest number of draws [samples, kinds of units] of one group in memory at once.
 _MAX_DRAWS = 20_000_000
 
 
 @dataclass(frozen=True)
 class Metric:
-    """
+    """How items become a score.
+
     Attributes:
-        tally: the items of one unit -> sums `[k]`.
-        score: group -> totals `[..., k]`, to scores `[...]`.
+        tally: returns sums `[k]` for the items of one unit.
+        score: returns scores `[...]` for group -> totals `[..., k]`.
     """
 
     tally: Callable[[Items], Sequence[float]]
@@ -41,33 +42,33 @@ def _mean(totals: Totals) -> np.ndarray:
 
 
 def _agreement(items: Items) -> Sequence[float]:
-    """Value = `[predicted yes, labelled yes]`: how often both are yes, and how often each."""
+    """Value = `[predicted yes, labelled yes]`: count both together, and the sum of each."""
     values = [[bool(flag) for flag in item["value"]] for item in items]
     return sum(said and right for said, right in values), sum(said + right for said, right in values)
 
 
 def _mean_f1(totals: Totals) -> np.ndarray:
-    """Mean over the groups of 100 * F1; 0 for a group where yes never occurs."""
+    """Mean over the groups of 100 * F1; 0 for a group in which yes never occurs."""
     return np.mean([200 * total[..., 0] / np.maximum(total[..., 1], 1) for total in totals.values()], axis=0)
 
 
 def _answers_and_wholes(items: Items) -> Sequence[float]:
-    """Right answers, answers, and whether all of the unit are right."""
+    """Count right answers, answers, units with every answer right, and units."""
     return *_sum_and_count(items), all(item["value"] for item in items), 1
 
 
 def _accuracy_and_plus(totals: Totals) -> np.ndarray:
-    """Sum over the groups (tasks) of 100 * (accuracy + accuracy of the units, which need every answer right)."""
+    """Sum over the groups (tasks) of 100 * (accuracy + share of units with every answer right)."""
     return 100 * sum(total[..., 0] / total[..., 1] + total[..., 2] / total[..., 3] for total in totals.values())
 
 
 def _both_scores(items: Items) -> Sequence[float]:
-    """Value = `[reference's score, ours]`."""
+    """Value = `[reference's score, our score]`."""
     return tuple(sum(float(item["value"][place]) for item in items) for place in (0, 1))
 
 
 def _relative(totals: Totals) -> np.ndarray:
-    """100 times our scores by the reference's; 0 where the reference has none."""
+    """100 * our scores / the reference's; 0 if the reference has none."""
     everything = sum(totals.values())
     reference = everything[..., 0]
     return 100 * np.where(reference == 0, 0, everything[..., 1] / np.where(reference == 0, 1, reference))
@@ -83,7 +84,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 def compute(metric: str, items: Items) -> float:
-    """The score of these items.
+    """Return the score of the items.
 
     Raises:
         RequestError: unknown metric, no items, or items of another metric.
@@ -93,7 +94,7 @@ def compute(metric: str, items: Items) -> float:
 
 
 def bootstrap(metric: str, items: Items, samples: int = 1000, seed: int = 0) -> np.ndarray:
-    """Scores `[samples]` of items drawn anew, whole units with replacement, as many in each group as there are.
+    """Return scores `[samples]` of resampled items: whole units with replacement, as many per group as there are.
 
     Raises:
         RequestError: unknown metric, no items, items of another metric, or no samples.
@@ -106,13 +107,13 @@ def bootstrap(metric: str, items: Items, samples: int = 1000, seed: int = 0) -> 
 
 
 def interval(metric: str, items: Items, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % confidence interval of the score, by bootstrap (percentiles)."""
+    """Return the 95 % confidence interval of the score, by percentile bootstrap."""
     low, high = np.percentile(bootstrap(metric, items, samples, seed), [2.5, 97.5])
     return float(low), float(high)
 
 
 def _tables(metric: str, items: Items) -> dict[str, np.ndarray]:
-    """Group -> `[units, k]`."""
+    """Return group -> sums `[units, k]`."""
     if metric not in METRICS:
         raise RequestError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     if not items:
@@ -134,9 +135,9 @@ def _tables(metric: str, items: Items) -> dict[str, np.ndarray]:
 
 
 def _resampled(table: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Totals `[samples, k]` of `samples` drawings from the units of a group `[units, k]`.
+    """Return the totals `[samples, k]` of bootstrap samples from the units of a group `[units, k]`.
 
-    Units with the same sums are drawn as one kind, as often as there are of them: 100 000 questions have a few kinds.
+    Units with equal sums are drawn together, as one kind: 100 000 questions have only a few kinds.
     """
     units = len(table)
     kinds, counts = np.unique(table, axis=0, return_counts=True)

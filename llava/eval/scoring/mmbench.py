@@ -1,27 +1,29 @@
 """MMBench and CCBench: vanilla and circular accuracy on a table that has the answers (dev).
 
-Vanilla: the question as it stands. Circular (https://github.com/open-compass/MMBench): it is asked once per option,
+Vanilla: the question is asked once. Circular (https://github.com/open-compass/MMBench): it is asked once per option,
 with the options rotated, and is right if all passes are. Passes are rows of the table with the same index modulo a
-million, or rounds of an answers file made with --all-rounds. The letter is found by the rules of
-`option_letters`; the benchmark's server asks a language model about the replies that its rules do not
-cover, here they are wrong and told, and so are missing answers.
+million, or rounds of an answers file made with --all-rounds. The rules of `option_letters` find the letter in a reply.
+The official server asks a language model about replies that its rules do not cover; here they count as wrong, with a
+note, and so do missing answers.
 """
 
 import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llava.eval.scoring.accuracy import by_group, percent, table
-from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, note, some
+from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, some
 from llava.eval.scoring.json_files import read_json_lines, require_rows
+from llava.eval.scoring.mmbench_table import is_missing, options_of, read_table, rows_of
 from llava.eval.scoring.option_letters import extract_letter
-from llava.eval.scoring.score_file import add_score_arguments, experiment_name, item, write_score
-from llava.extras import require_extra
-from llava.program import RequestError, run_program
+from llava.eval.scoring.score_file import Score, item
+from llava.eval.scoring.scorer import Benchmark
+from llava.program import RequestError
 
 PASS_STRIDE = 1_000_000  # the k-th pass of question i is row i + k * PASS_STRIDE
-_LETTERS = "ABCDEFGH"
+DIVISIONS = ("category", "l2-category")
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,19 @@ class Row:
 
     Attributes:
         answer: letter of the right option.
-        options: texts, up to the first missing one.
+        options: letter -> text, up to the first missing option.
         groups: `category`, `l2-category` -> value, as far as the table has them.
     """
 
     index: int
     answer: str
-    options: tuple[str, ...]
+    options: Mapping[str, str]
     groups: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One time a question is asked: a row, its options rotated to the left `turn` times."""
+    """One way to ask a question: a row with its options rotated to the left `turn` times."""
 
     row: Row
     turn: int
@@ -53,7 +55,7 @@ class Pass:
 
     @property
     def question(self) -> int:
-        """What the passes of one question have in common."""
+        """The number that all passes of one question share."""
         return self.row.index % PASS_STRIDE
 
     @property
@@ -61,23 +63,23 @@ class Pass:
         return self.row.index < PASS_STRIDE and self.turn == 0
 
     def letter(self, reply: str) -> str | None:
-        """The option that a reply chooses, by its letter in the table; None where it does not tell."""
-        shown = [*self.row.options[self.turn :], *self.row.options[: self.turn]]
-        letter = extract_letter(reply, dict(zip(_LETTERS, shown)))
-        if letter is None:
-            return None
-        return _LETTERS[(_LETTERS.index(letter) + self.turn) % len(shown)]
+        """Return the option that a reply chooses, by its letter in the table; None if the reply names none."""
+        letters, texts = list(self.row.options), list(self.row.options.values())
+        shown = dict(zip(letters, texts[self.turn :] + texts[: self.turn]))
+        letter = extract_letter(reply, shown)
+        return None if letter is None else letters[(letters.index(letter) + self.turn) % len(letters)]
 
 
 @dataclass(frozen=True)
 class MmbenchResult:
-    """
+    """Which passes and questions are right.
+
     Attributes:
         right: key of a pass -> its letter is right.
-        unparsable: keys of the passes whose reply gives no letter.
-        vanilla: question -> right as it stands.
-        circular: question -> right in every pass; empty where no question has several.
-        incomplete: questions with fewer passes than options, where any has several.
+        unparsable: keys of passes whose reply names no option.
+        vanilla: question -> right in its vanilla pass.
+        circular: question -> right in every pass; empty if no question has several.
+        incomplete: questions with fewer passes than options, if any question has several.
         groups: question -> its groups.
     """
 
@@ -88,30 +90,85 @@ class MmbenchResult:
     incomplete: list[int]
     groups: dict[int, Mapping[str, str]]
 
-    def accuracy(self, protocol: str) -> float:
-        """In percent; `protocol` is "vanilla" or "circular"."""
-        return percent(getattr(self, protocol).values())
+    @property
+    def protocols(self) -> dict[str, dict[int, bool]]:
+        """Protocol -> question -> right, for "vanilla" and, if there is one, "circular"."""
+        return {"vanilla": self.vanilla} | ({"circular": self.circular} if self.circular else {})
 
-    def division(self, protocol: str, name: str) -> dict[str, float]:
-        """Group of that division -> accuracy in percent."""
-        right = getattr(self, protocol)
+    def accuracy(self, protocol: str) -> float:
+        """Return the accuracy over all questions, in percent."""
+        return percent(self.protocols[protocol].values())
+
+    def by_division(self, protocol: str, name: str) -> dict[str, float]:
+        """Return the accuracy of each group of a division, in percent."""
+        right = self.protocols[protocol]
         return by_group((self.groups[n][name], right[n]) for n in right if name in self.groups[n])
+
+    def lines(self) -> list[str]:
+        lines = []
+        for name, right in self.protocols.items():
+            title = f"{name.capitalize()} accuracy"
+            lines.append(f"{title}: {self.accuracy(name):.2f}% ({len(right)} questions)")
+            for division in DIVISIONS:
+                lines += table(f"{title} / {division}", self.by_division(name, division))
+        return lines
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self.unparsable:
+            notes.append(f"{len(self.unparsable)} replies name no option and count as wrong: {some(self.unparsable)}")
+        if self.incomplete:
+            notes.append(f"{len(self.incomplete)} questions have fewer passes than options: {some(self.incomplete)}")
+        if not self.circular:
+            notes.append(
+                "no circular accuracy: every question is asked once (a circular table or --all-rounds asks once per "
+                "option)"
+            )
+        return notes
+
+
+def read_rows(path: str) -> list[Row]:
+    """Read the questions of a table that has the answers.
+
+    Raises:
+        ImportError: pandas is missing.
+        RequestError: the file is not such a table.
+    """
+    content = read_table(path, ("index", "A", "B"), leave_out=("image",), as_text=True)
+    if "answer" not in content.columns:
+        raise RequestError(f"{path}: no column 'answer'; only a split with public answers (dev) can be scored here")
+    rows = [_row(record, path) for record in rows_of(content)]
+    if all(row.index >= PASS_STRIDE for row in rows):
+        raise RequestError(f"{path}: no row with an index below {PASS_STRIDE}, and so no vanilla question")
+    return rows
+
+
+def _row(record: Mapping[str, Any], path: str) -> Row:
+    options = options_of(record)
+    index, answer = str(record["index"]), str(record["answer"]).strip()
+    if not re.fullmatch("[0-9]{1,18}", index):
+        raise RequestError(f"{path}: the index {index[:40]!r} is not a whole number; is it the right file?")
+    if answer not in options:
+        raise RequestError(f"{path}, index {index!r}: answer {answer!r} is not one of {len(options)} options")
+    groups = {name: record[name] for name in DIVISIONS if name in record and not is_missing(record[name])}
+    return Row(int(index), answer, options, groups)
 
 
 def pass_key(index: str | int, turn: int) -> str:
-    """How answers are matched: index of the row, round."""
+    """Return the key by which answers are matched."""
     return f"{index} round {turn}"
 
 
 def passes_of(rows: Sequence[Row], all_rounds: bool) -> list[Pass]:
-    """Every pass that is expected: one per row, or one per option of every row."""
+    """Return every expected pass: one per row, or one per option of every row."""
     return [Pass(row, turn) for row in rows for turn in range(len(row.options) if all_rounds else 1)]
 
 
 def score_replies(passes: Sequence[Pass], replies: Mapping[str, str]) -> MmbenchResult:
-    """
+    """Compare replies with the answers.
+
     Args:
-        replies: key of a pass -> reply; a missing one is wrong.
+        replies: key of a pass -> reply; a missing one counts as wrong.
     """
     letters = {entry.key: entry.letter(replies[entry.key]) for entry in passes if entry.key in replies}
     right = {entry.key: letters.get(entry.key) == entry.row.answer for entry in passes}
@@ -129,105 +186,50 @@ def score_replies(passes: Sequence[Pass], replies: Mapping[str, str]) -> Mmbench
     )
 
 
-def read_rows(path: str) -> list[Row]:
-    """
+def score(annotation_file: str, result_file: str, benchmark: str = "MMB") -> Score:
+    """Score answers of model_vqa_mmbench.
+
+    Args:
+        benchmark: its name in the score file ("MMB", "CCBench", ...).
+
     Raises:
-        ImportError: the package for tables is missing.
-        RequestError: not a table with answers.
+        ImportError: pandas is missing.
+        RequestError: unusable input.
     """
-    require_extra("pandas", "eval")
-    import pandas
-
-    try:
-        content = pandas.read_table(path, dtype=str, keep_default_na=False, usecols=lambda name: name != "image")
-    except ValueError as error:
-        raise RequestError(f"{path}: not a tab-separated table ({error}); is it the right file?") from error
-    missing = [name for name in ("index", "A", "B") if name not in content.columns]
-    if missing:
-        raise RequestError(f"{path}: no column {' and no column '.join(missing)}; it should be a table of MMBench")
-    if "answer" not in content.columns:
-        raise RequestError(f"{path}: no column 'answer'; only a split with public answers (dev) can be scored here")
-    rows = [_row(record, path) for record in content.to_dict("records")]
-    if all(row.index >= PASS_STRIDE for row in rows):
-        raise RequestError(f"{path}: no row with an index below {PASS_STRIDE}, and so no question as it stands")
-    return rows
-
-
-def _row(record: Mapping[str, str], path: str) -> Row:
-    options = []
-    for letter in _LETTERS:
-        if record.get(letter, "").strip().lower() in ("", "nan", "none"):
-            break
-        options.append(record[letter])
-    answer = record["answer"].strip()
-    if not re.fullmatch("[0-9]{1,18}", record["index"]):
-        raise RequestError(f"{path}: the index {record['index'][:40]!r} is not a whole number; is it the right file?")
-    if answer not in _LETTERS[: len(options)] or len(answer) != 1:
-        raise RequestError(f"{path}, index {record['index']!r}: answer {answer!r} is not one of {len(options)} options")
-    groups = {name: record[name] for name in ("category", "l2-category") if record.get(name)}
-    return Row(int(record["index"]), answer, tuple(options), groups)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--annotation-file", type=str, required=True, help="table of MMBench or CCBench, .tsv")
-    parser.add_argument("--result-file", type=str, required=True, help="answers of model_vqa_mmbench, JSON lines")
-    parser.add_argument("--benchmark", type=str, default="MMB", help="its name in the score file (MMB, CCBench, ...)")
-    add_score_arguments(parser)
-    return parser
-
-
-def main(args: argparse.Namespace) -> None:
-    """
-    Raises:
-        ImportError: the package for tables is missing.
-        RequestError: input that cannot be used.
-    """
-    rows = read_rows(args.annotation_file)
-    answers = [{"round_id": 0} | row for row in read_json_lines(args.result_file, ANSWER_FIELDS)]
-    require_rows(answers, args.result_file, {"round_id": int})
+    rows = read_rows(annotation_file)
+    answers = [{"round_id": 0} | row for row in read_json_lines(result_file, ANSWER_FIELDS)]
+    require_rows(answers, result_file, {"round_id": int})
     answers = [row | {"key": pass_key(row["question_id"], row["round_id"])} for row in answers]
     passes = passes_of(rows, all_rounds=any(answer["round_id"] > 0 for answer in answers))
-    by_key, coverage = match_answers([entry.key for entry in passes], answers, args.result_file, id_field="key")
+    by_key, coverage = match_answers([entry.key for entry in passes], answers, result_file, id_field="key")
     result = score_replies(passes, {key: answer["text"] for key, answer in by_key.items()})
-    protocols = [name for name in ("vanilla", "circular") if getattr(result, name)]
-    for name in protocols:
-        print(f"{name.capitalize()} accuracy: {result.accuracy(name):.2f}% ({len(getattr(result, name))} questions)")
-        for division in ("category", "l2-category"):
-            for line in table(f"{name.capitalize()} accuracy / {division}", result.division(name, division)):
-                print(line)
-    for line in coverage.warnings("count as wrong"):
-        note(line)
-    if result.unparsable:
-        note(f"{len(result.unparsable)} replies name no option and count as wrong: {some(result.unparsable)}")
-    if result.incomplete:
-        note(f"{len(result.incomplete)} questions have fewer passes than options: {some(result.incomplete)}")
-    if not result.circular:
-        note(
-            "no circular accuracy: every question is asked once (a circular table or --all-rounds asks once per option)"
-        )
-    protocol = protocols[-1]
-    write_score(
-        args.score_file,
-        args.benchmark,
-        experiment_name(args.result_file, args.experiment),
+    protocol, right = list(result.protocols.items())[-1]  # circular if there is one
+    return Score(
+        benchmark,
+        result_file,
         "mean",
-        [
-            item(n, int(right), result.groups[n].get("category", "all"))
-            for n, right in getattr(result, protocol).items()
-        ],
+        [item(n, int(value), result.groups[n].get("category", "all")) for n, value in right.items()],
         details={
             "protocol": protocol,
-            **{name: result.accuracy(name) for name in protocols},
-            "categories": result.division(protocol, "category"),
-            "l2_categories": result.division(protocol, "l2-category"),
+            **{name: result.accuracy(name) for name in result.protocols},
+            "categories": result.by_division(protocol, "category"),
+            "l2_categories": result.by_division(protocol, "l2-category"),
             "unparsable": len(result.unparsable),
         },
         expected=coverage.expected,
         answered=coverage.answered,
+        lines=result.lines(),
+        notes=[*coverage.warnings("count as wrong"), *result.notes()],
         answers=answers,
     )
 
 
-if __name__ == "__main__":
-    run_program(lambda: main(build_parser().parse_args()))
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--annotation-file", required=True, help="table of MMBench or CCBench, .tsv")
+    parser.add_argument("--result-file", required=True, help="answers of model_vqa_mmbench, JSON lines")
+    parser.add_argument("--benchmark", default="MMB", help="name in the score file (MMB, CCBench, ...)")
+
+
+BENCHMARK = Benchmark(
+    __doc__, _add_arguments, lambda args: score(args.annotation_file, args.result_file, args.benchmark)
+)

@@ -1,4 +1,4 @@
-"""The letter of the option that a reply chooses, by rules alone."""
+"""Find the letter of the option that a reply chooses, by rules."""
 
 import re
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ _STANDING_ALONE = re.compile(r"(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9])")
 
 
 def extract_letter(reply: str, options: Mapping[str, str]) -> str | None:
-    """The option's letter, or None where the reply does not tell.
+    """Return the letter of the option that a reply chooses, or None.
 
-    1. The reply begins with an offered letter and ends there, or goes on with one of `.` `:` `,` `)`.
-    2. One offered letter, and no other, stands alone in it; an `A` in more than three words may be the article and
-       does not count.
-    3. The text of one option, and of no other, occurs in it as a word or words, whatever the case.
+    1. The reply begins with an offered letter, followed by its end or one of `.` `:` `,` `)`.
+    2. Exactly one offered letter occurs as a word; an `A` in more than three words may be the article and does not
+       count.
+    3. The text of exactly one option occurs as a word or words, in any case.
 
     Args:
         options: letter -> text.

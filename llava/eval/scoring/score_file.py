@@ -1,13 +1,7 @@
-"""Score files: what a scorer found, with one item per question, so that the report can draw new samples of it.
+"""Score files: a benchmark's score with one item per question, from which the report draws bootstrap samples."""
 
-They are an addition to upstream's interface: every scorer writes one with `--score-file`, and none without it.
-"""
-
-import argparse
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from llava.eval.scoring.json_files import read_json_object, require_fields, require_rows, write_json
@@ -21,20 +15,48 @@ _FIELDS = {
 
 
 @dataclass(frozen=True)
+class Score:
+    """The result of scoring one file of answers.
+
+    Attributes:
+        benchmark: column of the report: "POPE", "MME", "MMB", "TextVQA", ...
+        result_file: path of the answers; by default the experiment is named after it.
+        metric: key of METRICS that computes the score from `items`.
+        items: one entry per scored question, made by `item`.
+        details: further figures by name.
+        expected: number of questions of the benchmark.
+        answered: number of questions with an answer.
+        lines: the report on standard output.
+        notes: warnings for standard error.
+        answers: the answers, whose `metadata` (flag --record-run) describes the run.
+    """
+
+    benchmark: str
+    result_file: str
+    metric: str
+    items: Sequence[dict[str, Any]]
+    details: dict[str, Any]
+    expected: int
+    answered: int
+    lines: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    answers: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
 class ScoreFile:
     """One benchmark's result of one experiment.
 
     Attributes:
         benchmark: column of the report: "POPE", "MME", "MMB", "TextVQA", ...
         experiment: row of the report.
-        metric: key of METRICS: how `items` become `score`.
+        metric: key of METRICS that computes `score` from `items`.
         score: `compute(metric, items)`.
-        items: `{"unit", "group", "value"}`: unit = what is drawn together (question, picture, circular group), group =
-            category or task, value = what the metric takes.
-        details: what the scorer printed, by name.
-        expected: questions of the benchmark.
-        answered: of them, those with an answer.
-        run: facts of the run (see `run_facts`); {} where the answers tell none.
+        items: entries made by `item`.
+        details: further figures of the scorer, by name.
+        expected: number of questions of the benchmark.
+        answered: number of questions with an answer.
+        run: settings of the run, see `recorded_run`; {} if the answers do not record them.
     """
 
     benchmark: str
@@ -49,78 +71,66 @@ class ScoreFile:
 
 
 def item(unit: Any, value: Any, group: str = "all") -> dict[str, Any]:
-    """One entry of `ScoreFile.items`."""
+    """Return one entry of `ScoreFile.items`.
+
+    Args:
+        unit: what the bootstrap draws as a whole: a question, an image or a circular group.
+        value: input of the metric.
+        group: category or task.
+    """
     return {"unit": str(unit), "group": group, "value": value}
 
 
-def run_facts(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the answers' `metadata` (flag --record-run) tell about the run; {} where they have none.
+def recorded_run(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Summarise the answers' `metadata` (flag --record-run); {} if no answer has any.
 
-    A field holds the answers' common value, or the list of different ones. `seconds` is the mean per answer,
+    A field holds the common value of all answers, or the list of different values. `seconds` is the mean per answer,
     `answers` the number of answers with metadata.
     """
     records = [answer["metadata"] for answer in answers if isinstance(answer.get("metadata"), dict)]
     records = [record for record in records if record]
     if not records:
         return {}
-    facts: dict[str, Any] = {}
+    run: dict[str, Any] = {}
     for field in dict.fromkeys(field for record in records for field in record):
         values = [record[field] for record in records if field in record]
         if field == "seconds":
-            facts[field] = sum(map(float, values)) / len(values)
+            run[field] = sum(map(float, values)) / len(values)
         else:
-            different: list[Any] = []
+            different: list[Any] = []  # not a set: values may be unhashable
             for value in values:
                 if value not in different:
                     different.append(value)
-            facts[field] = different[0] if len(different) == 1 else different
-    return facts | {"answers": len(records)}
+            run[field] = different[0] if len(different) == 1 else different
+    return run | {"answers": len(records)}
 
 
-def experiment_name(result_file: str, experiment: str | None = None) -> str:
-    """`experiment`, else the stem of the result file; for `merge.jsonl` the name of its folder."""
-    if experiment:
-        return experiment
-    path = Path(os.path.abspath(os.path.expanduser(result_file)))
-    return path.parent.name if path.stem == "merge" else path.stem
-
-
-def add_score_arguments(parser: argparse.ArgumentParser) -> None:
-    """--score-file and --experiment, beyond upstream."""
-    parser.add_argument("--score-file", help="also write the score here, for the report (default: nowhere)")
-    parser.add_argument("--experiment", help="row of the report (default: from the name of the result file)")
-
-
-def write_score(
-    path: str | None,
-    benchmark: str,
-    experiment: str,
-    metric: str,
-    items: Sequence[dict[str, Any]],
-    *,
-    details: dict[str, Any],
-    expected: int,
-    answered: int,
-    answers: Iterable[Mapping[str, Any]] = (),
-) -> None:
-    """Write a score file, whole or not at all; nothing where `path` is None.
+def write_score_file(path: str, score: Score, experiment: str) -> None:
+    """Write a score file atomically.
 
     Raises:
         RequestError: there are no items.
     """
-    if path is None:
-        return
-    score = compute(metric, items)
-    run = run_facts(answers)
-    record = ScoreFile(benchmark, experiment, metric, score, list(items), details, expected, answered, run)
+    record = ScoreFile(
+        benchmark=score.benchmark,
+        experiment=experiment,
+        metric=score.metric,
+        score=compute(score.metric, score.items),
+        items=list(score.items),
+        details=score.details,
+        expected=score.expected,
+        answered=score.answered,
+        run=recorded_run(score.answers),
+    )
     write_json(path, asdict(record), indent=1)
 
 
 def read_score_file(path: str) -> ScoreFile:
-    """
+    """Read a score file.
+
     Raises:
         OSError: the file cannot be read.
-        RequestError: it is not a score file.
+        RequestError: the file is not a score file.
     """
     names = [field.name for field in fields(ScoreFile)]
     record = read_json_object(path, names)

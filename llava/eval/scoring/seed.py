@@ -1,22 +1,31 @@
-"""SEED-Bench: accuracy by question type and by kind of data, and the file to submit (contract: eval.md 4.5)."""
+"""SEED-Bench: accuracy per question type and for images and videos, and the submission file.
 
+A reply is right if it equals the letter of the answer. Every question is submitted, unanswered ones with an empty
+prediction.
+"""
+
+import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.scoring.answers import Answer, some
-from llava.eval.scoring.json_files import read_json_object, require_rows
+from llava.eval.scoring.accuracy import percent
+from llava.eval.scoring.answers import ANSWER_FIELDS, Answer, match_answers, some
+from llava.eval.scoring.json_files import read_json_lines, read_json_object, require_rows, write_json_lines
+from llava.eval.scoring.score_file import Score, item
+from llava.eval.scoring.scorer import Benchmark
 from llava.program import RequestError
 
 
 @dataclass(frozen=True)
 class SeedResult:
-    """
+    """Accuracies of a set of answers.
+
     Attributes:
-        right: `id of a question (see question_key) -> its answer is right`, in the order of the annotation.
-        types: name of a question type -> accuracy in percent, in the order of the types' ids.
-        kinds: `image`, `video` -> accuracy in percent.
+        right: question key -> whether its answer is right, in the order of the annotation.
+        types: question type -> accuracy in percent, in the order of the types' ids.
+        kinds: "image" and "video" -> accuracy in percent.
     """
 
     right: dict[int | str, bool]
@@ -25,11 +34,11 @@ class SeedResult:
 
     @property
     def accuracy(self) -> float:
-        """In percent."""
-        return _percent(list(self.right.values()))
+        """Accuracy over all questions, in percent."""
+        return percent(self.right.values())
 
     def lines(self) -> list[str]:
-        """As upstream prints them."""
+        """Return the lines that upstream prints."""
         return [
             *(f"{name}: {accuracy:.2f}%" for name, accuracy in self.types.items()),
             f"Total accuracy: {self.accuracy:.2f}%",
@@ -38,14 +47,15 @@ class SeedResult:
 
 
 def question_key(question_id: Any) -> int | str:
-    """How ids are compared: as integers where they are ones."""
+    """Return the form in which ids are compared: an integer if the id is one."""
     return int(question_id) if re.fullmatch("-?[0-9]{1,4000}", str(question_id)) else question_id
 
 
 def read_annotation(path: str) -> dict[str, Any]:
-    """
+    """Read SEED-Bench's annotation file.
+
     Raises:
-        RequestError: not an annotation file of SEED-Bench.
+        RequestError: it is another file.
     """
     annotation = read_json_object(path, {"questions": list, "question_type": dict})
     if not annotation["questions"]:
@@ -60,10 +70,10 @@ def read_annotation(path: str) -> dict[str, Any]:
 
 
 def score_answers(annotation: Mapping[str, Any], answers: Mapping[int | str, Answer]) -> SeedResult:
-    """A reply is right if it equals the answer's letter; a question without an answer is wrong.
+    """Compare replies with the answers' letters, exactly.
 
     Args:
-        answers: by `question_key`.
+        answers: question key -> answer; a question without one counts as wrong.
     """
     right: dict[int | str, bool] = {}
     by_type: dict[int, list[bool]] = {}
@@ -76,10 +86,48 @@ def score_answers(annotation: Mapping[str, Any], answers: Mapping[int | str, Ans
     names = sorted((type_id, name) for name, type_id in annotation["question_type"].items() if type_id in by_type)
     return SeedResult(
         right,
-        types={name: _percent(by_type[type_id]) for type_id, name in names},
-        kinds={kind: _percent(by_kind[kind]) for kind in ("image", "video") if kind in by_kind},
+        types={name: percent(by_type[type_id]) for type_id, name in names},
+        kinds={kind: percent(by_kind[kind]) for kind in ("image", "video") if kind in by_kind},
     )
 
 
-def _percent(values: list[bool]) -> float:
-    return sum(values) / len(values) * 100
+def score(annotation_file: str, result_file: str, result_upload_file: str) -> Score:
+    """Score answers to SEED-Bench, and write the submission file.
+
+    Raises:
+        RequestError: unusable input.
+    """
+    annotation = read_annotation(annotation_file)
+    answers = read_json_lines(result_file, ANSWER_FIELDS)
+    ids = [question["question_id"] for question in annotation["questions"]]
+    by_id, coverage = match_answers(ids, answers, result_file, key=question_key)
+    result = score_answers(annotation, by_id)
+    empty = {"text": ""}
+    write_json_lines(
+        result_upload_file,
+        [{"question_id": name, "prediction": by_id.get(question_key(name), empty)["text"]} for name in ids],
+    )
+    groups = {question_key(question["question_id"]): question["data_type"] for question in annotation["questions"]}
+    return Score(
+        "SEED",
+        result_file,
+        "mean",
+        [item(name, int(right), groups[name]) for name, right in result.right.items()],
+        details={"accuracy": result.accuracy, **result.kinds, "types": result.types},
+        expected=coverage.expected,
+        answered=coverage.answered,
+        lines=result.lines(),
+        notes=coverage.warnings("count as wrong, with an empty prediction in the submission file"),
+        answers=answers,
+    )
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--annotation-file", required=True, help="SEED-Bench.json")
+    parser.add_argument("--result-file", required=True, help="answers of the generator, JSON lines")
+    parser.add_argument("--result-upload-file", required=True, help="submission to write, JSON lines")
+
+
+BENCHMARK = Benchmark(
+    __doc__, _add_arguments, lambda args: score(args.annotation_file, args.result_file, args.result_upload_file)
+)

@@ -1,12 +1,16 @@
-"""VQAv2 or VizWiz accuracy on a split with public answers; the benchmark is told from its annotation file.
+"""VQAv2 or VizWiz: accuracy on a split with public answers; the annotation file tells which benchmark it is.
 
 VQAv2: `v2_mscoco_val2014_annotations.json` (`annotations`: `question_id`, `answers`, `question_type`, `answer_type`).
-VizWiz: `val.json` (a list of `image`, `answers`, `answer_type`, `answerable`); its answers are found by picture, for
-which answers of the generator need their question file.
+VizWiz: `val.json` (a list of `image`, `answers`, `answer_type`, `answerable`); answers of a generator need their
+question file, because VizWiz identifies questions by image.
 
-Answers of the generator (JSON lines) are first brought into the form in which they are submitted, as by
-`convert_vqav2_for_submission.py` and `convert_vizwiz_for_submission.py`; a submission (JSON list) is taken as it is.
-A question without an answer is wrong and told.
+Answers of a generator (JSON lines) are first converted to the submission format, as by
+`convert_vqav2_for_submission.py` and `convert_vizwiz_for_submission.py`; a submission (JSON list) is scored as it is. A
+question without an answer counts as wrong, with a note.
+
+Accuracy (https://visualqa.org/evaluation.html): see `human_accuracy`. Answers are compared without newlines and tabs
+and, unless all people gave the same one, in the benchmark's normal form: punctuation, periods, number words, articles,
+contractions and capital letters.
 """
 
 import argparse
@@ -14,22 +18,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.scoring.accuracy import by_group, percent, table
-from llava.eval.scoring.answer_normalisation import normalise_answer
-from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, note
+from llava.eval.scoring.accuracy import by_group, human_accuracy, percent, table
+from llava.eval.scoring.answer_normalisation import normalise_answer, normalise_words, remove_punctuation
+from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers
 from llava.eval.scoring.json_files import read_json, read_json_lines, read_rows, require_fields, require_rows
-from llava.eval.scoring.score_file import add_score_arguments, experiment_name, item, write_score
-from llava.eval.scoring.vqa_accuracy import accuracies
-from llava.program import RequestError, run_program
+from llava.eval.scoring.score_file import Score, item
+from llava.eval.scoring.scorer import Benchmark
+from llava.program import RequestError
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """
+    """The human answers of a benchmark.
+
     Attributes:
         benchmark: "VQAv2" or "VizWiz".
-        id_field: what a submission names its entries by.
-        people: id -> what the people answered.
+        id_field: name of the id in a submission.
+        people: id -> human answers.
         groups: name of a division (`answer type`, ...) -> id -> group.
     """
 
@@ -40,9 +45,10 @@ class Annotations:
 
 
 def read_annotations(path: str) -> Annotations:
-    """
+    """Read VQAv2's or VizWiz's annotations.
+
     Raises:
-        RequestError: neither VQAv2's nor VizWiz's annotations.
+        RequestError: the file holds neither.
     """
     content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
@@ -75,78 +81,99 @@ def read_annotations(path: str) -> Annotations:
 
 
 def as_submission(
-    answers: Sequence[Mapping[str, Any]], id_field: str, pictures: Mapping[str, str], place: str
+    answers: Sequence[Mapping[str, Any]], id_field: str, images: Mapping[str, str], place: str
 ) -> list[dict[str, str]]:
-    """Answers of the generator in the form in which they are submitted.
+    """Convert answers of a generator to the submission format.
 
     Args:
-        pictures: question id -> picture, where `id_field` is "image".
-        place: file of the answers, for the error.
+        images: question id -> image, needed if `id_field` is "image".
+        place: file of the answers, for the error message.
 
     Raises:
-        RequestError: the picture of an answer is unknown.
+        RequestError: the image of an answer is unknown.
     """
     rows = []
     for answer in answers:
         name = str(answer["question_id"])
         if id_field == "image":
-            if name not in pictures:
-                raise RequestError(f"{place}: the picture of question {name} is not known; give its --question-file")
-            name = pictures[name]
+            if name not in images:
+                raise RequestError(f"{place}: the image of question {name} is unknown; give its --question-file")
+            name = images[name]
         rows.append({id_field: name, "answer": normalise_answer(answer["text"])})
     return rows
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--annotation-file", type=str, required=True, help="VQAv2's or VizWiz's annotations, JSON")
-    parser.add_argument("--result-file", type=str, required=True, help="answers (JSON lines) or a submission (JSON)")
-    parser.add_argument("--question-file", type=str, help="VizWiz: question file that was answered, JSON lines")
-    add_score_arguments(parser)
-    return parser
+def vqa_accuracy(prediction: str, people: Sequence[str]) -> float:
+    """Return the accuracy of an answer, 0 to 1.
 
-
-def main(args: argparse.Namespace) -> None:
+    Args:
+        people: human answers, usually ten.
     """
+    prediction, people = _plain(prediction), [_plain(answer) for answer in people]
+    if len(set(people)) > 1:
+        prediction, people = _normal(prediction), [_normal(answer) for answer in people]
+    return human_accuracy(people.count(prediction), len(people))
+
+
+def _plain(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _normal(text: str) -> str:
+    return normalise_words(remove_punctuation(text))
+
+
+def score(annotation_file: str, result_file: str, question_file: str | None = None) -> Score:
+    """Score answers or a submission.
+
     Raises:
-        RequestError: input that cannot be used.
+        RequestError: unusable input.
     """
-    annotations = read_annotations(args.annotation_file)
-    rows = read_rows(args.result_file)
+    annotations = read_annotations(annotation_file)
+    rows = read_rows(result_file)
     id_field = annotations.id_field
     submission: Sequence[Mapping[str, Any]] = rows
     if rows and "answer" not in rows[0]:
-        require_rows(rows, args.result_file, ANSWER_FIELDS)
+        require_rows(rows, result_file, ANSWER_FIELDS)
         fields = {"question_id": str | int, "image": str}
-        questions = read_json_lines(args.question_file, fields) if args.question_file else []
-        pictures = {str(question["question_id"]): question["image"] for question in questions}
-        submission = as_submission(rows, id_field, pictures, args.result_file)
-    require_rows(submission, args.result_file, {id_field: str | int, "answer": str})
-    by_id, coverage = match_answers(annotations.people, submission, args.result_file, id_field=id_field)
-    scores = accuracies({name: row["answer"] for name, row in by_id.items()}, annotations.people)
+        questions = read_json_lines(question_file, fields) if question_file else []
+        images = {str(question["question_id"]): question["image"] for question in questions}
+        submission = as_submission(rows, id_field, images, result_file)
+    require_rows(submission, result_file, {id_field: str | int, "answer": str})
+    by_id, coverage = match_answers(annotations.people, submission, result_file, id_field=id_field)
+    scores = {
+        name: vqa_accuracy(by_id[name]["answer"], people) if name in by_id else 0.0
+        for name, people in annotations.people.items()
+    }
     overall = percent(scores.values())
     divisions = {
         name: by_group((group, scores[entry]) for entry, group in groups.items())
         for name, groups in annotations.groups.items()
     }
-    print(f"Overall accuracy: {overall:.2f}%")
+    lines = [f"Overall accuracy: {overall:.2f}%"]
     for name, division in divisions.items():
-        print("\n".join(table(f"Accuracy / {name}", division)) or f"Accuracy / {name}: not annotated")
-    for line in coverage.warnings("count as wrong"):
-        note(line)
+        lines += table(f"Accuracy / {name}", division) or [f"Accuracy / {name}: not annotated"]
     answer_types = annotations.groups["answer type"]
-    write_score(
-        args.score_file,
+    return Score(
         annotations.benchmark,
-        experiment_name(args.result_file, args.experiment),
+        result_file,
         "mean",
-        [item(name, score, answer_types.get(name, "all")) for name, score in scores.items()],
+        [item(name, value, answer_types.get(name, "all")) for name, value in scores.items()],
         details={"accuracy": overall, **divisions},
         expected=coverage.expected,
         answered=coverage.answered,
+        lines=lines,
+        notes=coverage.warnings("count as wrong"),
         answers=rows,
     )
 
 
-if __name__ == "__main__":
-    run_program(lambda: main(build_parser().parse_args()))
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--annotation-file", required=True, help="VQAv2's or VizWiz's annotations, JSON")
+    parser.add_argument("--result-file", required=True, help="answers (JSON lines) or a submission (JSON)")
+    parser.add_argument("--question-file", help="VizWiz: question file that was answered, JSON lines")
+
+
+BENCHMARK = Benchmark(
+    __doc__, _add_arguments, lambda args: score(args.annotation_file, args.result_file, args.question_file)
+)

@@ -13,7 +13,7 @@ python "$SCRIPTS/convert_gqa_for_eval.py" --src "$EVAL/gqa/answers/$SPLIT/$CKPT/
     --dst "$EVAL/gqa/data/testdev_balanced_predictions.json"
 
 if [ -f "$EVAL/gqa/data/testdev_balanced_questions.json" ]; then
-    python -m llava.eval.scoring.gqa \
+    python -m llava.eval.score gqa \
         --question-file "$EVAL/gqa/data/testdev_balanced_questions.json" \
         --result-file "$EVAL/gqa/answers/$SPLIT/$CKPT/merge.jsonl" \
         --score-file "$EVAL/gqa/scores/$CKPT.json"

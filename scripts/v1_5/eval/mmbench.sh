@@ -16,7 +16,7 @@ python "$SCRIPTS/convert_mmbench_for_submission.py" \
     --upload-dir "$EVAL/mmbench/answers_upload/$SPLIT" \
     --experiment "$CKPT"
 
-python -m llava.eval.scoring.mmbench \
+python -m llava.eval.score mmbench \
     --annotation-file "$EVAL/mmbench/$SPLIT.tsv" \
     --result-file "$EVAL/mmbench/answers/$SPLIT/$CKPT.jsonl" \
     --benchmark MMB \

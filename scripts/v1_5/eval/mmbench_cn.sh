@@ -17,7 +17,7 @@ python "$SCRIPTS/convert_mmbench_for_submission.py" \
     --upload-dir "$EVAL/mmbench_cn/answers_upload/$SPLIT" \
     --experiment "$CKPT"
 
-python -m llava.eval.scoring.mmbench \
+python -m llava.eval.score mmbench \
     --annotation-file "$EVAL/mmbench_cn/$SPLIT.tsv" \
     --result-file "$EVAL/mmbench_cn/answers/$SPLIT/$CKPT.jsonl" \
     --benchmark MMB-CN \

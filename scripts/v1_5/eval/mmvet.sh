@@ -15,7 +15,7 @@ python "$SCRIPTS/convert_mmvet_for_eval.py" \
 
 # Graded by the evaluation server, or here by any OpenAI-compatible judge (not comparable with the server's figures).
 if [ -n "${JUDGE_BASE_URL:-}" ]; then
-    python -m llava.eval.judging.mmvet \
+    python -m llava.eval.score mmvet \
         --annotation-file "$EVAL/mm-vet/mm-vet.json" \
         --result-file "$EVAL/mm-vet/results/$CKPT.json" \
         --output "$EVAL/mm-vet/grades/$CKPT.jsonl" \

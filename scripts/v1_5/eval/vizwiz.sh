@@ -17,7 +17,7 @@ python "$SCRIPTS/convert_vizwiz_for_submission.py" \
     --result-upload-file "$EVAL/vizwiz/answers_upload/$CKPT.json"
 
 if grep -qs '"answers"' "$EVAL/vizwiz/$SPLIT.json"; then
-    python -m llava.eval.scoring.vqa \
+    python -m llava.eval.score vqa \
         --annotation-file "$EVAL/vizwiz/$SPLIT.json" \
         --question-file "$EVAL/vizwiz/llava_$SPLIT.jsonl" \
         --result-file "$EVAL/vizwiz/answers/$CKPT.jsonl" \

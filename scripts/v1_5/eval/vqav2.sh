@@ -15,7 +15,7 @@ run_chunks "$EVAL/vqav2/answers/$SPLIT/$CKPT" llava.eval.model_vqa_loader "${COM
 python "$SCRIPTS/convert_vqav2_for_submission.py" --dir "$EVAL/vqav2" --split "$SPLIT" --ckpt "$CKPT"
 
 if [ -f "$ANNOTATIONS" ]; then
-    python -m llava.eval.scoring.vqa \
+    python -m llava.eval.score vqa \
         --annotation-file "$ANNOTATIONS" \
         --result-file "$EVAL/vqav2/answers/$SPLIT/$CKPT/merge.jsonl" \
         --score-file "$EVAL/vqav2/scores/$CKPT.json"

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from llava.eval import model_qa, model_vqa_loader, model_vqa_mmbench, model_vqa_qbench, model_vqa_science
-from llava.eval.answering import run as answer_run
-from llava.eval.answering.answerer import Answerer, AnswerOptions
+from llava.eval.answering.answerer import Answerer
 from llava.eval.answering.answers_file import AnswersFile, answer_record, short_uuid
+from llava.eval.answering.options import DecodingOptions, RunOptions
 from llava.eval.answering.queries import Query
-from llava.eval.answering.question_files import picture_path, read_picture_questions
+from llava.eval.answering.question_files import Selection, image_path, read_image_questions
+from llava.eval.answering.run import answer_queries
+from llava.eval.scoring.mmbench_table import options_of, read_table
 from llava.program import RequestError
 
 # --- the file ---
@@ -31,7 +33,7 @@ def _replies(path: Path) -> list[str]:
 
 
 def test_lines_reach_the_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """E-1, E-4."""
+    """Also in a folder that does not exist, or without a folder, where upstream fails."""
     monkeypatch.chdir(tmp_path)
     with AnswersFile("answer.jsonl", ASKED).open() as write:
         write(0, _line(0))
@@ -45,7 +47,7 @@ def test_lines_reach_the_file_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_replacing_answers_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """E-15."""
+    """Upstream overwrites them without a message."""
     path = tmp_path / "a.jsonl"
     for count in (0, 1):
         with AnswersFile(str(path), ASKED).open() as write:
@@ -222,11 +224,11 @@ def test_an_interrupted_run_is_continued(questions: Path, tmp_path: Path, monkey
     assert "of yesterday" in answers.read_text()
     answer_batch, batches = Answerer.answer_batch, []
 
-    def interrupted(self: Answerer, examples: Any, options: AnswerOptions) -> list[str]:
+    def interrupted(self: Answerer, examples: Any, decoding: DecodingOptions) -> list[str]:
         batches.append(examples)
         if len(batches) == 3:
             raise KeyboardInterrupt
-        return answer_batch(self, examples, options)
+        return answer_batch(self, examples, decoding)
 
     with monkeypatch.context() as patch:
         patch.setattr(Answerer, "answer_batch", interrupted)
@@ -298,10 +300,9 @@ def test_flags_beyond_upstream_may_be_missing(questions: Path, tmp_path: Path) -
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
 
 
-def test_bad_batch_size(tmp_path: Path) -> None:
-    args = SimpleNamespace(model_path="m", answers_file=str(tmp_path / "a"), batch_size=0)
+def test_bad_batch_size() -> None:
     with pytest.raises(RequestError, match="--batch-size is 0"):
-        answer_run.answer_queries([], args, AnswerOptions(), "llava_v1")
+        RunOptions("m", "a.jsonl", "llava_v1", batch_size=0)
 
 
 # --- the messages of the other generators ---
@@ -333,11 +334,13 @@ def test_science_messages(tmp_path: Path) -> None:
         ({"A": "x", "B": "y", "C": "NaN"}, ["x", "y"]),
         ({"A": "x", "B": "y"}, ["x", "y"]),
         ({"A": None}, []),
-        ({"A": 1, "B": 2.5, "C": "", "D": "n"}, [1, 2.5, "", "n"]),
+        ({"A": 1, "B": 2.5, "C": "n", "D": "", "E": "x"}, [1, 2.5, "n"]),
+        (dict(zip("ABCDEF", "uvwxyz")), list("uvwxyz")),  # as many letters as the table has columns
+        ({"A": "x", "C": "y"}, ["x"]),
     ],
 )
 def test_mmbench_options(cells: dict[str, Any], expected: list[Any]) -> None:
-    assert model_vqa_mmbench.options_of(cells) == expected
+    assert list(options_of(cells).values()) == expected
 
 
 @pytest.mark.parametrize("cell", ["", "17", "@@@"])
@@ -365,9 +368,8 @@ def test_questions_are_checked_before_a_model_is_loaded(change: dict[str, Any], 
     """The scorers would refuse such ids after hours."""
     row = {"question_id": 1, "image": "a.png", "text": "?"}
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | change) + "\n")
-    args = SimpleNamespace(question_file=str(tmp_path / "q.jsonl"), image_folder="")
     with pytest.raises(RequestError, match=message):
-        read_picture_questions(args)
+        read_image_questions(str(tmp_path / "q.jsonl"), "", Selection())
 
 
 def test_mmbench_messages(tmp_path: Path) -> None:
@@ -378,44 +380,47 @@ def test_mmbench_messages(tmp_path: Path) -> None:
     assert rounds[1].fields["prompt"] == "Look.\nWhich?\nA. y\nB. z\nC. x"
     assert len(list(model_vqa_mmbench.mmbench_queries(row | {"A": None}, all_rounds=True, suffix=""))) == 1
     (tmp_path / "t.tsv").write_text("index\tquestion\n1\tq\n")
-    with pytest.raises(RequestError, match="no column image, A"):
-        model_vqa_mmbench.read_table(str(tmp_path / "t.tsv"))
+    with pytest.raises(RequestError, match="no column image and no column A"):
+        read_table(str(tmp_path / "t.tsv"), model_vqa_mmbench.COLUMNS)
 
 
 @pytest.mark.parametrize(
     ("module", "temperature"), [(model_vqa_qbench, 0), (model_qa, 0.7)], ids=["qbench is greedy", "qa samples"]
 )
 def test_fixed_decoding(module: Any, temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contract 1.5 and 1.7; and what tells the questions apart when a run is resumed."""
+    """Also the fields that identify a question when a run is resumed."""
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(module, "answer_queries", lambda q, a, options, *r, **k: seen.update(k, options=options))
+    monkeypatch.setattr(
+        "llava.eval.answering.run.answer_queries", lambda q, run, decoding, **k: seen.update(k, decoding=decoding)
+    )
     item = {"img_path": "a.png", "question": "?", "candidates": ["x"], "question_id": 1, "text": "?"}
     content = json.dumps([item]) if module is model_vqa_qbench else json.dumps(item)
     (tmp_path / "q").write_text(content)
     if module is model_qa:
         module.eval_model("m", str(tmp_path / "q"), "a.jsonl")
     else:
-        module.eval_model(SimpleNamespace(questions_file=str(tmp_path / "q"), image_folder="", lang="en", conv_mode=""))
-    assert seen["options"] == AnswerOptions(temperature=temperature, max_new_tokens=1024)
+        args = module.build_parser().parse_args(["--questions-file", str(tmp_path / "q")])
+        module.eval_model(args)
+    assert seen["decoding"] == DecodingOptions(temperature=temperature, max_new_tokens=1024)
     assert seen["key_fields"] == (("question_id",) if module is model_qa else ("img_path", "question"))
 
 
 def test_paths_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert picture_path("~/my pictures", "a.png") == f"{tmp_path}/my pictures/a.png"
+    assert image_path("~/my images", "a.png") == f"{tmp_path}/my images/a.png"
     assert AnswersFile("~/a.jsonl", ASKED).path == f"{tmp_path}/a.jsonl"
     with pytest.raises(RequestError, match=f"there is no folder '{tmp_path}/my models/llava'"):
         Answerer.open("~/my models/llava", None)
 
 
 def test_an_unknown_template_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
-    args = SimpleNamespace(model_path="/nowhere/m", answers_file=str(tmp_path / "a"))
+    run = RunOptions("/nowhere/m", str(tmp_path / "a"), "nope")
     with pytest.raises(RequestError, match="no conversation template 'nope'"):
-        answer_run.answer_queries([Query({"question_id": 1, "prompt": ""}, "")], args, AnswerOptions(), "nope")
+        answer_queries([Query({"question_id": 1, "prompt": ""}, "")], run, DecodingOptions())
 
 
 def test_qbench(llava_vectors: Path, tmp_path: Path) -> None:
-    """E-14: a real path, real lines, a real newline in the Chinese message; the answers are JSON lines."""
+    """A joined path, a newline in the Chinese message, and JSON lines as answers, all of which upstream gets wrong."""
     item = {"img_path": "img0.png", "question": "Is it sharp?", "candidates": ["Yes", "No"], "correct_ans": "Yes"}
     message = "Is it sharp?\nChoose between one of the options as follows:\nA. Yes\nB. No\n"
     assert model_vqa_qbench.qbench_query(item, "p", "en") == Query(item, message, "p/img0.png")

@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 
+from llava.eval.scoring.scorer import run_scorer
 from llava.eval.scoring.seed import question_key
 from llava.program import RequestError
 from tests.conftest import REPOSITORY
 
 
 def run(script: str, *argv: object) -> None:
-    """A script's `main`, with these arguments."""
+    """Run a script in this process."""
     names = runpy.run_path(str(REPOSITORY / "scripts" / f"{script}.py"))
-    names["main"](names["build_parser"]().parse_args([str(word) for word in argv]))
+    words = [str(word) for word in argv]
+    if "BENCHMARK" in names:
+        run_scorer(names["BENCHMARK"], words)
+    else:
+        names["main"](names["build_parser"]().parse_args(words))
 
 
 def lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -52,7 +57,7 @@ def _seed(folder: Path, texts: dict[Any, str], *extra: object) -> list[dict[str,
     [
         # The reply must equal the letter; ids compare as numbers; types come in the order of their ids.
         ({1: "A", "2": "B.", "v3": "C"}, ("100.00", "0.00", "66.67", "66.67")),
-        # E-16: upstream fails where a type has no right answer. E-8: and where answers are missing.
+        # Upstream fails if a type has no right answer, and if answers are missing.
         ({"v3": "D"}, ("0.00", "0.00", "0.00", "0.00")),
         ({"v3": "C"}, ("50.00", "0.00", "33.33", "33.33")),
     ],
@@ -149,7 +154,7 @@ def _mmbench(folder: Path, leave_out: Sequence[str], write_answers: Callable[[Pa
     ("missing", "columns"),
     [
         ([], "index question A B answer split prediction"),
-        (["comment", "l2-category"], "index question A B answer split prediction"),  # E-10: upstream fails
+        (["comment", "l2-category"], "index question A B answer split prediction"),  # upstream fails
         (["comment", "hint", "source", "answer", "split"], "index question A B prediction"),
     ],
 )
@@ -178,7 +183,7 @@ def test_mmbench_table_with_control_characters(tmp_path: Path) -> None:
     files = ["--annotation-file", tmp_path / "t.tsv", "--result-dir", tmp_path, "--upload-dir", tmp_path]
     run("convert_mmbench_for_submission", *files, "--experiment", "model")
     (tmp_path / "t.tsv").write_text("index\tprediction\n7\tB\n")
-    with pytest.raises(RequestError, match="a column 'prediction' already"):
+    with pytest.raises(RequestError, match="already has a column 'prediction'"):
         run("convert_mmbench_for_submission", *files, "--experiment", "model")
 
 
@@ -203,7 +208,7 @@ def test_mmbench_refuses_another_table(tmp_path: Path) -> None:
     answers(tmp_path / "model.jsonl", {7: "A"})
     (tmp_path / "t.tsv").write_text("a\tb\n1\t2\n")
     files = ["--annotation-file", tmp_path / "t.tsv", "--result-dir", tmp_path, "--upload-dir", tmp_path / "new"]
-    with pytest.raises(ValueError, match="no column 'index', only a, b"):
+    with pytest.raises(ValueError, match="no column index, only a, b"):
         run("convert_mmbench_for_submission", *files, "--experiment", "model")
 
 

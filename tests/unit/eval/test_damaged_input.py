@@ -5,7 +5,6 @@ its user.
 """
 
 import copy
-import importlib
 import json
 import random
 import runpy
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from llava.eval.score import BENCHMARKS
+from llava.eval.scoring.scorer import run_scorer
 from llava.program import USER_ERRORS, RequestError
 from tests.conftest import REPOSITORY, VECTORS
 
@@ -104,13 +105,11 @@ def _damage_file(path: Path, chance: random.Random) -> None:
 
 
 def _program(target: str) -> Callable[[list[str]], None]:
-    if target.startswith("scripts/"):
-        names = runpy.run_path(str(REPOSITORY / target))
-        main, build_parser = names["main"], names["build_parser"]
-    else:
-        module = importlib.import_module(target)
-        main, build_parser = module.main, module.build_parser
-    return lambda argv: main(build_parser().parse_args(argv))
+    path = target if target.startswith("scripts/") else f"{target.replace('.', '/')}.py"
+    names = runpy.run_path(str(REPOSITORY / path))
+    if "BENCHMARK" in names:
+        return lambda argv: run_scorer(names["BENCHMARK"], argv)
+    return lambda argv: names["main"](names["build_parser"]().parse_args(argv))
 
 
 def _assert_ends_well(run: Callable[[list[str]], None], argv: list[str]) -> bool:
@@ -166,17 +165,17 @@ def test_small_input(name: str, tmp_path: Path) -> None:
         (tmp_path / "MME/count").mkdir(parents=True)
         (tmp_path / "MME/count/1.txt").write_text("Is it?\tYes\nIs it not?\tNo\n")
         extra = ["--data-dir", str(tmp_path / "MME")]
-    run, chance, refused = _program(f"llava.eval.scoring.{name}"), random.Random(name), 0
-    _assert_runs(run, [*_written(SMALL[name], tmp_path), *extra])
+    chance, refused = random.Random(name), 0
+
+    def run(argv: list[str]) -> None:
+        run_scorer(BENCHMARKS[name], argv)
+
+    assert not _assert_ends_well(run, [*_written(SMALL[name], tmp_path), *extra])
     for _ in range(150):
         flag = chance.choice(list(SMALL[name]))
         files = SMALL[name] | {flag: _damaged(SMALL[name][flag], chance)}
         refused += _assert_ends_well(run, [*_written(files, tmp_path), *extra])
     assert refused
-
-
-def _assert_runs(run: Callable[[list[str]], None], argv: list[str]) -> None:
-    assert not _assert_ends_well(run, argv)
 
 
 def _written(files: dict[str, Any], folder: Path) -> list[str]:

@@ -13,7 +13,9 @@ from PIL import Image
 
 from llava.eval import model_vqa_loader, run_llava
 from llava.eval.answering import question_files
-from llava.eval.answering.answerer import Answerer, AnswerOptions, template_for
+from llava.eval.answering.answerer import Answerer
+from llava.eval.answering.model_names import template_for
+from llava.eval.answering.options import DecodingOptions
 from llava.inference import generate_reply, inference_options, place_images, prepare_images
 from llava.program import RequestError, run_program
 from llava.tokenization import load_tokenizer
@@ -25,7 +27,7 @@ PLAIN = SimpleNamespace()
 
 
 def test_chunks() -> None:
-    """E-2: chunks that the items do not reach are empty."""
+    """Chunks after the last item are empty, where upstream fails."""
     items = list(range(5))
     assert question_files.split_list(items, 2) == [[0, 1, 2], [3, 4]]
     assert [question_files.get_chunk(items, 4, k) for k in range(4)] == [[0, 1], [2, 3], [4], []]
@@ -37,7 +39,7 @@ def test_chunks() -> None:
 
 def test_limit_comes_before_the_chunks() -> None:
     def select(**flags: Any) -> Any:
-        return question_files.select_questions(list(range(9)), SimpleNamespace(**flags))
+        return question_files.Selection(**flags).of(list(range(9)))
 
     assert select() == select(limit=None) == list(range(9))
     assert select(limit=5, num_chunks=2, chunk_idx=1) == [3, 4]
@@ -64,11 +66,11 @@ def test_decoding_options(llava_vectors: Path) -> None:
     model, tokenizer = FakeModel(), load_tokenizer("assets/tokenizer-llama")
     ids = torch.tensor([[1, 2]])
     word = tokenizer.decode([263]).strip()
-    greedy = AnswerOptions(temperature=0, top_p=0.5, num_beams=3, max_new_tokens=9)
+    greedy = DecodingOptions(temperature=0, top_p=0.5, num_beams=3, max_new_tokens=9)
     assert generate_reply(model, tokenizer, ids, **greedy.for_generate()) == word
     expected = {"images": None, "image_sizes": None, "use_cache": True, "pad_token_id": 2, "max_new_tokens": 9}
     assert model.options == expected | {"do_sample": False, "num_beams": 3}
-    generate_reply(model, tokenizer, ids, **AnswerOptions(max_new_tokens=9).for_generate())
+    generate_reply(model, tokenizer, ids, **DecodingOptions(max_new_tokens=9).for_generate())
     assert model.options == expected | {"do_sample": True, "temperature": 0.2, "top_p": 1.0, "num_beams": 1}
 
 
@@ -105,8 +107,8 @@ def test_inference_options(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
 )
 def test_decoding_options_that_mean_nothing(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        AnswerOptions(**values)
-    AnswerOptions(temperature=0, top_p=1.0, num_beams=1, max_new_tokens=1)
+        DecodingOptions(**values)
+    DecodingOptions(temperature=0, top_p=1.0, num_beams=1, max_new_tokens=1)
 
 
 def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +224,7 @@ def _questions(*images: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_data_loader_keeps_the_order(parts: tuple[Any, Any], num_workers: int) -> None:
-    """Also with a configuration that says nothing about start tokens or aspect ratio (E-7)."""
+    """Also with a configuration that says nothing about start tokens or aspect ratio ."""
     names = [f"img{i}.png" for i in (3, 0, 2, 1)]
     loader = model_vqa_loader.create_data_loader(
         _questions(*names), "assets/images", *parts, PLAIN, num_workers=num_workers
@@ -238,7 +240,7 @@ def test_data_loader_keeps_the_order(parts: tuple[Any, Any], num_workers: int) -
 
 
 def test_data_set_travels_to_spawned_workers(parts: tuple[Any, Any]) -> None:
-    """E-4: nothing global is needed."""
+    """Upstream's data set reads a global variable, which spawned workers do not have."""
     loader = model_vqa_loader.create_data_loader(_questions("img0.png"), "assets/images", *parts, PLAIN)
     copy = pickle.loads(pickle.dumps(loader.dataset))
     assert torch.equal(copy[0].input_ids, loader.dataset[0].input_ids)
@@ -252,7 +254,7 @@ def test_marker_in_a_question_is_refused(parts: tuple[Any, Any]) -> None:
 
 
 def test_chunk_without_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """E-2: an empty file, for the script that joins the chunks; no model is loaded."""
+    """The file is empty, for the script that joins the chunks; no model is loaded."""
     monkeypatch.setattr(Answerer, "open", lambda *a: pytest.fail("loaded"))
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(question) + "\n" for question in _questions(*"abcde")))
     argv = ["--question-file", str(tmp_path / "q.jsonl"), "--answers-file", str(tmp_path / "out/4_3.jsonl")]

@@ -1,4 +1,4 @@
-"""The client of the judges against a server on loopback: retries, refusals, order (E-11)."""
+"""The client of the judges against a server on loopback: retries, refusals, order ."""
 
 import threading
 import time

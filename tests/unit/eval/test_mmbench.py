@@ -1,17 +1,16 @@
 """MMBench: the letter in a reply, vanilla and circular accuracy from both kinds of passes."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pandas")
 
-from llava.eval.scoring.mmbench import build_parser, main, read_rows
+from llava.eval.scoring.mmbench import BENCHMARK, read_rows
 from llava.eval.scoring.option_letters import extract_letter
-from llava.eval.scoring.score_file import read_score_file
 from llava.program import RequestError
+from tests.support.scoring import RESULTS, as_lines, score
 
 OPTIONS = {"A": "a red cat", "B": "dog", "C": "hot dog", "D": "None of these"}
 
@@ -58,17 +57,10 @@ CIRCULAR = [
 PLAIN = [CIRCULAR[0], CIRCULAR[3]]
 
 
-def _files(folder: Path, rows: list[list[str]], answers: Mapping[tuple[int, int], str]) -> list[str]:
-    (folder / "t.tsv").write_text("\n".join("\t".join(row) for row in [HEADER, *rows]) + "\n")
-    lines = [
-        json.dumps({"question_id": index, "round_id": turn, "text": text}) for (index, turn), text in answers.items()
-    ]
-    (folder / "model.jsonl").write_text("\n".join(lines))
-    return ["--annotation-file", str(folder / "t.tsv"), "--result-file", str(folder / "model.jsonl")]
-
-
-def _run(files: list[str], *extra: str) -> None:
-    main(build_parser().parse_args([*files, *extra]))
+def _files(rows: list[list[str]], answers: Mapping[tuple[int, int], str]) -> dict[str, str]:
+    lines = [{"question_id": index, "round_id": turn, "text": text} for (index, turn), text in answers.items()]
+    table = "\n".join("\t".join(row) for row in [HEADER, *rows]) + "\n"
+    return {"--annotation-file": table, RESULTS: as_lines(lines)}
 
 
 RIGHT = {(1, 0): "A", (1000001, 0): "C", (2000001, 0): "B", (2, 0): "B", (1000002, 0): "A"}
@@ -91,7 +83,7 @@ RIGHT_ROUNDS = {(1, 0): "A", (1, 1): "C", (1, 2): "B", (2, 0): "B", (2, 1): "A"}
 def test_accuracy(
     rows: list, answers: dict, vanilla: str, circular: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _run(_files(tmp_path, rows, dict(reversed(answers.items()))))
+    score(BENCHMARK, tmp_path, _files(rows, dict(reversed(answers.items()))))
     output = capsys.readouterr()
     assert f"Vanilla accuracy: {vanilla}% (2 questions)\n" in output.out
     assert f"Circular accuracy: {circular}% (2 questions)\n" in output.out
@@ -99,38 +91,37 @@ def test_accuracy(
 
 
 def test_tables_and_score_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    score_file = str(tmp_path / "s.json")
     answers = {key: text for key, text in RIGHT.items() if key != (1000001, 0)} | {(1000002, 0): "unsure"}
-    _run(_files(tmp_path, CIRCULAR, answers), "--score-file", score_file, "--benchmark", "CCBench")
+    result = score(BENCHMARK, tmp_path, _files(CIRCULAR, answers), "--benchmark", "CCBench")
     output = capsys.readouterr()
     assert "Circular accuracy / category:\n  cat1: 0.00%\n  cat2: 0.00%\n" in output.out
     assert "Vanilla accuracy / l2-category:\n  p: 100.00%\n" in output.out
     assert "1 of 5 questions have no answer and count as wrong" in output.err
     assert "1 replies name no option and count as wrong: 1000002 round 0" in output.err
-    score = read_score_file(score_file)
-    assert (score.benchmark, score.score, score.expected, score.answered) == ("CCBench", 0, 5, 4)
-    assert score.details["protocol"] == "circular"
-    assert score.details["vanilla"] == 100
+    assert (result.benchmark, result.score, result.expected, result.answered) == ("CCBench", 0, 5, 4)
+    assert result.details["protocol"] == "circular"
+    assert result.details["vanilla"] == 100
 
 
 def test_without_passes_there_is_no_circular_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _run(_files(tmp_path, PLAIN, {(1, 0): "A", (2, 0): "A"}), "--score-file", str(tmp_path / "s.json"))
+    result = score(BENCHMARK, tmp_path, _files(PLAIN, {(1, 0): "A", (2, 0): "A"}))
     output = capsys.readouterr()
     assert "Vanilla accuracy: 50.00% (2 questions)\n" in output.out
     assert "Circular" not in output.out
     assert "no circular accuracy" in output.err
-    assert read_score_file(str(tmp_path / "s.json")).details["protocol"] == "vanilla"
+    assert result.details["protocol"] == "vanilla"
 
 
-def test_passes_that_are_missing_in_the_table_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _run(_files(tmp_path, CIRCULAR[1:] + CIRCULAR[:1], RIGHT))
+def test_passes_that_are_missing_in_the_table_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score(BENCHMARK, tmp_path, _files(CIRCULAR[1:] + CIRCULAR[:1], RIGHT))
     assert capsys.readouterr().err == ""
-    _run(_files(tmp_path, [CIRCULAR[0], *CIRCULAR[2:]], {key: RIGHT[key] for key in RIGHT if key != (1000001, 0)}))
+    answers = {key: RIGHT[key] for key in RIGHT if key != (1000001, 0)}
+    score(BENCHMARK, tmp_path, _files([CIRCULAR[0], *CIRCULAR[2:]], answers))
     assert "1 questions have fewer passes than options: 1" in capsys.readouterr().err
 
 
 def test_options_end_at_the_first_missing_one(tmp_path: Path) -> None:
-    _files(tmp_path, CIRCULAR, {})
+    (tmp_path / "t.tsv").write_text(_files(CIRCULAR, {})["--annotation-file"])
     assert [len(row.options) for row in read_rows(str(tmp_path / "t.tsv"))] == [3, 3, 3, 2, 2]
 
 
@@ -141,17 +132,15 @@ def test_options_end_at_the_first_missing_one(tmp_path: Path) -> None:
         (lambda text: text.replace("index", "number"), "no column index"),
         (lambda text: text.replace("\n1\t", "\n\u00b2\t"), "the index '\u00b2' is not a whole number"),
         (lambda text: text.replace("\tA\tcat1", "\tD\tcat1"), "index '1': answer 'D' is not one of 3 options"),
-        (lambda text: text.replace("\n1\t", "\n3000001\t").replace("\n2\t", "\n3000002\t"), "no question as it stands"),
+        (lambda text: text.replace("\n1\t", "\n3000001\t").replace("\n2\t", "\n3000002\t"), "no vanilla question"),
     ],
 )
-def test_unusable_tables(change: object, message: str, tmp_path: Path) -> None:
-    files = _files(tmp_path, PLAIN, RIGHT)
-    table = tmp_path / "t.tsv"
-    table.write_text(change(table.read_text()))  # type: ignore[operator]
+def test_unusable_tables(change: Callable[[str], str], message: str, tmp_path: Path) -> None:
+    files = _files(PLAIN, RIGHT)
     with pytest.raises(RequestError, match=message):
-        _run(files)
+        score(BENCHMARK, tmp_path, files | {"--annotation-file": change(files["--annotation-file"])})
 
 
 def test_answers_to_another_table(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="answers none of the 2 questions"):
-        _run(_files(tmp_path, PLAIN, {(77, 0): "A"}))
+        score(BENCHMARK, tmp_path, _files(PLAIN, {(77, 0): "A"}))

@@ -1,14 +1,12 @@
 """MME: replies, tasks, both layouts of the folder, and the files of the official tool."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from llava.eval.scoring.mme import build_parser, main, parse_reply, score_replies
-from llava.eval.scoring.mme_files import MmeQuestion, question_key, read_folder
-from llava.eval.scoring.score_file import read_score_file
+from llava.eval.scoring.mme import BENCHMARK, MmeQuestion, parse_reply, question_key, read_folder, score_replies
 from llava.program import RequestError
+from tests.support.scoring import RESULTS, as_lines, score
 
 
 @pytest.mark.parametrize(
@@ -27,16 +25,14 @@ from llava.program import RequestError
         ("", "other"),
     ],
 )
-def test_what_a_reply_means(reply: str, meaning: str) -> None:
+def test_meaning_of_a_reply(reply: str, meaning: str) -> None:
     assert parse_reply(reply) == meaning
 
 
-def _question(task: str, picture: str, answer: str) -> MmeQuestion:
-    return MmeQuestion(task, picture, f"Is it {answer}?", answer)
-
-
 def test_scores() -> None:
-    questions = [_question("count", picture, answer) for picture in ("a", "b") for answer in ("Yes", "No")]
+    questions = [
+        MmeQuestion("count", image, f"Is it {answer}?", answer) for image in ("a", "b") for answer in ("Yes", "No")
+    ]
     scores = score_replies(questions, ["Yes", "No", "Yes", "maybe"])
     assert (scores["count"].accuracy, scores["count"].accuracy_plus, scores["count"].score) == (0.75, 0.5, 125)
     assert score_replies(questions, [""] * 4)["count"].score == 0
@@ -55,19 +51,19 @@ def test_scores() -> None:
     ],
 )
 def test_questions_are_recognised_with_and_without_instructions(question_id: str, text: str) -> None:
-    assert question_key(question_id, text) == ("celebrity", "a", "Is it?")
+    assert question_key(question_id, text) == "celebrity\ta\tIs it?"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """`count` with all files together, `celebrity` with two folders, and a folder that is no task."""
     home = tmp_path / "MME_Benchmark_release_version"
-    for place, picture in (("count", "0001.png"), ("count", "0002.jpg"), ("celebrity/images", "tt.jpg")):
+    for place, image in (("count", "0001.png"), ("count", "0002.jpg"), ("celebrity/images", "tt.jpg")):
         texts = place.replace("images", "questions_answers_YN")
         (home / place).mkdir(parents=True, exist_ok=True)
         (home / texts).mkdir(exist_ok=True)
-        (home / place / picture).touch()
-        stem = picture.split(".")[0]
+        (home / place / image).touch()
+        stem = image.split(".")[0]
         lines = [f"Is {stem} one? Please answer yes or no.\tYes", f"Is {stem} two? Please answer yes or no.\tNo"]
         (home / texts / f"{stem}.txt").write_text("\n".join(lines) + "\n")
     (home / "eval_tool").mkdir()
@@ -76,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_both_layouts(folder: Path) -> None:
     questions = read_folder(str(folder))
-    assert [(question.task, question.picture) for question in questions[::2]] == [
+    assert [(question.task, question.image) for question in questions[::2]] == [
         ("count", "0001.png"),
         ("count", "0002.jpg"),
         ("celebrity", "tt.jpg"),
@@ -86,11 +82,11 @@ def test_both_layouts(folder: Path) -> None:
 
 def _answers(replies: dict[tuple[str, str], str]) -> str:
     rows = []
-    for (picture, number), text in replies.items():
-        stem = picture.split("/")[-1].split(".")[0]
+    for (image, number), text in replies.items():
+        stem = image.split("/")[-1].split(".")[0]
         prompt = f"Is {stem} {number}? Please answer yes or no.\nAnswer the question using a single word or phrase."
-        rows.append(json.dumps({"question_id": picture, "prompt": prompt, "text": text}) + "\n")
-    return "".join(rows)
+        rows.append({"question_id": image, "prompt": prompt, "text": text})
+    return as_lines(rows)
 
 
 REPLIES = {
@@ -102,15 +98,9 @@ REPLIES = {
 }
 
 
-def _run(folder: Path, answers: str, *extra: str) -> None:
-    (folder.parent / "a.jsonl").write_text(answers)
-    files = ["--data-dir", str(folder), "--result-file", str(folder.parent / "a.jsonl")]
-    main(build_parser().parse_args([*files, *extra]))
-
-
-def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    extra = ["--results-dir", str(tmp_path / "Your_Results"), "--score-file", str(tmp_path / "s.json")]
-    _run(folder, _answers(REPLIES), *extra)
+def test_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"--data-dir": folder, RESULTS: _answers(REPLIES), "--results-dir": tmp_path / "Your_Results"}
+    result = score(BENCHMARK, tmp_path, files)
     output = capsys.readouterr()
     assert output.out == (
         "=========== Perception ===========\n"
@@ -128,20 +118,19 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         "0002.jpg\tIs 0002 one? Please answer yes or no.\tYes\tyes, it is\n"
         "0002.jpg\tIs 0002 two? Please answer yes or no.\tNo\tno\n"
     )
-    score = read_score_file(str(tmp_path / "s.json"))
-    assert (score.benchmark, score.score, score.expected, score.answered) == ("MME", 175, 6, 5)
-    assert (score.details["perception"], score.details["cognition"], score.details["other"]) == (175, 0, 1)
+    assert (result.benchmark, result.score, result.expected, result.answered) == ("MME", 175, 6, 5)
+    assert (result.details["perception"], result.details["cognition"], result.details["other"]) == (175, 0, 1)
 
 
 def test_unusable_folders(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="should be MME_Benchmark_release_version"):
-        _run(tmp_path, "{}")
+        score(BENCHMARK, tmp_path, {"--data-dir": tmp_path, RESULTS: "{}"})
     for text in ("Is it?\tYes\n", "Is it?\tYes\nIs it not? No\n", "Is it?\tYes\nIs it not?\tMaybe\n"):
         (folder / "count/0001.txt").write_text(text)
         with pytest.raises(RequestError, match=r"0001\.txt: not two lines"):
-            _run(folder, _answers(REPLIES))
+            score(BENCHMARK, tmp_path, {"--data-dir": folder, RESULTS: _answers(REPLIES)})
 
 
-def test_answers_to_other_questions(folder: Path) -> None:
+def test_answers_to_other_questions(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="answers none of the 6 questions"):
-        _run(folder, _answers({("scene/x.jpg", "one"): "Yes"}))
+        score(BENCHMARK, tmp_path, {"--data-dir": folder, RESULTS: _answers({("scene/x.jpg", "one"): "Yes"})})

@@ -5,10 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.scoring.mmmu import DISCIPLINES, build_parser, main, subject_of
-from llava.eval.scoring.mmmu_rules import normalise, open_is_right, parse_choice, parse_open
-from llava.eval.scoring.score_file import read_score_file
+from llava.eval.scoring.mmmu import (
+    BENCHMARK,
+    DISCIPLINES,
+    normalise,
+    open_is_right,
+    parse_choice,
+    parse_open,
+    subject_of,
+)
 from llava.program import RequestError
+from tests.support.scoring import RESULTS, as_answers, score
 
 OPTIONS = {"A": "red", "B": "green apple", "C": "blue", "D": "5 V"}
 
@@ -109,26 +116,17 @@ def test_folder_of_the_official_form(tmp_path: Path, capsys: pytest.CaptureFixtu
     for subject, rows in (("Electronics", QUESTIONS[:2]), ("Other", QUESTIONS[2:])):
         (tmp_path / "model" / subject).mkdir(parents=True)
         (tmp_path / "model" / subject / "output.json").write_text(json.dumps(rows))
-    score_file = str(tmp_path / "s.json")
-    main(build_parser().parse_args(["--annotation-file", str(tmp_path / "model"), "--score-file", score_file]))
+    result = score(BENCHMARK, tmp_path, {"--annotation-file": tmp_path / "model"})
     output = capsys.readouterr()
     assert output.out == PRINTED
     assert "1 replies name no option and count as wrong (the official tool draws one at random)" in output.err
-    score = read_score_file(score_file)
-    assert (score.benchmark, score.experiment, score.score) == ("MMMU", "model", 75)
-    assert score.details["unparsable"] == 1
-
-
-def _run(folder: Path, questions: object, answers: dict[str, str]) -> None:
-    (folder / "q.json").write_text(json.dumps(questions))
-    lines = "\n".join(json.dumps({"question_id": name, "text": text}) for name, text in answers.items())
-    (folder / "a.jsonl").write_text(lines)
-    files = ["--annotation-file", str(folder / "q.json"), "--result-file", str(folder / "a.jsonl")]
-    main(build_parser().parse_args(files))
+    assert (result.benchmark, result.experiment, result.score) == ("MMMU", "model", 75)
+    assert result.details["unparsable"] == 1
 
 
 def test_answers_of_the_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _run(tmp_path, QUESTIONS, {"validation_Math_1": "It is 30", "validation_Electronics_2": "B"})
+    answers = as_answers({"validation_Math_1": "It is 30", "validation_Electronics_2": "B"})
+    score(BENCHMARK, tmp_path, {"--annotation-file": QUESTIONS, RESULTS: answers})
     output = capsys.readouterr()
     assert output.out.startswith("Accuracy: 50.00% (4 questions)\n")
     assert "2 of 4 questions have no answer and count as wrong" in output.err
@@ -147,4 +145,4 @@ def test_answers_of_the_generator(tmp_path: Path, capsys: pytest.CaptureFixture[
 )
 def test_unusable_input(questions: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=message):
-        _run(tmp_path, questions, {"validation_Biology_1": "A"})
+        score(BENCHMARK, tmp_path, {"--annotation-file": questions, RESULTS: as_answers({"validation_Biology_1": "A"})})

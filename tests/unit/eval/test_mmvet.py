@@ -1,14 +1,14 @@
 """MM-Vet: prompts, grades, means, resumption."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llava.eval.judging import mmvet
-from llava.eval.scoring import score_file
+from llava.eval.scoring.score_file import ScoreFile
 from llava.program import RequestError
+from tests.support import scoring
 from tests.support.judge_double import PATH, JudgeDouble, judge_double
 
 QUESTIONS = {
@@ -27,12 +27,11 @@ def judge() -> Any:
         yield server
 
 
-def run(folder: Path, judge: JudgeDouble, replies: dict[str, str] = REPLIES, *more: str) -> None:
-    (folder / "mm-vet.json").write_text(json.dumps(QUESTIONS))
-    (folder / "model.json").write_text(json.dumps(replies))
-    arguments = ["--annotation-file", "mm-vet.json", "--result-file", "model.json", "--output", "grades.jsonl"]
-    arguments += ["--judge-base-url", judge.base_url, "--score-file", "score.json", "--judge-retries", "0", *more]
-    mmvet.main(mmvet.build_parser().parse_args(arguments))
+def run(folder: Path, judge: JudgeDouble, replies: Any = REPLIES, *more: str) -> ScoreFile:
+    files = {"--annotation-file": QUESTIONS, scoring.RESULTS: replies, "--output": folder / "grades.jsonl"}
+    return scoring.score(
+        mmvet.BENCHMARK, folder, files, "--judge-base-url", judge.base_url, "--judge-retries", "0", *more
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,31 +63,26 @@ def test_prompt() -> None:
     assert None not in examples and {0.0, 1.0} < set(examples)
 
 
-def test_means(
-    tmp_path: Path, judge: JudgeDouble, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_means(tmp_path: Path, judge: JudgeDouble, capsys: pytest.CaptureFixture[str]) -> None:
     """A question without a reply counts as wrong and is not judged; an unreadable grade counts nowhere."""
-    monkeypatch.chdir(tmp_path)
-    run(tmp_path, judge)
+    score = run(tmp_path, judge)
     out, err = capsys.readouterr()
     assert out == "rec: 100.0\nocr: 50.0\nknow: 0.0\nmath: 50.0\ntotal: 50.0\n"
     assert "1 of 4 questions have no answer" in err
-    assert "1 grades could not be read" in err
+    assert "1 grades cannot be read" in err
     assert len(judge.asked(PATH)) == 3
     assert {request["temperature"] for request in judge.asked(PATH)} == {0.0}
-    score = score_file.read_score_file("score.json")
     assert (score.benchmark, score.experiment, score.score) == ("MM-Vet", "model", 50.0)
     assert (score.expected, score.answered) == (4, 3)
     assert [entry["group"] for entry in score.items] == ["ocr_math", "rec", "know"]
     assert score.details["judge"] == "gpt-4"
 
 
-def test_going_on(tmp_path: Path, judge: JudgeDouble, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_run_is_continued(tmp_path: Path, judge: JudgeDouble, capsys: Any) -> None:
     judge.failures = [(), (404, "model")]
     with pytest.raises(RequestError, match="--judge-model"):
         run(tmp_path, judge, REPLIES, "--judge-parallel", "1")
-    grades = Path("grades.jsonl")
+    grades = tmp_path / "grades.jsonl"
     assert len(grades.read_text().splitlines()) == 1
     grades.write_text(grades.read_text() + '{"question_id": "v1_')
     asked = len(judge.asked(PATH))
@@ -100,12 +94,11 @@ def test_going_on(tmp_path: Path, judge: JudgeDouble, monkeypatch: pytest.Monkey
 
 
 def test_bad_files(tmp_path: Path, judge: JudgeDouble, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(QUESTIONS, "v1_4", {"question": "?"})
     with pytest.raises(RequestError, match="v1_4: there is no 'answer' and no 'capability'"):
         run(tmp_path, judge)
     monkeypatch.delitem(QUESTIONS, "v1_4")
-    with pytest.raises(RequestError, match=r"model.json: not an object"):
+    with pytest.raises(RequestError, match=r"model.jsonl: not an object"):
         run(tmp_path, judge, [])
     with pytest.raises(RequestError, match="none of the judge's replies"):
         run(tmp_path, judge, dict.fromkeys(QUESTIONS, "what?"))

@@ -1,14 +1,14 @@
 """POPE: what a reply means, which label it meets, and what is said about answers that are missing."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from llava.eval.eval_pope import build_parser, count_outcomes, eval_pope, main, says_yes
-from llava.eval.scoring.score_file import read_score_file
+from llava.eval.scoring.pope import BENCHMARK, count_outcomes, eval_pope, says_yes
+from llava.eval.scoring.score_file import ScoreFile
 from llava.program import RequestError
+from tests.support.scoring import RESULTS, as_lines, score
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from llava.program import RequestError
         ("", True),
     ],
 )
-def test_what_a_reply_means(reply: str, yes: bool) -> None:
+def test_meaning_of_a_reply(reply: str, yes: bool) -> None:
     assert says_yes(reply) is yes
 
 
@@ -36,7 +36,7 @@ def test_what_a_reply_means(reply: str, yes: bool) -> None:
     ("pairs", "rates"),
     [
         ([(True, True), (True, False), (False, False), (False, True)], (0.5, 0.5, 0.5, 0.5, 0.5)),
-        ([(False, True), (False, False)], (0.5, 0.0, 0.0, 0.0, 0.0)),  # E-8: no yes said
+        ([(False, True), (False, False)], (0.5, 0.0, 0.0, 0.0, 0.0)),  # no yes said: upstream divides by zero
         ([(True, False)], (0.0, 0.0, 0.0, 0.0, 1.0)),  # no yes right
         ([(False, False)], (1.0, 0.0, 0.0, 0.0, 0.0)),
         ([], (0.0, 0.0, 0.0, 0.0, 0.0)),
@@ -64,13 +64,12 @@ class Benchmark:
         self.write("questions.jsonl", questions)
 
     def write(self, name: str, rows: Sequence[Mapping]) -> None:
-        (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (self.folder / name).write_text(as_lines(rows))
 
-    def score(self, answers: Sequence[tuple[int, str]], *extra: str) -> None:
-        self.write("answers.jsonl", [{"question_id": number, "text": text} for number, text in answers])
-        paths = {"--annotation-dir": "coco", "--question-file": "questions.jsonl", "--result-file": "answers.jsonl"}
-        argv = [word for flag, name in paths.items() for word in (flag, str(self.folder / name))]
-        main(build_parser().parse_args([*argv, *extra]))
+    def score(self, answers: Sequence[tuple[int, str]]) -> ScoreFile:
+        paths = {"--annotation-dir": self.folder / "coco", "--question-file": self.folder / "questions.jsonl"}
+        lines = as_lines({"question_id": number, "text": text} for number, text in answers)
+        return score(BENCHMARK, self.folder, paths | {RESULTS: lines})
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ RIGHT = list(enumerate(["Yes", "No", "Yes", "No", "No", "No", "Yes", "Yes"]))
 
 
 def test_answers_in_any_order_score_the_same(benchmark_: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
-    """E-8: upstream pairs answers and labels by order."""
+    """Upstream pairs answers and labels by order."""
     benchmark_.score(RIGHT)
     straight = capsys.readouterr()
     benchmark_.score(RIGHT[::-1])
@@ -91,8 +90,10 @@ def test_answers_in_any_order_score_the_same(benchmark_: Benchmark, capsys: pyte
     assert "mean F1 of popular, random: 100.00" in straight.err
 
 
-def test_a_missing_answer_shifts_nothing_and_is_told(benchmark_: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
-    """E-8: upstream compares every later answer with another question's label."""
+def test_a_missing_answer_shifts_nothing_and_is_noted(
+    benchmark_: Benchmark, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Upstream compares every later answer with another question's label."""
     benchmark_.score(RIGHT[1:])
     output = capsys.readouterr()
     assert "Category: popular, # samples: 3\n" in output.out
@@ -116,14 +117,13 @@ def test_labels_with_the_ids_of_the_questions_are_matched_by_them(
     assert capsys.readouterr().out.count("Accuracy: 1.0\n") == 2
 
 
-def test_score_file(benchmark_: Benchmark, tmp_path: Path) -> None:
+def test_score_file(benchmark_: Benchmark) -> None:
     answers = [*RIGHT[:2], (2, "No"), *RIGHT[3:-1]]  # one object missed; one question open
-    benchmark_.score(answers, "--score-file", str(tmp_path / "score.json"), "--experiment", "x")
-    score = read_score_file(str(tmp_path / "score.json"))
-    assert (score.benchmark, score.experiment, score.expected, score.answered) == ("POPE", "x", 8, 7)
-    assert score.score == pytest.approx((100 * 2 / 3 + 100) / 2)
-    assert score.details["popular"]["recall"] == 0.5
-    assert len({item["unit"] for item in score.items}) == 7
+    result = benchmark_.score(answers)
+    assert (result.benchmark, result.experiment, result.expected, result.answered) == ("POPE", "model", 8, 7)
+    assert result.score == pytest.approx((100 * 2 / 3 + 100) / 2)
+    assert result.details["popular"]["recall"] == 0.5
+    assert len({item["unit"] for item in result.items}) == 7
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from llava.eval import report
-from llava.eval.reporting.plot import draw
+from llava.eval.reporting.plot import draw, plot_points
 from llava.eval.reporting.published import ACFORMER_ABLATION, ACFORMER_BENCHMARKS, ACFORMER_MAIN, VLORA_MAIN
+from llava.eval.reporting.results import find_score_files, gather
 from llava.eval.scoring.metrics import interval
-from llava.eval.scoring.score_file import item, write_score
+from llava.eval.scoring.score_file import Score, item, write_score_file
 from llava.program import RequestError
 
 RUN = {"num_visual_tokens": 17, "connector": "acformer", "conv_mode": "vicuna_v1", "temperature": 0.0, "seconds": 0.5}
@@ -20,12 +21,10 @@ RUN = {"num_visual_tokens": 17, "connector": "acformer", "conv_mode": "vicuna_v1
 def _score(
     folder: Path, experiment: str, benchmark: str, values: list[float], run: dict[str, Any] | None = None, **more: Any
 ) -> None:
-    counts = {"expected": len(values), "answered": len(values)} | more
-    details = counts.pop("details", {})
+    rest = {"details": {}, "expected": len(values), "answered": len(values)} | more
     items = [item(n, value) for n, value in enumerate(values)]
-    answers = [{"metadata": run}] if run else []
-    path = folder / benchmark / "scores" / f"{experiment}.json"
-    write_score(str(path), benchmark, experiment, "mean", items, details=details, answers=answers, **counts)
+    result = Score(benchmark, "a.jsonl", "mean", items, answers=[{"metadata": run}] if run else [], **rest)
+    write_score_file(str(folder / benchmark / "scores" / f"{experiment}.json"), result, experiment)
 
 
 def _make(folder: Path, *flags: str) -> str:
@@ -61,7 +60,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _rows(text, "The columns of VLoRA's paper")["*VLoRA-v1-7B (published)*"][:2] == ["0", "63.4"]
     assert text.count("(published)* |") == 6 + 6 + 20 + 4  # main tables, VLoRA's, ablation, data scaling
     assert "max_new_tokens 128 (GQA), 16 (POPE)" in text and "connector acformer; num_visual_tokens 17" in text
-    assert "- c: not told for Mine" in text
+    assert "- c: not recorded for Mine" in text
     assert "- a, POPE: subset: new" in text and "n: 3" not in text
     gaps = text.split("## Missing\n")[1].split("\n## ")[0]
     assert "- a: POPE has answers to 2 of 3 questions" in gaps
@@ -77,7 +76,7 @@ def test_nothing_is_missing(tmp_path: Path) -> None:
     for name in ACFORMER_BENCHMARKS:
         _score(tmp_path, "a", name, [1, 0], RUN)
     text = _make(tmp_path, "--no-published", "--no-plot")
-    assert "Nothing: every score rests on all questions" in text
+    assert "Nothing: every score covers all questions" in text
     assert "(published)" not in text and "report.png" not in text
     assert not (tmp_path / "out" / "report.png").exists()
 
@@ -85,7 +84,7 @@ def test_nothing_is_missing(tmp_path: Path) -> None:
 def test_perception_stands_apart(tmp_path: Path) -> None:
     items = [item("p", 1, "existence"), item("p", 1, "existence"), item("q", 1, "code_reasoning")]
     path = tmp_path / "scores" / "a.json"
-    write_score(str(path), "MME", "a", "mme", items, details={}, expected=3, answered=3)
+    write_score_file(str(path), Score("MME", "a.jsonl", "mme", items, {}, expected=3, answered=3), "a")
     text = _make(tmp_path)
     assert _rows(text, "Results")["a"][2].startswith("**400.0**")
     assert _rows(text, "The columns of VLoRA's paper")["a"][2].startswith("**200.0**")
@@ -130,8 +129,8 @@ def test_plot_of_points_that_coincide(tmp_path: Path) -> None:
     """Published rows are marked by family; no tokens at all, and equal ones, are places, too."""
     for name, tokens in (("a", 0), ("b", 145), ("c", 145)):
         _score(tmp_path, name, "GQA", [1, 0], RUN | {"num_visual_tokens": tokens})
-    results = report.gather(report.find_score_files([str(tmp_path)]), samples=10)
-    points = report.plot_points(results, with_published=True)
+    results = gather(find_score_files([str(tmp_path)]), samples=10)
+    points = plot_points(results, with_published=True)
     published = ("LLaVA-1.5 (published)", "AcFormer (published)", "other connectors (published)")
     assert {point.name for point in points} == {"a", "b", "c", *published}
     assert {point.num_visual_tokens for point in points if point.name == published[0]} == {576}
@@ -169,11 +168,11 @@ def test_a_damaged_score_file_is_named(change: dict[str, Any], message: str, tmp
 
 def test_bad_results_are_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="nowhere does not exist"):
-        report.find_score_files([str(tmp_path / "nowhere")])
+        find_score_files([str(tmp_path / "nowhere")])
     with pytest.raises(RequestError, match="holds no score files"):
-        report.find_score_files([str(tmp_path)])
+        find_score_files([str(tmp_path)])
     _score(tmp_path, "a", "GQA", [1])
-    files = report.find_score_files([str(tmp_path), str(tmp_path / "GQA" / "scores" / "a.json")])
+    files = find_score_files([str(tmp_path), str(tmp_path / "GQA" / "scores" / "a.json")])
     assert len(files) == 1
     with pytest.raises(RequestError, match="--baseline z: no such experiment"):
         _make(tmp_path, "--baseline", "z")
@@ -187,7 +186,7 @@ def test_bad_results_are_named(tmp_path: Path) -> None:
         _make(tmp_path)
 
 
-# As the contract has them (acformer.md 8; vlora.md 9), copied apart from the code: columns are 65, 145 and 257 tokens.
+# Copied from the papers independently of the code: columns are 65, 145 and 257 tokens.
 ABLATION = """
 pooling, 7B | 53.4 / 59.8 / 66.8 / 1734.0 | 55.1 / 60.9 / 68.0 / 1791.4 | -
 pooling_pr, 7B | 53.9 / 60.0 / 66.8 / 1728.9 | 54.7 / 60.9 / 68.0 / 1759.1 | -
@@ -211,7 +210,7 @@ VLoRA-v1-7B | 63.4 | 1311.3 | 66.4 | 26.4 | 33.7 | 28.6
 """
 
 
-def test_published_figures_are_the_contract_s() -> None:
+def test_published_figures_are_those_of_the_papers() -> None:
     expected = {}
     for line in ABLATION.strip().splitlines():
         name, *cells = line.split(" | ")

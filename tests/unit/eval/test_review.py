@@ -1,4 +1,4 @@
-"""Reviews of two answers: rules, prompts, scores, resumption, summaries (contract: eval.md 4.6, 4.7)."""
+"""Reviews of two answers: rules, prompts, scores, resumption, summaries ."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from llava.eval import (
     qa_baseline_gpt35,
     summarize_gpt_review,
 )
-from llava.eval.judging import reviews as review
+from llava.eval.judging import reviews
 from llava.eval.scoring import score_file
 from llava.eval.scoring.answers import IncompleteError
 from llava.program import RequestError
@@ -88,8 +88,8 @@ def run(module: Any, files: dict[str, str], judge: JudgeDouble, *more: str) -> l
 
 
 def test_rules_of_the_package() -> None:
-    """Contract 4.7: what each prompt must ask for."""
-    rules = review.read_rules(None)
+    """Every prompt asks for what `parse_scores` reads, in the terms of the published prompts."""
+    rules = reviews.read_rules(None)
     assert set(rules) == KEYS
     assert len({rule["prompt"] for rule in rules.values()}) == len(KEYS)
     for key, rule in rules.items():
@@ -110,12 +110,12 @@ def test_rules_are_checked(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(RequestError, match=cause):
-            review.read_rules(str(path))
+            reviews.read_rules(str(path))
 
 
 def test_prompt_of_the_bench(files: dict[str, str], judge: JudgeDouble) -> None:
     run(eval_gpt_review_bench, files, judge)
-    (first, second, *_), rules = judge.asked(PATH), review.read_rules(None)
+    (first, second, *_), rules = judge.asked(PATH), reviews.read_rules(None)
     assert first["model"] == "gpt-4-0314"
     assert first["temperature"] == 0.2
     assert first["max_tokens"] == 1024
@@ -183,7 +183,7 @@ def test_records(files: dict[str, str], judge: JudgeDouble) -> None:
     ],
 )
 def test_scores(text: str, expected: list[float]) -> None:
-    assert review.parse_scores(text) == expected
+    assert reviews.parse_scores(text) == expected
 
 
 def test_a_run_goes_on_where_it_was_killed(files: dict[str, str], judge: JudgeDouble) -> None:
@@ -273,18 +273,18 @@ def test_files_that_do_not_belong_together(files: dict[str, str], judge: JudgeDo
     with pytest.raises(RequestError, match="line 1: the question is 10, but the answer is to 11"):
         run(eval_gpt_review_bench, files, judge)
     files = good | {"context": write(tmp_path / "c.jsonl", [{"image": "0.png", "caption": "x"}])}
-    with pytest.raises(RequestError, match=r"question 11: the context file has no picture '1.png'"):
+    with pytest.raises(RequestError, match=r"question 11: the context file has no image '1.png'"):
         run(eval_gpt_review_bench, files, judge)
     for module, context in (
         (eval_gpt_review_bench, {"caption": ["x", None]}),
         (eval_gpt_review_visual, {"captions": [], "instances": [{"category": "dog"}]}),
     ):
         files = good | {"context": write(tmp_path / "c.jsonl", [{"image": "0.png"} | context])}
-        with pytest.raises(RequestError, match=r"c.jsonl, picture '0.png': a caption that is no text"):
+        with pytest.raises(RequestError, match=r"c.jsonl, image '0.png': a caption that is no text"):
             run(module, files, judge)
     rule = tmp_path / "rule.json"
     rule.write_text('{"llava_bench_conv": {"role": "A", "prompt": "p"}}')
-    with pytest.raises(IncompleteError, match="no rule 'llava_bench_detail'"):  # an AssertionError, told in one line
+    with pytest.raises(IncompleteError, match="no rule 'llava_bench_detail'"):
         run(eval_gpt_review_bench, good, judge, "-r", str(rule))
     assert judge.asked(PATH) == []
 
@@ -297,7 +297,7 @@ def summary(*arguments: str) -> None:
 
 
 def test_failures_enter_no_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """E-11."""
+    """Upstream averages them as -1."""
     rows = [
         {"question_id": 1, "category": "b", "tuple": [8, 6]},
         {"question_id": 2, "category": "b", "tuple": [-1, -1]},

@@ -3,13 +3,15 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from llava.eval import eval_science_qa, eval_science_qa_gpt4, eval_science_qa_gpt4_requery
-from llava.eval.scoring.science_qa import choice_index, option_letters, parse_choice
-from llava.eval.scoring.score_file import read_score_file
+from llava.eval import eval_science_qa_gpt4, eval_science_qa_gpt4_requery
+from llava.eval.scoring.science_qa import BENCHMARK, choice_index, option_letters, parse_choice
+from llava.eval.scoring.score_file import ScoreFile
 from llava.program import RequestError
+from tests.support.scoring import RESULTS, as_answers, score
 
 LETTERS = list("ABCDE")
 
@@ -44,7 +46,7 @@ def test_index_of_a_letter(letter: str, choices: int, index: int) -> None:
 
 @pytest.mark.parametrize("words", [["A", "B", "C"], ["ABC"], ["A,B,C"], ["A,", "B,", "C"]])
 def test_options(words: list[str]) -> None:
-    """E-13: upstream cuts the text of the command line into characters, commas included."""
+    """Upstream splits the text of the command line into characters, commas included."""
     assert option_letters(words) == ["A", "B", "C"]
 
 
@@ -54,16 +56,14 @@ def test_unusable_options(words: list[str]) -> None:
         option_letters(words)
 
 
+def _answers(texts: Mapping[str, str]) -> str:
+    return as_answers(texts, prompt="<image>\nq")
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, object], str]:
     def write(name: str, content: object) -> str:
-        lines = isinstance(content, dict) and name.endswith(".jsonl")
-        if lines:
-            rows = [{"question_id": key, "prompt": "<image>\nq", "text": text} for key, text in content.items()]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-        else:
-            text = json.dumps(content)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(_answers(content) if name.endswith(".jsonl") else json.dumps(content))
         return str(tmp_path / name)
 
     write("problems.json", {str(n): {"choices": ["x", "y", "z"], "answer": n % 3} for n in range(1, 7)})
@@ -71,31 +71,26 @@ def write(tmp_path: Path) -> Callable[[str, object], str]:
     return write
 
 
-def _science_qa(folder: Path, answers: str, *extra: str) -> None:
-    outputs = ["--output-file", str(folder / "out.json"), "--output-result", str(folder / "result.json")]
-    argv = ["--base-dir", str(folder), "--result-file", answers, *outputs, *extra]
-    eval_science_qa.main(eval_science_qa.build_parser().parse_args(argv))
+def _science_qa(folder: Path, texts: Mapping[str, str], *flags: str) -> ScoreFile:
+    outputs = {"--output-file": folder / "out.json", "--output-result": folder / "result.json"}
+    return score(BENCHMARK, folder, {"--base-dir": folder, RESULTS: _answers(texts), **outputs}, *flags)
 
 
-def test_missing_answers_are_wrong_and_told(
-    write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _science_qa(tmp_path, write("a.jsonl", {"2": "C", "1": "B", "9": "A"}), "--score-file", str(tmp_path / "s.json"))
+@pytest.mark.usefixtures("write")
+def test_missing_answers_are_wrong_and_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = _science_qa(tmp_path, {"2": "C", "1": "B", "9": "A"})
     output = capsys.readouterr()
     assert output.out == "Total: 4, Correct: 2, Accuracy: 50.00%, IMG-Accuracy: 100.00%\n"
     assert "2 of 4 questions have no answer and count as wrong: 3, 4" in output.err
     assert "1 answers belong to no question" in output.err
     assert json.loads((tmp_path / "result.json").read_text())["results"] == {"1": 1, "2": 2, "3": -1, "4": -1}
-    score = read_score_file(str(tmp_path / "s.json"))
-    assert (score.benchmark, score.score, score.expected, score.answered) == ("SQA", 100, 4, 2)
-    assert score.details["accuracy"] == 50
+    assert (result.benchmark, result.score, result.expected, result.answered) == ("SQA", 100, 4, 2)
+    assert result.details["accuracy"] == 50
 
 
-def test_options_of_the_command_line(
-    write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    answers = write("a.jsonl", {"1": "Y", "2": "Z", "3": "X", "4": "B"})
-    _science_qa(tmp_path, answers, "--options", "X", "Y", "Z")
+@pytest.mark.usefixtures("write")
+def test_options_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _science_qa(tmp_path, {"1": "Y", "2": "Z", "3": "X", "4": "B"}, "--options", "X", "Y", "Z")
     assert "Total: 4, Correct: 3" in capsys.readouterr().out
 
 
@@ -108,9 +103,10 @@ def test_options_of_the_command_line(
         (["--options", "A"], "answer 1 has no letter"),
     ],
 )
-def test_unusable_input(write: Callable[..., str], tmp_path: Path, extra: list[str], message: str) -> None:
+@pytest.mark.usefixtures("write")
+def test_unusable_input(tmp_path: Path, extra: list[str], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        _science_qa(tmp_path, write("a.jsonl", {"1": "A"}), *extra)
+        _science_qa(tmp_path, {"1": "A"}, *extra)
 
 
 def _said(letters: Mapping[str, str]) -> dict[str, str]:
@@ -126,8 +122,12 @@ def _argv(folder: Path, write: Callable[..., str]) -> list[str]:
     return ["--base-dir", str(folder), "--gpt4-result", gpt4, "--our-result", write("ours.jsonl", OURS)]
 
 
+def _run(module: ModuleType, argv: list[str]) -> None:
+    module.main(module.build_parser().parse_args(argv))
+
+
 def test_gpt4_with_our_answers(write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    eval_science_qa_gpt4.main(eval_science_qa_gpt4.build_parser().parse_args(_argv(tmp_path, write)))
+    _run(eval_science_qa_gpt4, _argv(tmp_path, write))
     output = capsys.readouterr()
     assert output.out == (
         "Total: 3, Correct: 2, Accuracy: 66.67%\n"
@@ -140,18 +140,18 @@ def test_gpt4_with_our_answers(write: Callable[..., str], tmp_path: Path, capsys
 def test_an_unparsable_answer_is_wrong_every_time(
     write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """E-13: upstream draws a choice, so that its figures change from run to run."""
+    """Upstream draws a random choice, so that its figures change from run to run."""
     argv = ["--base-dir", str(tmp_path), "--gpt4-result", write("g.json", {"outputs": {"1": "?", "2": "?"}})]
     argv += ["--our-result", write("o.jsonl", {"1": "?", "2": "?"})]
     for _ in range(20):
-        eval_science_qa_gpt4.main(eval_science_qa_gpt4.build_parser().parse_args(argv))
+        _run(eval_science_qa_gpt4, argv)
     assert capsys.readouterr().out.count("Total: 2, Correct: 0, Accuracy: 0.00%\n") == 20
 
 
 def test_requery(write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requery = write("requery.jsonl", _said({"1": "?", "2": "B", "3": "A"}))  # 1 falls back on ours; right: 1, 3
     argv = [*_argv(tmp_path, write), "--requery-result", requery, "--output-result", str(tmp_path / "r.json")]
-    eval_science_qa_gpt4_requery.main(eval_science_qa_gpt4_requery.build_parser().parse_args(argv))
+    _run(eval_science_qa_gpt4_requery, argv)
     assert capsys.readouterr().out == (
         "Total: 3, Correct (ours): 1, Accuracy: 33.33%\n"
         "Total: 3, Correct (GPT-4): 1, Accuracy: 33.33%\n"
@@ -172,4 +172,4 @@ def test_requery(write: Callable[..., str], tmp_path: Path, capsys: pytest.Captu
 def test_a_result_file_of_another_kind(write: Callable[..., str], tmp_path: Path) -> None:
     argv = ["--base-dir", str(tmp_path), "--gpt4-result", write("g.json", []), "--our-result", write("o.jsonl", OURS)]
     with pytest.raises(RequestError, match=r"g\.json: not a JSON object"):
-        eval_science_qa_gpt4.main(eval_science_qa_gpt4.build_parser().parse_args(argv))
+        _run(eval_science_qa_gpt4, argv)

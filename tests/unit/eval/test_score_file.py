@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from llava.eval.scoring.json_files import read_json, read_json_lines, read_readable_lines, write_json, write_json_lines
-from llava.eval.scoring.score_file import experiment_name, item, read_score_file, run_facts, write_score
+from llava.eval.scoring.score_file import Score, item, read_score_file, recorded_run, write_score_file
+from llava.eval.scoring.scorer import experiment_name
 from llava.program import RequestError
 
 
@@ -22,7 +23,7 @@ def test_lines_are_read_and_faults_name_file_and_line(tmp_path: Path) -> None:
 
 
 def test_empty_lines_are_among_the_unreadable(tmp_path: Path) -> None:
-    """Contract 3: VQAv2's and VizWiz's converters count what they cannot read; the end of the last line is no line."""
+    """The converters count them; the newline at the end of the file starts no line."""
     path = tmp_path / "a.jsonl"
     for end, failures in (("", 1), ("\n", 1), ("\n\n", 2)):
         path.write_text('{"a": 1}\n\n{"a": 2}' + end)
@@ -63,41 +64,39 @@ def test_files_are_written_in_new_folders(tmp_path: Path) -> None:
     assert (tmp_path / "z/y.jsonl").read_text() == '{"a": 1}\n{"a": 2}\n'
 
 
-def test_run_facts() -> None:
+def test_recorded_run() -> None:
     answers = [
         {"metadata": {"seconds": 0.1, "device": "cpu", "num_beams": 1}},
         {"metadata": {"seconds": 0.3, "device": "cuda", "num_beams": 1}},
         {"metadata": {}},
         {},
     ]
-    assert run_facts(answers) == {
+    assert recorded_run(answers) == {
         "seconds": pytest.approx(0.2),
         "device": ["cpu", "cuda"],
         "num_beams": 1,
         "answers": 2,
     }
-    assert run_facts([{"metadata": {}}, {}]) == {}
+    assert recorded_run([{"metadata": {}}, {}]) == {}
 
 
 @pytest.mark.parametrize(
-    ("path", "asked", "name"),
+    ("path", "name"),
     [
-        ("answers/llava-v1.5-13b.jsonl", None, "llava-v1.5-13b"),
-        ("answers/split/llava-v1.5-7b/merge.jsonl", None, "llava-v1.5-7b"),
-        ("a/b.jsonl", "mine", "mine"),
+        ("answers/llava-v1.5-13b.jsonl", "llava-v1.5-13b"),
+        ("answers/split/llava-v1.5-7b/merge.jsonl", "llava-v1.5-7b"),
     ],
 )
-def test_experiment_name(path: str, asked: str | None, name: str) -> None:
-    assert experiment_name(path, asked) == name
+def test_experiment_name(path: str, name: str) -> None:
+    assert experiment_name(path) == name
 
 
 def test_score_files_come_back_as_written(tmp_path: Path) -> None:
     path = tmp_path / "scores/a.json"
     items = [item(1, 1), item(2, 0)]
-    write_score(str(path), "GQA", "x", "mean", items, details={"a": 1}, expected=3, answered=2)
+    write_score_file(str(path), Score("GQA", "a.jsonl", "mean", items, {"a": 1}, expected=3, answered=2), "x")
     score = read_score_file(str(path))
     assert (score.score, score.items, score.expected, score.answered, score.run) == (50, items, 3, 2, {})
-    write_score(None, "GQA", "x", "mean", [], details={}, expected=0, answered=0)  # not asked for
     (tmp_path / "b.json").write_text('{"benchmark": "GQA"}')
     with pytest.raises(RequestError, match="no 'experiment'"):
         read_score_file(str(tmp_path / "b.json"))

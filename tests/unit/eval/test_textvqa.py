@@ -1,14 +1,16 @@
-"""TextVQA: human accuracy, and what is told about prompts and missing answers."""
+"""TextVQA: human accuracy, and notes about prompts and missing answers."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from llava.eval.eval_textvqa import build_parser, eval_single, main, shows_ocr
-from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator, human_accuracy
+from llava.eval.eval_textvqa import build_parser, eval_single, main
+from llava.eval.scoring.accuracy import human_accuracy
 from llava.eval.scoring.score_file import read_score_file
+from llava.eval.scoring.short_answers import TextVQAAccuracyEvaluator
+from llava.eval.scoring.textvqa import shows_ocr
 from llava.program import RequestError
+from tests.support.scoring import RESULTS, as_lines, write_files
 
 
 @pytest.mark.parametrize(("matches", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
@@ -44,10 +46,9 @@ def test_whether_ocr_tokens_were_shown(prompt: str, shown: bool) -> None:
 
 def _files(folder: Path, prompts: list[tuple[str, str]]) -> tuple[str, str]:
     data = [{"image_id": f"i{n}", "question": "What Is It?", "answers": ["stop"] * 10} for n in range(3)]
-    (folder / "annotations.json").write_text(json.dumps({"data": data}))
-    rows = [{"question_id": image, "prompt": prompt, "text": "Stop"} for image, prompt in prompts]
-    (folder / "model.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder / "annotations.json"), str(folder / "model.jsonl")
+    rows = as_lines({"question_id": image, "prompt": prompt, "text": "Stop"} for image, prompt in prompts)
+    _, annotations, _, answers = write_files(folder, {"--annotation-file": {"data": data}, RESULTS: rows})
+    return annotations, answers
 
 
 PLAIN, OCR = "what is it?\nAnswer.", "what is it?\nReference OCR token: a\nAnswer."
@@ -61,7 +62,7 @@ PLAIN, OCR = "what is it?\nAnswer.", "what is it?\nReference OCR token: a\nAnswe
         ([OCR, PLAIN, OCR], "OCR tokens in the prompt: in 2 of 3 (mixed)\n"),
     ],
 )
-def test_it_says_whether_ocr_tokens_were_shown(
+def test_ocr_tokens_are_noted(
     prompts: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     eval_single(*_files(tmp_path, [(f"i{n}", prompt) for n, prompt in enumerate(prompts)]))
@@ -70,7 +71,7 @@ def test_it_says_whether_ocr_tokens_were_shown(
     assert output.err == f"note: {said}"
 
 
-def test_missing_and_repeated_answers_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_and_repeated_answers_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = _files(tmp_path, [("i1", PLAIN), ("i1", PLAIN)])
     eval_single(*paths, score_file=str(tmp_path / "s.json"))
     error = capsys.readouterr().err
@@ -84,7 +85,7 @@ def test_missing_and_repeated_answers_are_told(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     ("prompts", "message"),
-    [([], r"model\.jsonl holds no answers"), ([("i7", PLAIN)], "no question 'what is it\\?' about picture 'i7'")],
+    [([], r"model\.jsonl holds no answers"), ([("i7", PLAIN)], "no question 'what is it\\?' about image 'i7'")],
 )
 def test_answers_that_do_not_fit_are_refused(prompts: list[tuple[str, str]], message: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=message):

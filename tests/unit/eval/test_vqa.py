@@ -1,14 +1,12 @@
 """VQAv2 and VizWiz: the accuracy of an answer, and both forms of annotations."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from llava.eval.scoring.score_file import read_score_file
-from llava.eval.scoring.vqa import build_parser, main
-from llava.eval.scoring.vqa_accuracy import vqa_accuracy
+from llava.eval.scoring.vqa import BENCHMARK, vqa_accuracy
 from llava.program import RequestError
+from tests.support.scoring import RESULTS, as_answers, as_lines, score
 
 
 @pytest.mark.parametrize(
@@ -60,21 +58,9 @@ VIZWIZ = [
 ]
 
 
-def _run(folder: Path, annotations: object, results: object, *extra: str) -> None:
-    (folder / "ann.json").write_text(json.dumps(annotations))
-    lines = isinstance(results, dict)
-    text = (
-        "".join(json.dumps({"question_id": key, "text": value}) + "\n" for key, value in results.items())
-        if lines
-        else ""
-    )
-    (folder / "model.jsonl").write_text(text or json.dumps(results))
-    files = ["--annotation-file", str(folder / "ann.json"), "--result-file", str(folder / "model.jsonl")]
-    main(build_parser().parse_args([*files, *extra]))
-
-
 def test_vqav2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _run(tmp_path, VQAV2, {2: "Two.", 1: "Yes"}, "--score-file", str(tmp_path / "s.json"))
+    answers = as_answers({2: "Two.", 1: "Yes"})
+    result = score(BENCHMARK, tmp_path, {"--annotation-file": VQAV2, RESULTS: answers})
     output = capsys.readouterr()
     assert output.out == (
         "Overall accuracy: 66.67%\n"
@@ -82,9 +68,8 @@ def test_vqav2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "Accuracy / question type:\n  how many: 100.00%\n  is the: 50.00%\n"
     )
     assert "1 of 3 questions have no answer and count as wrong: 3" in output.err
-    score = read_score_file(str(tmp_path / "s.json"))
-    assert (score.benchmark, score.experiment, score.answered) == ("VQAv2", "model", 2)
-    assert score.score == pytest.approx(200 / 3)
+    assert (result.benchmark, result.experiment, result.answered) == ("VQAv2", "model", 2)
+    assert result.score == pytest.approx(200 / 3)
 
 
 VIZWIZ_PRINTED = """Overall accuracy: 50.00%
@@ -99,30 +84,29 @@ Accuracy / answerable:
 
 def test_vizwiz_submission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"image": "1.jpg", "answer": "bird"}, {"image": "0.jpg", "answer": "unanswerable"}]
-    _run(tmp_path, VIZWIZ, rows)
+    score(BENCHMARK, tmp_path, {"--annotation-file": VIZWIZ, RESULTS: rows})
     assert capsys.readouterr() == (VIZWIZ_PRINTED, "")
 
 
 def test_vizwiz_answers_need_their_question_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    answers = {70: "Unanswerable", 71: "bird"}
-    with pytest.raises(RequestError, match="question 70 is not known; give its --question-file"):
-        _run(tmp_path, VIZWIZ, answers)
-    questions = tmp_path / "q.jsonl"
-    questions.write_text("".join(json.dumps({"question_id": 70 + n, "image": f"{n}.jpg"}) + "\n" for n in range(2)))
-    _run(tmp_path, VIZWIZ, answers, "--question-file", str(questions))
+    files = {"--annotation-file": VIZWIZ, RESULTS: as_answers({70: "Unanswerable", 71: "bird"})}
+    with pytest.raises(RequestError, match="question 70 is unknown; give its --question-file"):
+        score(BENCHMARK, tmp_path, files)
+    questions = as_lines({"question_id": 70 + n, "image": f"{n}.jpg"} for n in range(2))
+    score(BENCHMARK, tmp_path, files | {"--question-file": questions})
     assert capsys.readouterr().out == VIZWIZ_PRINTED
 
 
 @pytest.mark.parametrize(
     ("annotations", "results", "message"),
     [
-        ({"questions": []}, {1: "x"}, "neither VQAv2's annotations"),
-        ([{"image": "0.jpg"}], {1: "x"}, "only a split with public ones"),
-        ([], {1: "x"}, "holds no annotations"),
-        (VQAV2, {9: "x"}, "answers none of the 3 questions"),
+        ({"questions": []}, as_answers({1: "x"}), "neither VQAv2's annotations"),
+        ([{"image": "0.jpg"}], as_answers({1: "x"}), "only a split with public ones"),
+        ([], as_answers({1: "x"}), "holds no annotations"),
+        (VQAV2, as_answers({9: "x"}), "answers none of the 3 questions"),
         (VQAV2, [{"image": "0.jpg", "answer": "x"}], "no 'question_id'"),
     ],
 )
 def test_unusable_input(annotations: object, results: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=message):
-        _run(tmp_path, annotations, results)
+        score(BENCHMARK, tmp_path, {"--annotation-file": annotations, RESULTS: results})
