@@ -195,7 +195,7 @@ def test_what_cannot_be_asked_is_named_and_left_out(
         _ask(questions, answers, "--batch-size", "2", num_workers=num_workers)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("question ")]
     assert [line.split(":")[0] for line in lines] == ["question 3", "question 4"]
-    assert "img3.png' does not exist" in lines[0] and "img4.png' is not in a picture format" in lines[1]
+    assert "img3.png' does not exist" in lines[0] and "img4.png' is not in a" in lines[1]
     first = answers.read_bytes()
     for name in ("img3.png", "img4.png"):
         shutil.copy(f"assets/images/{name}", tmp_path / name)
@@ -310,11 +310,11 @@ def test_bad_batch_size() -> None:
 
 def test_science_messages(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": " Why?\nOptions: (A) x\n<image>"}, {"from": "gpt", "value": "The answer is A."}]
-    query = model_vqa_science.science_query({"id": "7", "image": "7/i.png", "conversations": turns}, "pictures", False)
+    query = model_vqa_science.science_query({"id": "7", "image": "7/i.png", "conversations": turns}, "images", False)
     text = "Why?\nOptions: (A) x"
-    assert query == Query({"question_id": "7", "prompt": f"<image>\n{text}"}, text, "pictures/7/i.png")
+    assert query == Query({"question_id": "7", "prompt": f"<image>\n{text}"}, text, "images/7/i.png")
     letter = f"{text}\nAnswer with the option's letter from the given choices directly."
-    query = model_vqa_science.science_query({"id": "7", "conversations": turns}, "pictures", True)
+    query = model_vqa_science.science_query({"id": "7", "conversations": turns}, "images", True)
     assert query == Query({"question_id": "7", "prompt": letter}, letter)
     nameless = json.dumps([{"id": 1, "image": None, "conversations": turns}])
     for content, message in (

@@ -1,7 +1,6 @@
-"""Generators, scorers and converters start by path from any folder, as modules, and without loading torch."""
+"""Programs of evaluation start by path from any folder, answer --help without torch, and keep upstream's flags."""
 
 import importlib
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,34 +8,34 @@ from typing import Any
 
 import pytest
 
+from llava.eval.score import BENCHMARKS, main, overview
+from llava.program import RequestError
 from tests.conftest import REPOSITORY
 
-SCORERS = sorted(path.stem for path in (REPOSITORY / "llava/eval").glob("eval_*.py") if "review" not in path.stem)
-GENERATORS = sorted(
-    path.stem for pattern in ("model_*.py", "run_llava.py") for path in (REPOSITORY / "llava/eval").glob(pattern)
-)
-CONVERTERS = sorted(
+PROGRAMS = sorted(
     str(path.relative_to(REPOSITORY))
-    for path in (REPOSITORY / "scripts").glob("convert_*.py")
-    if "base_prompt" not in path.stem  # a library beside convert_sqa_to_llava.py
+    for folder, pattern in (("llava/eval", "*.py"), ("scripts", "convert_*.py"), ("scripts/bench", "eval.py"))
+    for path in (REPOSITORY / folder).glob(pattern)
+    # without libraries: m4c_evaluator, and the prompts of convert_sqa_to_llava.py
+    if path.stem not in ("__init__", "m4c_evaluator", "convert_sqa_to_llava_base_prompt")
 )
+GENERATORS = [Path(name).stem for name in PROGRAMS if "model_" in name or "run_llava" in name]
+HEAVY = ["torch", "transformers", "pandas", "openai", "matplotlib"]
 
 
-@pytest.mark.parametrize("script", [*(f"llava/eval/{name}.py" for name in SCORERS), *CONVERTERS])
-def test_by_path(script: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / script), "--help"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_loads_nothing_heavy(program: str, tmp_path: Path) -> None:
+    """By path from another folder, and therefore fast."""
+    code = (
+        "import runpy, sys\n"
+        f"path = {str(REPOSITORY / program)!r}\n"
+        "sys.argv, sys.path[0] = [path, '--help'], path.rpartition('/')[0]\n"
+        "try: runpy.run_path(path, run_name='__main__')\n"
+        f"finally: print('loaded', [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "loaded []\n")
     assert result.stdout.startswith("usage: ")
-
-
-@pytest.mark.parametrize("name", GENERATORS)
-def test_generators_find_the_package_by_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, because each takes seconds to start."""
-    elsewhere = [place for place in sys.path if Path(place or ".").resolve() != REPOSITORY]
-    monkeypatch.setattr(sys, "path", elsewhere)
-    runpy.run_path(str(REPOSITORY / f"llava/eval/{name}.py"), run_name="by path")
-    assert sys.path[0] == str(REPOSITORY)
 
 
 def _upstream(question_file: str = "tables/question.jsonl", conv_mode: str = "llava_v1", **more: Any) -> dict[str, Any]:
@@ -71,7 +70,7 @@ UPSTREAM_FLAGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_flags_and_defaults_are_upstream_s(name: str) -> None:
-    """Contract eval.md 1; what is beyond it changes nothing by default."""
+    """The flags that upstream does not have change nothing by default."""
     module = importlib.import_module(f"llava.eval.{name}")
     required = ["--image-file", "x", "--query", "y"] if name == "run_llava" else []
     flags = vars(module.build_parser().parse_args(required))
@@ -81,15 +80,34 @@ def test_flags_and_defaults_are_upstream_s(name: str) -> None:
     assert flags == UPSTREAM_FLAGS[name] | beyond
 
 
-def test_no_scorer_loads_torch() -> None:
-    modules = [f"llava.eval.{name}" for name in [*SCORERS, "m4c_evaluator", "scoring.score_file"]]
-    code = f"import sys, {', '.join(modules)}; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+def test_score_lists_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    output = capsys.readouterr().out
+    assert output == f"{overview()}\n"
+    assert [line.split()[0] for line in output.splitlines() if line.startswith("  ")] == list(BENCHMARKS)
+    with pytest.raises(RequestError, match="unknown benchmark 'vqa2'; choose one of gqa, "):
+        main(["vqa2"])
+    with pytest.raises(SystemExit):
+        main(["gqa", "--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m llava.eval.score gqa [-h] --question-file")
+
+
+def test_scoring_never_loads_torch() -> None:
+    rooms = ("scoring", "judging", "reporting")
+    modules = [
+        f"llava.eval.{room}.{path.stem}"
+        for room in rooms
+        for path in (REPOSITORY / "llava/eval" / room).glob("[!_]*.py")
+    ]
+    code = f"import sys, {', '.join(modules)}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    script = str(REPOSITORY / "llava/eval/eval_textvqa.py")
-    command = [sys.executable, script, "--annotation-file", "q.json", "--result-file", "a.jsonl"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (1, "a\n")
+    command = [sys.executable, str(REPOSITORY / "llava/eval/score.py"), "gqa", "--question-file", "q.json"]
+    result = subprocess.run(
+        [*command, "--result-file", "a.jsonl"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "error: [Errno 2] No such file or directory: 'q.json'\n"
