@@ -1,5 +1,5 @@
 #!/bin/bash
-# GQA test-dev balanced: answers in chunks, and their accuracy.
+# GQA test-dev balanced: answer in chunks, then score.
 . "$(dirname "$0")/../../lib/eval.sh"
 SPLIT=${SPLIT:-llava_gqa_testdev_balanced}
 
@@ -18,7 +18,7 @@ if [ -f "$EVAL/gqa/data/testdev_balanced_questions.json" ]; then
         --result-file "$EVAL/gqa/answers/$SPLIT/$CKPT/merge.jsonl" \
         --score-file "$EVAL/gqa/scores/$CKPT.json"
 else
-    note "no accuracy: $EVAL/gqa/data/testdev_balanced_questions.json is not there"
+    note "no accuracy: $EVAL/gqa/data/testdev_balanced_questions.json does not exist"
 fi
 if [ -f "$EVAL/gqa/data/eval/eval.py" ]; then # GQA's own tool
     cd "$EVAL/gqa/data" && python eval/eval.py --tier testdev_balanced

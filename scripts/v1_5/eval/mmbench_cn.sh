@@ -1,5 +1,5 @@
 #!/bin/bash
-# MMBench dev in Chinese: answers with the option's letter, the table that the evaluation server takes, and their accuracy.
+# MMBench dev in Chinese: answer with the option's letter, write the table for the evaluation server, and score.
 . "$(dirname "$0")/../../lib/eval.sh"
 SPLIT=${SPLIT:-mmbench_dev_cn_20231003}
 

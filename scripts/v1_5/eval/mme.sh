@@ -1,5 +1,5 @@
 #!/bin/bash
-# MME: answers, and the scores of perception and cognition.
+# MME: answer, then score perception and cognition.
 . "$(dirname "$0")/../../lib/eval.sh"
 
 python -m llava.eval.model_vqa_loader "${COMMON[@]}" \
