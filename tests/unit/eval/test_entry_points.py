@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llava.eval.score import BENCHMARKS, main, overview
-from llava.program import RequestError
+from llava.program import RequestError, run_program
 from tests.conftest import REPOSITORY
 
 PROGRAMS = sorted(
@@ -111,3 +111,19 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     )
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "error: [Errno 2] No such file or directory: 'q.json'\n"
+
+
+def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise RequestError("do it otherwise")
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_:
+        run_program(fail)
+    assert exit_.value.code == "error: do it otherwise"
+    with pytest.raises(SystemExit) as exit_:
+        run_program(stop)
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.strip() == "interrupted"

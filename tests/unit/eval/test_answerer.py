@@ -1,4 +1,4 @@
-"""What the answer generators share: chunks, files, decoding options, the data loader."""
+"""The open checkpoint and its data loader: decoding options, devices, templates, unusable checkpoints."""
 
 import json
 import pickle
@@ -12,47 +12,20 @@ import torch
 from PIL import Image
 
 from llava.eval import model_vqa_loader
-from llava.eval.answering import question_files
 from llava.eval.answering.answerer import Answerer
 from llava.eval.answering.model_names import template_for
-from llava.eval.answering.options import DecodingOptions
+from llava.eval.answering.options import DecodingOptions, RunOptions
 from llava.inference import generate_reply, inference_options, place_images, prepare_images
-from llava.program import RequestError, run_program
+from llava.program import RequestError
 from llava.tokenization import load_tokenizer
 
 PLAIN = SimpleNamespace()
-
-
-# --- chunks, questions, answers ---
-
-
-def test_chunks() -> None:
-    """Chunks after the last item are empty, where upstream fails."""
-    items = list(range(5))
-    assert question_files.split_list(items, 2) == [[0, 1, 2], [3, 4]]
-    assert [question_files.get_chunk(items, 4, k) for k in range(4)] == [[0, 1], [2, 3], [4], []]
-    assert [question_files.get_chunk([], 2, k) for k in range(2)] == [[], []]
-    for n, k in ((2, 2), (2, -1), (0, 0)):
-        with pytest.raises(RequestError):
-            question_files.get_chunk(items, n, k)
-
-
-def test_limit_comes_before_the_chunks() -> None:
-    def select(**flags: Any) -> Any:
-        return question_files.Selection(**flags).of(list(range(9)))
-
-    assert select() == select(limit=None) == list(range(9))
-    assert select(limit=5, num_chunks=2, chunk_idx=1) == [3, 4]
-    assert select(limit=0) == []
-    with pytest.raises(RequestError, match="--limit is -1"):
-        select(limit=-1)
-
 
 # --- decoding ---
 
 
 class FakeModel:
-    """Remembers what `generate` was asked; answers with a BOS, a word and an EOS."""
+    """Records the options of `generate`; replies with a BOS, a word and an EOS."""
 
     device = torch.device("cpu")
     dtype = torch.float64
@@ -96,35 +69,15 @@ def test_inference_options(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"num_beams": 0}, "--num_beams is 0"),
-        ({"max_new_tokens": 0}, "--max_new_tokens is 0"),
-        ({"top_p": 2.0}, r"--top_p is 2\.0"),
-        ({"top_p": 0.0}, r"--top_p is 0\.0"),
-        ({"temperature": float("nan")}, "--temperature is nan"),
-    ],
+    ("flag", "value"),
+    [("num_beams", 0), ("max_new_tokens", 0), ("top_p", 2.0), ("top_p", 0.0), ("temperature", float("nan"))],
 )
-def test_decoding_options_that_mean_nothing(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        DecodingOptions(**values)
+def test_values_out_of_range(flag: str, value: float) -> None:
+    with pytest.raises(RequestError, match=f"--{flag} is {value}; it must be"):
+        DecodingOptions(**{flag: value})
     DecodingOptions(temperature=0, top_p=1.0, num_beams=1, max_new_tokens=1)
-
-
-def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
-        raise RequestError("do it otherwise")
-
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as exit_:
-        run_program(fail)
-    assert exit_.value.code == "error: do it otherwise"
-    with pytest.raises(SystemExit) as exit_:
-        run_program(stop)
-    assert exit_.value.code == 130
-    assert capsys.readouterr().err.strip() == "interrupted"
+    with pytest.raises(RequestError, match="--batch-size is 0; it must be"):
+        RunOptions("m", "a.jsonl", "llava_v1", batch_size=0)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +88,12 @@ def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         ("", "there is no folder ''"),
         ("checkpoint-500", "no parent folder"),
         ("no-model", "no-model cannot be opened as a model"),
+        ("~/my models/llava", "there is no folder '/home/nobody/my models/llava'"),
     ],
 )
-def test_what_is_no_checkpoint(path: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_checkpoints(path: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One error with its cause, whatever transformers raises."""
+    monkeypatch.setenv("HOME", "/home/nobody")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no-model").mkdir()
     (tmp_path / "no-model" / "config.json").write_text('{"model_type": "llama"}')
@@ -154,7 +109,7 @@ def test_a_checkpoint_without_its_vision_tower(llava_vectors: Path, tmp_path: Pa
         Answerer.open(str(tmp_path / "llava"), None)
 
 
-# --- model_vqa_loader ---
+# --- the data loader ---
 
 
 @pytest.mark.parametrize(
@@ -187,7 +142,7 @@ def _questions(*images: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_data_loader_keeps_the_order(parts: tuple[Any, Any], num_workers: int) -> None:
-    """Also with a configuration that says nothing about start tokens or aspect ratio ."""
+    """Also with a configuration that has neither `mm_use_im_start_end` nor `image_aspect_ratio`."""
     names = [f"img{i}.png" for i in (3, 0, 2, 1)]
     loader = model_vqa_loader.create_data_loader(
         _questions(*names), "assets/images", *parts, PLAIN, num_workers=num_workers
@@ -202,7 +157,7 @@ def test_data_loader_keeps_the_order(parts: tuple[Any, Any], num_workers: int) -
         model_vqa_loader.create_data_loader([], "", *parts, PLAIN, batch_size=2)
 
 
-def test_data_set_travels_to_spawned_workers(parts: tuple[Any, Any]) -> None:
+def test_the_data_set_can_be_pickled(parts: tuple[Any, Any]) -> None:
     """Upstream's data set reads a global variable, which spawned workers do not have."""
     loader = model_vqa_loader.create_data_loader(_questions("img0.png"), "assets/images", *parts, PLAIN)
     copy = pickle.loads(pickle.dumps(loader.dataset))
@@ -214,14 +169,3 @@ def test_marker_in_a_question_is_refused(parts: tuple[Any, Any]) -> None:
     loader = model_vqa_loader.create_data_loader([question], "assets/images", *parts, PLAIN, num_workers=0)
     with pytest.raises(RequestError, match="the prompt has 2 image marker"):
         next(iter(loader))
-
-
-def test_chunk_without_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is empty, for the script that joins the chunks; no model is loaded."""
-    monkeypatch.setattr(Answerer, "open", lambda *a: pytest.fail("loaded"))
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(question) + "\n" for question in _questions(*"abcde")))
-    argv = ["--question-file", str(tmp_path / "q.jsonl"), "--answers-file", str(tmp_path / "out/4_3.jsonl")]
-    model_vqa_loader.eval_model(
-        model_vqa_loader.build_parser().parse_args([*argv, "--num-chunks", "4", "--chunk-idx", "3"])
-    )
-    assert (tmp_path / "out/4_3.jsonl").read_bytes() == b""
