@@ -1,15 +1,19 @@
-"""The client of the judges against a server on loopback: retries, refusals, order ."""
+"""The judge client against a server on loopback: retries, refusals, order; and the text-only baseline."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llava.eval import qa_baseline_gpt35
 from llava.eval.judging.judge import Judge, JudgeOptions, JudgeUnreachableError, QuestionRefusedError, map_in_order
 from llava.program import RequestError
 from tests.support.judge_double import PATH, JudgeDouble, judge_double
+from tests.support.scoring import as_answers
 
 
 @pytest.fixture
@@ -24,14 +28,14 @@ def judge(server: JudgeDouble, **options: Any) -> Judge:
     return Judge(JudgeOptions("m", server.base_url, **({"pause": 0.01, "retries": 3} | options)))
 
 
-def test_what_is_asked(server: JudgeDouble) -> None:
+def test_request(server: JudgeDouble) -> None:
     assert judge(server, temperature=0.3, max_tokens=7).ask("system", "user") == "reply to user"
     messages = [{"role": "system", "content": "system"}, {"role": "user", "content": "user"}]
     assert server.asked(PATH) == [{"model": "m", "messages": messages, "temperature": 0.3, "max_tokens": 7}]
 
 
 def test_the_key(server: JudgeDouble, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenAI's own server wants one; a server of one's own gets it if there is one."""
+    """OpenAI's server needs one; another server receives it if there is one."""
     with pytest.raises(RequestError, match=r"OPENAI_API_KEY.*--judge-base-url"):
         Judge(JudgeOptions("m"))
     monkeypatch.setenv("OPENAI_API_KEY", "word")
@@ -41,13 +45,13 @@ def test_the_key(server: JudgeDouble, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("failure", [(500, "x"), (503, "x"), (429, "rate_limit"), (408, "x"), None])
-def test_passing_failures_are_tried_again(server: JudgeDouble, failure: Any) -> None:
+def test_transient_failures_are_retried(server: JudgeDouble, failure: Any) -> None:
     server.failures = [failure, failure]
     assert judge(server).ask("s", "u") == "reply to u"
     assert len(server.asked(PATH)) == 3
 
 
-def test_tries_are_bounded(server: JudgeDouble) -> None:
+def test_retries_are_bounded(server: JudgeDouble) -> None:
     server.failures = [(500, "x")] * 10
     with pytest.raises(JudgeUnreachableError, match=r"no reply in 4 tries .*failed: x.*kept"):
         judge(server).ask("s", "u")
@@ -90,7 +94,7 @@ def test_some_other_server(server: JudgeDouble, page: tuple[str, bytes]) -> None
 
 
 @pytest.mark.parametrize("body", [b"", b'{"choices": [', b"[" * 100_000])
-def test_half_a_reply_is_asked_for_again(server: JudgeDouble, body: bytes) -> None:
+def test_half_a_reply_is_requested_again(server: JudgeDouble, body: bytes) -> None:
     server.page = ("application/json", body)
     with pytest.raises(JudgeUnreachableError, match="no reply in 2 tries"):
         judge(server, retries=1).ask("s", "u")
@@ -115,7 +119,7 @@ def test_no_message_holds_a_secret(
     assert "word" not in str(error.value)
 
 
-def test_newer_models_name_the_limit_otherwise(server: JudgeDouble) -> None:
+def test_newer_models_have_another_name_for_the_limit(server: JudgeDouble) -> None:
     server.newer = True
     client = judge(server, max_tokens=9)
     assert [client.ask("s", "a"), client.ask("s", "b")] == ["reply to a", "reply to b"]
@@ -123,7 +127,7 @@ def test_newer_models_name_the_limit_otherwise(server: JudgeDouble) -> None:
 
 
 def test_newer_models_asked_by_several_threads_at_once(server: JudgeDouble, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them are refused once, also those that another thread overtakes in learning the new name."""
+    """All are refused once, even if another thread has learned the new name meanwhile."""
     server.newer = True
     client, together = judge(server), threading.Barrier(4)
     create = client._client.chat.completions.create
@@ -161,3 +165,21 @@ def test_results_keep_the_order_and_an_error_drops_the_rest() -> None:
     with pytest.raises(ValueError, match="13"):
         list(map_in_order(work, range(13, 60), 2))
     assert len(done) < 10
+
+
+def test_text_baseline(tmp_path: Path) -> None:
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(as_answers({i: f"t{i}" for i in (3, 1, "x", 2)}))
+    arguments = ["-q", str(questions), "-o", str(tmp_path / "a.jsonl"), "--judge-parallel", "1"]
+    with judge_double(lambda text: f"re {text}") as server:
+        server.failures = [(500, "x")] * 3 + [(400, "too long")]
+        args = qa_baseline_gpt35.build_parser().parse_args([*arguments, "--judge-base-url", server.base_url])
+        assert (args.judge_model, args.judge_retries, args.max_tokens) == ("gpt-3.5-turbo", 2, 1024)
+        qa_baseline_gpt35.main(args)
+        assert server.asked(PATH)[0]["messages"][0] == {"role": "system", "content": "You are a helpful assistant."}
+    answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [len(answer.pop("answer_id")) for answer in answers] == [22] * 4
+    texts = {1: "#ERROR#", 2: "re t2", 3: "#ERROR#", "x": "re tx"}
+    assert answers == [
+        {"question_id": number, "model_id": "gpt-3.5-turbo:20230327", "text": text} for number, text in texts.items()
+    ]

@@ -1,4 +1,4 @@
-"""The report: which files it reads, what its tables, gaps, protocol and plot say."""
+"""The report: the files that it reads, its tables, gaps, protocol and plot."""
 
 import json
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_nothing_is_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "report.png").exists()
 
 
-def test_perception_stands_apart(tmp_path: Path) -> None:
+def test_mme_gives_two_columns(tmp_path: Path) -> None:
     items = [item("p", 1, "existence"), item("p", 1, "existence"), item("q", 1, "code_reasoning")]
     path = tmp_path / "scores" / "a.json"
     write_score_file(str(path), Score("MME", "a.jsonl", "mme", items, {}, expected=3, answered=3), "a")
@@ -90,7 +90,7 @@ def test_perception_stands_apart(tmp_path: Path) -> None:
     assert _rows(text, "The columns of VLoRA's paper")["a"][2].startswith("**200.0**")
 
 
-def test_unclear_facts_are_not_guessed(tmp_path: Path) -> None:
+def test_ambiguous_facts_are_not_guessed(tmp_path: Path) -> None:
     """Two budgets under one name: no tokens, no point in the plot."""
     _score(tmp_path, "a", "GQA", [1], RUN)
     _score(tmp_path, "a", "POPE", [1], RUN | {"num_visual_tokens": 65})
@@ -101,7 +101,7 @@ def test_unclear_facts_are_not_guessed(tmp_path: Path) -> None:
 
 
 def test_speeds_are_compared_under_the_same_conditions(tmp_path: Path) -> None:
-    """A larger batch or another device is not the connector's merit; a clock that shows 0 tells nothing."""
+    """A larger batch or another device is no merit of the connector, and a time of 0 seconds is no measurement."""
     for name, run in {
         "a": {"connector": "mlp2x_gelu", "seconds": 1.0, "batch_size": 8},
         "b": {"seconds": 0.1, "batch_size": 16},
@@ -126,7 +126,7 @@ def test_published_figures_keep_their_digits(tmp_path: Path) -> None:
 
 
 def test_plot_of_points_that_coincide(tmp_path: Path) -> None:
-    """Published rows are marked by family; no tokens at all, and equal ones, are places, too."""
+    """Published rows are marked by family; 0 tokens and equal numbers of tokens can be plotted."""
     for name, tokens in (("a", 0), ("b", 145), ("c", 145)):
         _score(tmp_path, name, "GQA", [1, 0], RUN | {"num_visual_tokens": tokens})
     results = gather(find_score_files([str(tmp_path)]), samples=10)
@@ -234,7 +234,7 @@ def test_published_figures_are_those_of_the_papers() -> None:
 
 
 def test_published_rows_agree_with_each_other() -> None:
-    """What stands in two tables of the paper is the same in both."""
+    """Figures that occur in two tables of the paper are equal."""
     ablation = {(row.name, row.num_visual_tokens): row.scores for row in ACFORMER_ABLATION}
     for row in ACFORMER_MAIN:
         for name, score in row.scores.items():

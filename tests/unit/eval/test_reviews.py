@@ -1,4 +1,4 @@
-"""Reviews of two answers: rules, prompts, scores, resumption, summaries ."""
+"""Reviews of two answers: rules, prompts, scores, and continued runs."""
 
 import json
 import subprocess
@@ -11,19 +11,12 @@ from typing import Any
 
 import pytest
 
-from llava.eval import (
-    eval_gpt_review,
-    eval_gpt_review_bench,
-    eval_gpt_review_visual,
-    generate_webpage_data_from_table,
-    qa_baseline_gpt35,
-    summarize_gpt_review,
-)
+from llava.eval import eval_gpt_review, eval_gpt_review_bench, eval_gpt_review_visual
 from llava.eval.judging import reviews
-from llava.eval.scoring import score_file
 from llava.eval.scoring.answers import IncompleteError
 from llava.program import RequestError
 from tests.support.judge_double import PATH, JudgeDouble, judge_double
+from tests.support.scoring import as_lines
 
 KEYS = {
     *("default", "conv", "detail", "complex", "coding", "math"),
@@ -32,7 +25,7 @@ KEYS = {
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(as_lines(rows))
     return str(path)
 
 
@@ -42,7 +35,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def judge() -> Iterator[JudgeDouble]:
-    """Gives the second answer the number that it holds."""
+    """Gives the second answer the score that is its text."""
 
     def reply(message: str) -> str:
         ours = message.split("[Assistant 2]\n")[1].split("\n\n")[0]
@@ -147,10 +140,10 @@ def test_prompt_without_context(files: dict[str, str], judge: JudgeDouble, tmp_p
     assert [record["tuple"] for record in records] == [[8, 5], [8, 6], [8, 7]], "several at once, in order"
     assert {request["model"] for request in judge.asked(PATH)} == {"gpt-4"}
     assert all(request["messages"][1]["content"].startswith("[Question]\nq\n\n") for request in judge.asked(PATH))
-    assert len(run(eval_gpt_review, files, judge)) == 3, "written anew"
+    assert len(run(eval_gpt_review, files, judge)) == 3, "overwritten"
 
 
-# --- records, scores, resumption ---
+# --- records, scores, continued runs ---
 
 
 def test_records(files: dict[str, str], judge: JudgeDouble) -> None:
@@ -186,7 +179,7 @@ def test_scores(text: str, expected: list[float]) -> None:
     assert reviews.parse_scores(text) == expected
 
 
-def test_a_run_goes_on_where_it_was_killed(files: dict[str, str], judge: JudgeDouble) -> None:
+def test_a_killed_run_is_continued(files: dict[str, str], judge: JudgeDouble) -> None:
     whole = run(eval_gpt_review_bench, files, judge)
     path = Path(files["output"])
     lines = path.read_text().splitlines(keepends=True)
@@ -198,10 +191,10 @@ def test_a_run_goes_on_where_it_was_killed(files: dict[str, str], judge: JudgeDo
 
 
 @pytest.mark.parametrize("change", [{"question_id": 99}, {"answer_id": "of a new run"}])
-def test_reviews_of_other_answers_are_not_taken_for_those_of_these(
+def test_reviews_of_other_answers_are_refused(
     change: dict[str, Any], files: dict[str, str], judge: JudgeDouble
 ) -> None:
-    """Else a new run of a model under an old name would be given the old scores."""
+    """Otherwise a new model under an old name would get the old scores."""
     run(eval_gpt_review_bench, files, judge)
     before = Path(files["output"]).read_text()
     for name in ("question", "reference", "ours"):
@@ -214,7 +207,7 @@ def test_reviews_of_other_answers_are_not_taken_for_those_of_these(
 
 
 def test_a_last_line_without_its_end_counts_if_it_is_whole(files: dict[str, str], judge: JudgeDouble) -> None:
-    """As other programs leave it; no review is paid for twice."""
+    """As other programs write it; no review is requested twice."""
     whole = run(eval_gpt_review_bench, files, judge)
     path = Path(files["output"])
     path.write_text("\n".join(path.read_text().splitlines()[:2]))
@@ -224,7 +217,7 @@ def test_a_last_line_without_its_end_counts_if_it_is_whole(files: dict[str, str]
 
 
 def test_killed_program_leaves_every_review(files: dict[str, str], judge: JudgeDouble) -> None:
-    """The program by its path; it is killed while the judge thinks about the third question."""
+    """The program runs by path and is killed while the judge answers the third question."""
     third, killed, reply = threading.Event(), threading.Event(), judge.reply
 
     def hold(message: str) -> str:
@@ -240,7 +233,7 @@ def test_killed_program_leaves_every_review(files: dict[str, str], judge: JudgeD
     assert third.wait(60)
     end = time.monotonic() + 30
     while len(read(Path(files["output"]))) < 2 and time.monotonic() < end:
-        time.sleep(0.01)  # the question is asked while the review before it is written
+        time.sleep(0.01)  # the third question may arrive before the second review is written
     process.kill()
     process.wait()
     killed.set()
@@ -248,7 +241,7 @@ def test_killed_program_leaves_every_review(files: dict[str, str], judge: JudgeD
     assert [record["id"] for record in run(eval_gpt_review_bench, files, judge)] == [1, 2, 3, 4]
 
 
-def test_what_was_judged_is_kept(files: dict[str, str], judge: JudgeDouble) -> None:
+def test_reviews_are_kept_after_an_error(files: dict[str, str], judge: JudgeDouble) -> None:
     judge.failures = [(), (), (401, "key")]
     with pytest.raises(RequestError, match="refused"):
         run(eval_gpt_review_bench, files, judge)
@@ -287,122 +280,3 @@ def test_files_that_do_not_belong_together(files: dict[str, str], judge: JudgeDo
     with pytest.raises(IncompleteError, match="no rule 'llava_bench_detail'"):
         run(eval_gpt_review_bench, good, judge, "-r", str(rule))
     assert judge.asked(PATH) == []
-
-
-# --- summary ---
-
-
-def summary(*arguments: str) -> None:
-    summarize_gpt_review.main(summarize_gpt_review.build_parser().parse_args(arguments))
-
-
-def test_failures_enter_no_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Upstream averages them as -1."""
-    rows = [
-        {"question_id": 1, "category": "b", "tuple": [8, 6]},
-        {"question_id": 2, "category": "b", "tuple": [-1, -1]},
-        {"question_id": 3, "category": "a", "tuple": [-1, -1]},
-        {"question_id": 4, "tuple": [10, 10]},
-    ]
-    path = write(tmp_path / "gpt4_text_x.jsonl", rows)
-    summary("-f", path, "--score-file", str(tmp_path / "score.json"), "--experiment", "ours")
-    out, err = capsys.readouterr()
-    assert out == "x\nall 88.9 90.0 80.0\nb 75.0 80.0 60.0\n=================================\n"
-    assert "2 of 4 reviews have no scores" in err
-    score = score_file.read_score_file(str(tmp_path / "score.json"))
-    assert (score.benchmark, score.experiment, score.metric) == ("LLaVA-Bench", "ours", "relative")
-    assert score.score == pytest.approx(100 * 16 / 18)
-    assert (score.expected, score.answered) == (4, 2)
-    assert score.details["b"] == 75.0
-
-
-@pytest.mark.parametrize(
-    "row",
-    [{"tuple": [float("nan"), 3]}, {"tuple": [10**400, 3]}, {"score": [True, 3]}, {"tuple": [1, 2], "category": []}],
-)
-def test_what_no_means_can_be_made_of(row: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"bad.jsonl, review 1: (no two scores|'category' is not a text)"):
-        summary("-f", write(tmp_path / "bad.jsonl", [row]))
-
-
-def test_means_are_rounded_before_they_are_divided() -> None:
-    means = summarize_gpt_review.summarize({"tuple": pair} for pair in ([0, 2], [0, 3], [1, 3]))
-    assert means["all"].line("all") == "all 800.9 3.3 26.7"
-    assert summarize_gpt_review.summarize([{"tuple": [0, 3]}])["all"].relative == 0
-
-
-def test_which_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("gpt4_text_a_0613", "reviews_b", "review_ab", "other"):
-        write(tmp_path / f"{name}.jsonl", [{"tuple": [2, 1]}])
-    (tmp_path / "review_notes.txt").write_text("x")
-
-    def names(*arguments: str) -> list[str]:
-        summary(*arguments)
-        return [line for line in capsys.readouterr().out.split("\n") if line and not line.startswith(("all", "="))]
-
-    folder = str(tmp_path)
-    named = ["a_0613", "review_ab", "reviews_b"]
-    assert names("-d", folder) == (named if "review" not in folder else ["a_0613", "other", *named[1:]])
-    assert names("-d", folder, "-s", "review", "a") == ["review_ab"]
-    assert names("-d", folder, "-v", "0613") == ["a_0613"]
-    assert names("-f", f"{folder}/other.jsonl") == ["other"]
-    with pytest.raises(RequestError, match="one experiment"):
-        summary("-d", folder, "--score-file", "x")
-    with pytest.raises(RequestError, match="--files, or --dir"):
-        summary()
-    with pytest.raises(RequestError, match="no file of reviews"):
-        summary("-d", folder, "-s", "nothing")
-    write(tmp_path / "bad.jsonl", [{"tuple": [1]}])
-    with pytest.raises(RequestError, match=r"bad.jsonl, review 1: no two scores"):
-        summary("-f", f"{folder}/bad.jsonl")
-
-
-# --- the text-only baseline ---
-
-
-def test_baseline(tmp_path: Path) -> None:
-    questions = write(tmp_path / "q.jsonl", [{"question_id": i, "text": f"t{i}"} for i in (3, 1, "x", 2)])
-    arguments = ["-q", questions, "-o", str(tmp_path / "a.jsonl"), "--judge-parallel", "1"]
-    with judge_double(lambda text: f"re {text}") as server:
-        server.failures = [(500, "x")] * 3 + [(400, "too long")]
-        args = qa_baseline_gpt35.build_parser().parse_args([*arguments, "--judge-base-url", server.base_url])
-        assert (args.judge_model, args.judge_retries, args.max_tokens) == ("gpt-3.5-turbo", 2, 1024)
-        qa_baseline_gpt35.main(args)
-        assert server.asked(PATH)[0]["messages"][0] == {"role": "system", "content": "You are a helpful assistant."}
-    answers = read(tmp_path / "a.jsonl")
-    assert [len(answer.pop("answer_id")) for answer in answers] == [22] * 4
-    texts = {1: "#ERROR#", 2: "re t2", 3: "#ERROR#", "x": "re tx"}
-    assert answers == [
-        {"question_id": number, "model_id": "gpt-3.5-turbo:20230327", "text": text} for number, text in texts.items()
-    ]
-
-
-# --- the web page's data ---
-
-
-def test_webpage_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    parser = generate_webpage_data_from_table.build_parser()
-    with pytest.raises(RequestError, match=r"answer_<model>.jsonl"):
-        generate_webpage_data_from_table.main(parser.parse_args([]))
-    for folder in ("table/answer", "table/review"):
-        Path(folder).mkdir(parents=True)
-    write(
-        Path("table/question.jsonl"),
-        [{"question_id": 1, "text": "Q", "category": "conv"}, {"question_id": 2, "text": "R"}],
-    )
-    write(Path("table/answer/answer_a.jsonl"), [{"question_id": 2, "text": "a2"}, {"question_id": 1, "text": "a1"}])
-    write(Path("table/answer/answer_b.jsonl"), [{"question_id": 1, "text": "b1"}])
-    write(Path("table/review/review_a.jsonl"), [{"question_id": 1, "content": "8 9", "tuple": [8, 9]}])
-    generate_webpage_data_from_table.main(parser.parse_args([]))
-    data = json.loads(Path("webpage/data.json").read_text())
-    assert data["models"] == ["a", "b"]
-    assert data["questions"][0] == {
-        "id": 1,
-        "category": "conv",
-        "question": "Q",
-        "answers": {"a": "a1", "b": "b1"},
-        "evaluations": {"a": "8 9"},
-        "scores": {"a": [8, 9]},
-    }
-    assert data["questions"][1]["answers"] == {"a": "a2"}
