@@ -1,12 +1,14 @@
-"""Small input files for scorers, and their runs in this process."""
+"""Small input files for scorers and converters, and their runs in this process."""
 
 import json
-from collections.abc import Iterable, Mapping
+import runpy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.eval.scoring.score_file import ScoreFile, read_score_file
 from llava.eval.scoring.scorer import Benchmark, run_scorer
+from tests.conftest import REPOSITORY
 
 RESULTS = "--result-file"
 
@@ -42,3 +44,17 @@ def score(benchmark: Benchmark, folder: Path, files: Mapping[str, Any], *flags: 
     score_file = str(folder / "score.json")
     run_scorer(benchmark, [*write_files(folder, files), "--score-file", score_file, *flags])
     return read_score_file(score_file)
+
+
+def program(path: str) -> Callable[[Sequence[object]], None]:
+    """Return a function that runs a program of the repository in this process, with the given arguments."""
+    names = runpy.run_path(str(REPOSITORY / path))
+
+    def run(argv: Sequence[object]) -> None:
+        words = [str(word) for word in argv]
+        if "BENCHMARK" in names:
+            run_scorer(names["BENCHMARK"], words)
+        else:
+            names["main"](names["build_parser"]().parse_args(words))
+
+    return run

@@ -1,13 +1,11 @@
-"""Damaged input of scorers and converters gives one error that names the file, never a traceback.
+"""Damaged input of scorers and converters ends in one error that names the file, never in a traceback.
 
-Values anywhere in the JSON of valid input are exchanged or taken away; every program then ends well or with an error of
-its user.
+Random values in the JSON of valid input are replaced or removed.
 """
 
 import copy
 import json
 import random
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,28 +16,15 @@ import pytest
 from llava.eval.score import BENCHMARKS
 from llava.eval.scoring.scorer import run_scorer
 from llava.program import USER_ERRORS, RequestError
-from tests.conftest import REPOSITORY, VECTORS
+from tests.conftest import VECTORS
+from tests.support.recorded_runs import RUNS
+from tests.support.scoring import as_lines, program
 
 VECTORS_OF = VECTORS / "llava/eval"
-RUNS = {run["name"]: run for run in json.loads((VECTORS_OF / "index.json").read_text())}
 DAMAGES = (
-    None,
-    1,
-    -1,
-    7.5,
-    True,
-    "",
-    "x",
-    "Yes",
-    [],
-    {},
-    ["x"],
-    {"x": 1},
-    "a\tb\nc",
-    "9" * 5000,
-    10**400,
-    1e400,
-    "\ud800",
+    *(None, 1, -1, 7.5, True, 10**400, 1e400),
+    *("", "x", "Yes", "a\tb\nc", "9" * 5000, "\ud800"),
+    *([], {}, ["x"], {"x": 1}),
 )
 
 VQA = {"annotations": [{"question_id": 1, "answer_type": "other", "answers": [{"answer": "a"}, {"answer": "b"}]}]}
@@ -79,7 +64,7 @@ RECORDED = [
 
 
 def _damaged(value: Any, chance: random.Random) -> Any:
-    """A copy with one value exchanged or taken away."""
+    """Return a copy with one value replaced or removed."""
     value = copy.deepcopy(value)
     place = value
     while True:
@@ -101,19 +86,15 @@ def _damage_file(path: Path, chance: random.Random) -> None:
         path.write_text(json.dumps(_damaged(json.loads(text), chance)))
     except json.JSONDecodeError:
         rows = [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
-        path.write_text("".join(json.dumps(row) + "\n" for row in _damaged(rows, chance)))
+        path.write_text(as_lines(_damaged(rows, chance)))
 
 
 def _program(target: str) -> Callable[[list[str]], None]:
-    path = target if target.startswith("scripts/") else f"{target.replace('.', '/')}.py"
-    names = runpy.run_path(str(REPOSITORY / path))
-    if "BENCHMARK" in names:
-        return lambda argv: run_scorer(names["BENCHMARK"], argv)
-    return lambda argv: names["main"](names["build_parser"]().parse_args(argv))
+    return program(target if target.startswith("scripts/") else f"{target.replace('.', '/')}.py")
 
 
 def _assert_ends_well(run: Callable[[list[str]], None], argv: list[str]) -> bool:
-    """Whether the input was refused."""
+    """Run a program; return True if it refused its input with one line."""
     try:
         run(argv)
     except USER_ERRORS as error:
@@ -140,7 +121,7 @@ def test_recorded_input(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def _inputs(run: dict[str, Any], folder: Path) -> set[Path]:
-    """The JSON files among the arguments of a recorded run, and in folders among them."""
+    """Return the JSON files among the arguments of a recorded run, and in folders among them."""
     found: set[Path] = set()
     outputs = {folder / output for output in run["outputs"]}
     for word in run["argv"]:
@@ -183,7 +164,7 @@ def _written(files: dict[str, Any], folder: Path) -> list[str]:
     for flag, content in files.items():
         path = folder / f"{flag.strip('-')}.json"
         if isinstance(content, list):
-            path.write_text("".join(json.dumps(row) + "\n" for row in content))
+            path.write_text(as_lines(content))
         else:
             path.write_text(json.dumps(content.get("wrap", content) if isinstance(content, dict) else content))
         argv += [flag, str(path)]
@@ -198,6 +179,6 @@ def test_an_answer_that_is_no_text(name: str, tmp_path: Path, monkeypatch: pytes
     path = tmp_path / argv[argv.index("--result-file") + 1]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[1]["text"] = None
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(as_lines(rows))
     with pytest.raises(RequestError, match=r"line 2: 'text' is not a text"):
         _program(RUNS[name]["target"])(argv)
