@@ -26,7 +26,7 @@ def add_generator_arguments(
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser, max_new_tokens: int | None = None) -> None:
-    """Add upstream's decoding flags, spelt with underscores.
+    """Add upstream's decoding flags, spelled with underscores.
 
     Args:
         max_new_tokens: default of that flag; None leaves it out.

@@ -36,9 +36,10 @@ def _sum_and_count(items: Items) -> Sequence[float]:
     return sum(float(item["value"]) for item in items), len(items)
 
 
-def _mean(totals: Totals) -> np.ndarray:
+def _percent(totals: Totals) -> np.ndarray:
+    """100 * the mean over all items."""
     everything = sum(totals.values())
-    return everything[..., 0] / everything[..., 1]
+    return 100 * (everything[..., 0] / everything[..., 1])
 
 
 def _agreement(items: Items) -> Sequence[float]:
@@ -75,8 +76,7 @@ def _relative(totals: Totals) -> np.ndarray:
 
 
 METRICS: Mapping[str, Metric] = {
-    "mean": Metric(_sum_and_count, lambda totals: 100 * _mean(totals)),
-    "mean_raw": Metric(_sum_and_count, _mean),
+    "mean": Metric(_sum_and_count, _percent),
     "pope_f1": Metric(_agreement, _mean_f1),
     "mme": Metric(_answers_and_wholes, _accuracy_and_plus),
     "relative": Metric(_both_scores, _relative),

@@ -15,11 +15,10 @@ from llava.program import RequestError
     ("metric", "items", "score"),
     [
         ("mean", [item(1, 1), item(2, 0), item(3, 0.5), item(4, True)], 62.5),
-        ("mean_raw", [item(1, 3), item(2, 4)], 3.5),
         ("pope_f1", [item(n, [1, 1]) for n in range(3)] + [item(3, [1, 0]), item(4, [0, 1])], 75),
-        # a: 1 of 2 yes found, no false yes: F1 = 2/3; b: yes neither said nor asked for.
+        # a: 1 of 2 yes found, no false yes: F1 = 2/3; b: no yes in replies or labels.
         ("pope_f1", [item(1, [1, 1], "a"), item(2, [0, 1], "a"), item(3, [0, 0], "b")], 100 / 3),
-        # t: 3 of 4 questions, 1 of 2 pictures; u: all.
+        # t: 3 of 4 questions, 1 of 2 images; u: all.
         (
             "mme",
             [item("p", 1, "t"), item("p", 1, "t"), item("q", 0, "t"), item("q", 1, "t"), item("p", 1, "u")],
@@ -43,7 +42,7 @@ def test_no_items_and_unknown_metrics_are_refused() -> None:
 
 
 def _draw(items: list[dict], rng: random.Random) -> list[dict]:
-    """One bootstrap sample by the book: whole units with replacement, group by group."""
+    """Return one bootstrap sample, drawn naively: whole units with replacement, group by group."""
     drawn = []
     for group in {entry["group"] for entry in items}:
         units = sorted({entry["unit"] for entry in items if entry["group"] == group})
@@ -77,7 +76,7 @@ def test_many_units_are_drawn_in_portions(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_units_of_one_kind_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As VQAv2's 100 000 questions must be; the spread is that of the binomial distribution."""
+    """Otherwise VQAv2's 100 000 questions would be slow; the spread is that of the binomial distribution."""
     monkeypatch.setattr("llava.eval.scoring.metrics._MAX_DRAWS", 2 * 4000)  # one portion, if there are two kinds
     items = [item(unit, int(unit % 4 == 0)) for unit in range(10_000)]
     scores = bootstrap("mean", items, samples=4000)
@@ -89,7 +88,7 @@ def test_units_of_one_kind_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -
 
 
 class _OnlyKinds:
-    """A generator that refuses to draw from more than so many kinds."""
+    """A random generator that asserts the number of kinds."""
 
     def __init__(self, kinds: int) -> None:
         self.kinds = kinds

@@ -23,7 +23,7 @@ OPTIONS = {"A": "a red cat", "B": "dog", "C": "hot dog", "D": "None of these"}
         ("B.", "B"),
         ("(B)", "B"),
         ("(B) dog", "B"),
-        ("B. a red cat", "B"),  # the letter goes before the text
+        ("B. a red cat", "B"),  # the letter takes precedence over the text
         ("C: hot dog", "C"),
         ("A. It is the one", "A"),
         ("The answer is B", "B"),

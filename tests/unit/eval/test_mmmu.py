@@ -76,7 +76,7 @@ def test_open_reply(reply: str, values: set) -> None:
         (["Paris"], "London", False),
         (["24/7", "3.429"], "3.43", True),
         (["24/7", "3.429"], "the result is 24/7", True),
-        (["x"], "taxi", False),  # a single letter needs a space beside it
+        (["x"], "taxi", False),  # a single letter needs a space next to it
         (["x"], "it is x or y", True),
     ],
 )

@@ -1,4 +1,4 @@
-"""POPE: what a reply means, which label it meets, and what is said about answers that are missing."""
+"""POPE: replies, labels, and missing answers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ from tests.support.scoring import RESULTS, as_lines, score
         ("No.", False),
         ("No, there is none", False),
         ("There is not a cat. Yes", False),
-        ("Yes. No", True),  # what follows the first period is not read
+        ("Yes. No", True),  # only the text before the first period counts
         ("nothing", True),
-        ("Yes,no", True),  # commas go before the words are told apart
-        ("not\nsure", True),  # only spaces part words
+        ("Yes,no", True),  # commas are removed before the text is split
+        ("not\nsure", True),  # only spaces separate words
         ("", True),
     ],
 )

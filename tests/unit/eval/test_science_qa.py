@@ -29,8 +29,8 @@ LETTERS = list("ABCDE")
         ("a. the cat", "FAILED"),
         ("A) the cat", "FAILED"),
         ("The answer is C.", "C"),
-        ("So: The answer is C, I think", "C"),  # the last dot stands for any sign
-        ("The answer is C", "FAILED"),  # but for one
+        ("So: The answer is C, I think", "C"),  # the last dot matches any character
+        ("The answer is C", "FAILED"),  # but one must exist
         ("The answer is C. The answer is C.", "FAILED"),  # exactly one
         ("", "FAILED"),
     ],

@@ -41,7 +41,7 @@ def test_json_beyond_what_can_be_read(text: str, tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
-    """It could be neither printed nor written; whole pairs stay."""
+    """It can be neither printed nor written; complete pairs are kept."""
     path = tmp_path / "a.json"
     path.write_text(r'{"a": "x\ud83d", "b": "\ud83d\ude00"}')
     assert read_json(str(path)) == {"a": "x?", "b": "\N{GRINNING FACE}"}

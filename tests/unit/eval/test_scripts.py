@@ -1,4 +1,4 @@
-"""The shell of scripts/v1_5/eval: which programs run on which files (contract: eval.md 2), chunks, and signals.
+"""The shell scripts of evaluation: programs and files as in upstream's scripts, chunks, and signals.
 
 The programs are doubles; tests/e2e/test_quickstart.py runs the real ones.
 """
@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-# Notes its command line; a generator then writes one line for its chunk, or sleeps where SLEEP is set.
+# Records its command line; a generator then writes one line for its chunk, after SLEEP seconds.
 DOUBLE = f"""#!{sys.executable}
 import json, os, sys, time
 with open(os.environ["CALLS"], "a") as file:
@@ -60,7 +60,7 @@ def run(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Calls]:
 
 
 def _flags(call: list[str]) -> dict[str, str]:
-    """Flag -> its words, of a generator's command line."""
+    """Return flag -> words of a generator's command line."""
     flags: dict[str, str] = {}
     for word in call[2:]:
         if word.startswith("--"):
@@ -96,7 +96,7 @@ GENERATORS = {
                       f"llava-bench-in-the-wild/answers/{L13B}.jsonl"),
 }  # fmt: skip
 
-# What then reads the answers: words of its command line, in this order.
+# Words of the next command line, which reads the answers, in this order.
 UPLOAD = "answers_upload"
 SCORERS = {
     "vqav2.sh": ["convert_vqav2_for_submission.py", f"--split {TEST_DEV}", f"--ckpt {L13B}"],
@@ -174,7 +174,7 @@ def test_qbench(script: str, questions: str, answers: str, run: Callable[..., Ca
 
 
 def test_flags_come_last_and_a_checkpoint_is_named_after_its_run(tmp_path: Path, run: Callable[..., Calls]) -> None:
-    """Two runs' checkpoint-500 must not write the same files."""
+    """Otherwise checkpoint-500 of two runs would write the same files."""
     calls = run("v1_5/eval/pope.sh", "--limit", "3", MODEL="checkpoints/my run/checkpoint-500/", EVAL="~/my data")
     assert calls[0][2][-2:] == ["--limit", "3"]
     assert f"{tmp_path}/my data/pope/answers/my run_checkpoint-500.jsonl" in calls[0][2]
@@ -183,7 +183,7 @@ def test_flags_come_last_and_a_checkpoint_is_named_after_its_run(tmp_path: Path,
 
 @pytest.mark.parametrize("devices", [None, "3", "5,7", ""])
 def test_a_chunk_for_each_device(devices: str | None, tmp_path: Path, run: Callable[..., Calls]) -> None:
-    """Set and empty, CUDA_VISIBLE_DEVICES hides all devices. The joined file has the rights of the others."""
+    """An empty CUDA_VISIBLE_DEVICES hides all devices. The joined file has the same mode as the others."""
     calls = run("v1_5/eval/seed.sh", EVAL="data", **({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}))
     expected = ["0"] if devices is None else devices.split(",")
     assert sorted(device for device, _, words in calls if "--chunk-idx" in words) == expected
@@ -200,7 +200,7 @@ def test_a_chunk_for_each_device(devices: str | None, tmp_path: Path, run: Calla
 def test_a_signal_ends_the_chunks_too(
     script: str, number: signal.Signals, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """Ctrl-C goes to the whole group of processes; those in the background are started deaf to it."""
+    """Ctrl-C signals the whole process group, but the shell starts background processes with SIGINT ignored."""
     settings = environment | {"EVAL": "data", "CUDA_VISIBLE_DEVICES": "0,1", "SLEEP": "60"}
     process = subprocess.Popen(
         ["bash", str(REPOSITORY / "scripts" / script)], cwd=tmp_path, env=settings, start_new_session=True,
@@ -226,7 +226,7 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether there is such a process; one that ended and was not asked for its status counts as none."""
+    """Return True if the process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

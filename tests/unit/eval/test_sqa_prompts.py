@@ -1,4 +1,4 @@
-"""ScienceQA's prompts in every format (contract: eval.md 3.1)."""
+"""ScienceQA's prompts in every format."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def test_inputs(code: str, text: str) -> None:
     ("code", "text", "bare"),
     [
         ("A", "The answer is B.", "The answer is B."),
-        ("AL", "The answer is B. BECAUSE: S.", "The answer is B."),  # the solution, and in AE the lecture: *compat*
+        ("AL", "The answer is B. BECAUSE: S.", "The answer is B."),  # AL has the solution, AE the lecture, as upstream
         ("AE", "The answer is B. BECAUSE: L1.\nL2.", "The answer is B."),
         ("ALE", "The answer is B. BECAUSE: L1.\nL2. S.", "The answer is B."),
         ("AEL", "The answer is B. BECAUSE: S. L1.\nL2.", "The answer is B."),
@@ -67,7 +67,7 @@ def test_outputs(code: str, text: str, bare: str) -> None:
     assert pairs["2"][0] == "Why?\nContext: N/A\nOptions: (A) x (B) y"
 
 
-def test_labels_go_everywhere_once_they_begin_the_text() -> None:
+def test_a_leading_label_is_removed_everywhere() -> None:
     problems = {"1": PROBLEM | {"question": "Question: Why?"}}
     assert build_prompt_chatbot(problems, ["1"], "QCM-A")["1"][0].startswith("Why?\n")
     assert "\nQuestion: Question: Why?\n" in build_prompt_chatbot(problems, ["1"], "CQM-A")["1"][0]

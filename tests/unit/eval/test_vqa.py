@@ -13,7 +13,7 @@ from tests.support.scoring import RESULTS, as_answers, as_lines, score
     ("prediction", "people", "accuracy"),
     [
         ("yes", ["yes"] * 10, 1),
-        ("Yes", ["yes"] * 10, 0),  # all people agree: compared as they stand
+        ("Yes", ["yes"] * 10, 0),  # all people agree: compared without normalisation
         ("Yes", ["yes"] * 9 + ["no"], 1),
         ("no", ["yes"] * 9 + ["no"], 0.3),
         ("no", ["yes"] * 8 + ["no"] * 2, 0.6),
@@ -22,7 +22,7 @@ from tests.support.scoring import RESULTS, as_answers, as_lines, score
         ("two dogs", ["2 dogs"] * 5 + ["dogs"] * 5, 1),
         ("a dog", ["the dog."] * 5 + ["cat"] * 5, 1),
         ("hot-dog", ["hot dog"] * 5 + ["cat"] * 5, 1),
-        ("girl's", ["girls"] * 5 + ["girl's"] * 5, 1),  # the possessive is not set apart here
+        ("girl's", ["girls"] * 5 + ["girl's"] * 5, 1),  # the possessive is not separated here
         ("100,978", ["100978"] * 5 + ["1"] * 5, 1),
         ("2:50 pm", ["2:50 pm"] * 5 + ["1"] * 5, 1),
         ("dont", ["don't"] * 5 + ["1"] * 5, 1),
