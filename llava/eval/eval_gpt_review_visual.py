@@ -8,13 +8,7 @@ if not __package__:  # run by path
 
 import argparse
 
-from llava.eval.judging.arguments import (
-    add_context_argument,
-    add_judge_arguments,
-    add_review_arguments,
-    judge_options,
-    review_files,
-)
+from llava.eval.judging.arguments import add_judge_arguments, add_review_arguments, judge_options, review_files
 from llava.eval.judging.judge import Judge
 from llava.eval.judging.reviews import VISUAL_CONTEXT, review_image_answers
 from llava.program import run_program
@@ -22,8 +16,7 @@ from llava.program import run_program
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_review_arguments(parser, "question_id, text, category, image")
-    add_context_argument(parser)
+    add_review_arguments(parser, "question_id, text, category, image", images=True)
     add_judge_arguments(parser, model="gpt-4-0314", parallel=1)
     return parser
 

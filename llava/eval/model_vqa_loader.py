@@ -59,10 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
-    """Write the answers to this chunk's questions.
-
-    Args:
-        args: any object with upstream's flags as attributes, optionally with ours.
+    """Write the answers to this chunk's questions; `args` is any object with the flags as attributes.
 
     Raises:
         RequestError: bad flags or question file, or some question was not answered; see `answer_queries`.

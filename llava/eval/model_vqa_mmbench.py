@@ -73,10 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
-    """Write the answers to this chunk's rows.
-
-    Args:
-        args: any object with upstream's flags as attributes, optionally with ours.
+    """Write the answers to this chunk's rows; `args` is any object with the flags as attributes.
 
     Raises:
         ImportError: pandas is missing.

@@ -9,34 +9,12 @@ if not __package__:  # run by path
 from collections.abc import Sequence
 
 from llava.eval.judging import mmvet
-from llava.eval.scoring import (
-    gqa,
-    hallusionbench,
-    mmbench,
-    mme,
-    mmmu,
-    pope,
-    science_qa,
-    seed,
-    textvqa,
-    vqa,
-)
+from llava.eval.scoring import gqa, hallusionbench, mmbench, mme, mmmu, pope, science_qa, seed, textvqa, vqa
 from llava.eval.scoring.scorer import Benchmark, run_scorer
 from llava.program import RequestError, run_program
 
-BENCHMARKS: dict[str, Benchmark] = {
-    "gqa": gqa.BENCHMARK,
-    "hallusionbench": hallusionbench.BENCHMARK,
-    "mmbench": mmbench.BENCHMARK,
-    "mme": mme.BENCHMARK,
-    "mmmu": mmmu.BENCHMARK,
-    "mmvet": mmvet.BENCHMARK,
-    "pope": pope.BENCHMARK,
-    "science_qa": science_qa.BENCHMARK,
-    "seed": seed.BENCHMARK,
-    "textvqa": textvqa.BENCHMARK,
-    "vqa": vqa.BENCHMARK,
-}
+_MODULES = (gqa, hallusionbench, mmbench, mme, mmmu, mmvet, pope, science_qa, seed, textvqa, vqa)
+BENCHMARKS: dict[str, Benchmark] = {module.__name__.rpartition(".")[2]: module.BENCHMARK for module in _MODULES}
 
 
 def overview() -> str:

@@ -17,6 +17,6 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]
 
 
 def process_choices(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-    """Return 1 if the expected answer has the smallest loss, else 0; lmms-eval 0.7.3 passes `(loss, is_greedy)` as text."""
+    """Return 1 if the expected answer has the smallest loss, else 0; lmms-eval 0.7.3 passes pairs as text."""
     losses = [(ast.literal_eval(result) if isinstance(result, str) else result)[0] for result in results]
     return {"acc": float(doc["choices"][losses.index(min(losses))] == doc["answer"])}

@@ -27,17 +27,14 @@ def judge_options(args: argparse.Namespace, temperature: float = 0.2, pause: flo
     )
 
 
-def add_review_arguments(parser: argparse.ArgumentParser, question_fields: str) -> None:
-    """Add the flags of `review_files`."""
+def add_review_arguments(parser: argparse.ArgumentParser, question_fields: str, images: bool = False) -> None:
+    """Add the flags of `review_files`; for questions about images, also --context."""
     parser.add_argument("-q", "--question", required=True, help=f"JSON lines: {question_fields}")
+    if images:
+        parser.add_argument("-c", "--context", required=True, help="JSON lines: image, and its description")
     parser.add_argument("-a", "--answer-list", nargs=2, required=True, metavar=("REFERENCE", "OURS"))
     parser.add_argument("-r", "--rule", help="prompts by category (default: those of this package)")
     parser.add_argument("-o", "--output", required=True, help="reviews, one line each")
-
-
-def add_context_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the flag of the reviews of questions about images."""
-    parser.add_argument("-c", "--context", required=True, help="JSON lines: image, and its description")
 
 
 def review_files(args: argparse.Namespace) -> ReviewFiles:

@@ -94,11 +94,7 @@ def score_predictions(questions: Mapping[str, Question], predictions: Mapping[st
 
 
 def score(question_file: str, result_file: str) -> Score:
-    """Score answers, or predictions made by convert_gqa_for_eval.py.
-
-    Raises:
-        RequestError: unusable input.
-    """
+    """Score answers, or predictions made by convert_gqa_for_eval.py; unusable input raises RequestError."""
     questions = read_questions(question_file)
     rows = read_rows(result_file)
     if rows and "questionId" in rows[0]:

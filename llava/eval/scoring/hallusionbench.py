@@ -126,11 +126,7 @@ def score_replies(questions: Sequence[Question], replies: Mapping[str, str]) -> 
 
 
 def score(annotation_file: str, result_file: str, images_only: bool = False) -> Score:
-    """Score answers to HallusionBench.
-
-    Raises:
-        RequestError: unusable input.
-    """
+    """Score answers to HallusionBench; unusable input raises RequestError."""
     questions = read_questions(annotation_file, images_only)
     answers = read_replies(result_file)
     names = [question_name(question) for question in questions]

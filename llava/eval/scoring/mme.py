@@ -157,11 +157,7 @@ def write_results(folder: str, questions: Sequence[MmeQuestion], replies: Iterab
 
 
 def score(data_dir: str, result_file: str, results_dir: str | None = None) -> Score:
-    """Score answers to MME; with `results_dir`, also write the files of the official tool there.
-
-    Raises:
-        RequestError: unusable input.
-    """
+    """Score answers to MME, and write the official tool's files to `results_dir`; unusable input raises RequestError."""
     questions = read_folder(data_dir)
     answers = [
         row | {"key": question_key(str(row["question_id"]), row["prompt"])}

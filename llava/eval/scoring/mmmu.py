@@ -200,11 +200,7 @@ def score_replies(questions: Sequence[Question], replies: Mapping[str, str]) -> 
 
 
 def score(annotation_file: str, result_file: str | None = None) -> Score:
-    """Score answers to MMMU; without `result_file`, the `response` of each question.
-
-    Raises:
-        RequestError: unusable input.
-    """
+    """Score answers to MMMU, by default the `response` of each question; unusable input raises RequestError."""
     questions = read_questions(annotation_file)
     source = result_file or annotation_file
     if result_file is not None:

@@ -153,11 +153,7 @@ def read_labels(annotation_dir: str) -> dict[str, list[Record]]:
 
 
 def score(annotation_dir: str, question_file: str, result_file: str) -> Score:
-    """Score answers to POPE.
-
-    Raises:
-        RequestError: unusable input.
-    """
+    """Score answers to POPE; unusable input raises RequestError."""
     questions = read_json_lines(question_file, {"question_id": str | int, "category": str})
     answers = read_json_lines(result_file, ANSWER_FIELDS)
     ids = [question["question_id"] for question in questions]

@@ -92,11 +92,7 @@ def score_answers(annotation: Mapping[str, Any], answers: Mapping[int | str, Ans
 
 
 def score(annotation_file: str, result_file: str, result_upload_file: str) -> Score:
-    """Score answers to SEED-Bench, and write the submission file.
-
-    Raises:
-        RequestError: unusable input.
-    """
+    """Score answers to SEED-Bench, and write the submission file; unusable input raises RequestError."""
     annotation = read_annotation(annotation_file)
     answers = read_json_lines(result_file, ANSWER_FIELDS)
     ids = [question["question_id"] for question in annotation["questions"]]

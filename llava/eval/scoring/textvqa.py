@@ -134,11 +134,7 @@ def score_answers(
 
 
 def score(annotation_file: str, result_file: str) -> Score:
-    """Score answers to TextVQA.
-
-    Raises:
-        RequestError: unusable input, see `score_answers`.
-    """
+    """Score answers to TextVQA; unusable input raises RequestError."""
     annotations = read_annotations(annotation_file)
     answers = read_json_lines(result_file, PROMPTED_FIELDS)
     result = score_answers(annotations, answers, result_file)

@@ -124,11 +124,7 @@ def _normal(text: str) -> str:
 
 
 def score(annotation_file: str, result_file: str, question_file: str | None = None) -> Score:
-    """Score answers or a submission.
-
-    Raises:
-        RequestError: unusable input.
-    """
+    """Score answers or a submission; unusable input raises RequestError."""
     annotations = read_annotations(annotation_file)
     rows = read_rows(result_file)
     id_field = annotations.id_field
