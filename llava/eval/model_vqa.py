@@ -33,9 +33,8 @@ def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
     from llava.eval.answering.run import answer_queries  # loads torch
 
     queries = read_image_questions(args.question_file, args.image_folder, options_from(Selection, args))
-    answer_queries(
-        queries, options_from(RunOptions, args), options_from(DecodingOptions, args), num_workers=num_workers
-    )
+    decoding = DecodingOptions(args.temperature, args.top_p, args.num_beams)
+    answer_queries(queries, options_from(RunOptions, args), decoding, num_workers=num_workers)
 
 
 if __name__ == "__main__":

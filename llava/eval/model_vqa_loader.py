@@ -68,7 +68,8 @@ def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
 
     queries = read_image_questions(args.question_file, args.image_folder, options_from(Selection, args))
     run = options_from(RunOptions, args, conv_mode=template_for(model_name(args.model_path), args.conv_mode))
-    answer_queries(queries, run, options_from(DecodingOptions, args), num_workers=num_workers)
+    decoding = DecodingOptions(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
+    answer_queries(queries, run, decoding, num_workers=num_workers)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
         raise RequestError(f"--lang is {args.lang!r}; --single-pred-prompt knows {', '.join(SUFFIXES)}")
     rows = options_from(Selection, args).of(rows_of(read_table(args.question_file, COLUMNS)))
     queries = [query for row in rows for query in mmbench_queries(row, args.all_rounds, suffix)]
-    answer_queries(queries, run, options_from(DecodingOptions, args), to_line=mmbench_line, num_workers=num_workers)
+    decoding = DecodingOptions(args.temperature, args.top_p, args.num_beams)
+    answer_queries(queries, run, decoding, to_line=mmbench_line, num_workers=num_workers)
 
 
 if __name__ == "__main__":

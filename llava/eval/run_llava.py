@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from llava.chat import build_prompt, check_template, choose_template, place_images_in_query
-from llava.eval.answering.arguments import add_decoding_arguments, options_from
+from llava.eval.answering.arguments import add_decoding_arguments
 from llava.eval.answering.options import DecodingOptions
 from llava.image_source import load_image
 from llava.inference import add_connector_arguments, connector_overrides
@@ -70,7 +70,8 @@ def eval_model(args: Any) -> None:
     config = answerer.model.config
     template = choose_template(args.conv_mode, answerer.name, config)
     prompt = build_prompt(place_images_in_query(args.query, config, len(images)), template)
-    print(answerer.answer(prompt, images, options_from(DecodingOptions, args)))
+    decoding = DecodingOptions(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
+    print(answerer.answer(prompt, images, decoding))
 
 
 if __name__ == "__main__":

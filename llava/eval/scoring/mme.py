@@ -157,7 +157,7 @@ def write_results(folder: str, questions: Sequence[MmeQuestion], replies: Iterab
 
 
 def score(data_dir: str, result_file: str, results_dir: str | None = None) -> Score:
-    """Score answers to MME, and write the official tool's files to `results_dir`; unusable input raises RequestError."""
+    """Score answers to MME; `results_dir` takes the official tool's files. Unusable input raises RequestError."""
     questions = read_folder(data_dir)
     answers = [
         row | {"key": question_key(str(row["question_id"]), row["prompt"])}
