@@ -1,4 +1,4 @@
-"""Answers as predictions for GQA's own scorer (contract: eval.md 3)."""
+"""Convert answers to the predictions that GQA's own scorer reads."""
 
 import os
 import sys
@@ -7,16 +7,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
-from llava.eval.answers import ANSWER_FIELDS
-from llava.eval.eval_gqa import as_predictions
-from llava.eval.json_files import read_json_lines, write_json
+from llava.eval.scoring.answers import ANSWER_FIELDS
+from llava.eval.scoring.gqa import as_predictions
+from llava.eval.scoring.json_files import read_json_lines, write_json
 from llava.program import run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--src", type=str, required=True, help="answers of the generator, JSON lines")
-    parser.add_argument("--dst", type=str, required=True, help="predictions to write, JSON")
+    parser.add_argument("--src", required=True, help="answers of the generator, JSON lines")
+    parser.add_argument("--dst", required=True, help="predictions to write, JSON")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""ScienceQA's problems in the training format, or as JSON lines (contract: eval.md 3.1).
+"""Convert ScienceQA's problems to the training format, or to JSON lines.
 
 python scripts/convert_sqa_to_llava.py convert_to_llava --base-dir DIR --split train --prompt-format QCM-LEA
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from convert_sqa_to_llava_base_prompt import build_prompt_chatbot
 
-from llava.eval.json_files import read_json_object, require_fields, write_json, write_json_lines
+from llava.eval.scoring.json_files import read_json_object, require_fields, write_json, write_json_lines
 from llava.program import RequestError, run_program
 
 
@@ -23,13 +23,13 @@ def convert_to_llava(base_dir: str, split: str, prompt_format: str = "QCM-LEA") 
     """Write `llava_{split}_{format}.json`: conversations of two turns.
 
     Raises:
-        RequestError: input that cannot be used.
+        RequestError: unusable input.
     """
     samples = []
     for problem_id, image, question, answer in _problems(base_dir, split, prompt_format):
-        pictured = {} if image is None else {"image": f"{problem_id}/{image}"}
+        image_field = {} if image is None else {"image": f"{problem_id}/{image}"}
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-        samples.append({"id": problem_id, **pictured, "conversations": turns})
+        samples.append({"id": problem_id, **image_field, "conversations": turns})
     print(f"Number of samples: {len(samples)}")
     write_json(os.path.join(base_dir, f"llava_{split}_{prompt_format}.json"), samples, indent=2)
 
@@ -38,17 +38,17 @@ def convert_to_jsonl(base_dir: str, split: str, prompt_format: str = "QCM-LEPA")
     """Write `scienceqa_{split}_{format}.jsonl`: `id`, `image`, `instruction`, `output`.
 
     Raises:
-        RequestError: input that cannot be used.
+        RequestError: unusable input.
     """
     rows: list[dict[str, Any]] = []
     for problem_id, image, question, answer in _problems(base_dir, split, prompt_format):
-        pictured = {} if image is None else {"image": f"{problem_id}/{image}"}
-        rows.append({"id": problem_id, **pictured, "instruction": question, "output": answer})
+        image_field = {} if image is None else {"image": f"{problem_id}/{image}"}
+        rows.append({"id": problem_id, **image_field, "instruction": question, "output": answer})
     write_json_lines(os.path.join(base_dir, f"scienceqa_{split}_{prompt_format}.jsonl"), rows)
 
 
 def _problems(base_dir: str, split: str, prompt_format: str) -> Iterator[tuple[str, str | None, str, str]]:
-    """`(id, name of the picture, what the human says, what the model says)`"""
+    """Yield `(id, name of the image, human turn, model turn)` of each problem of a split."""
     splits_path = os.path.join(base_dir, "pid_splits.json")
     splits = read_json_object(splits_path)
     problems = read_json_object(os.path.join(base_dir, "problems.json"))
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{convert_to_llava,convert_to_jsonl}")
     for name, command in COMMANDS.items():
         flags = commands.add_parser(name, description=command.__doc__.split("\n")[0])
-        # Both spellings, as the library takes them that upstream makes this command line with.
+        # Upstream's command line, made with fire, accepts both spellings.
         flags.add_argument("--base-dir", "--base_dir", required=True, help="folder of pid_splits.json, problems.json")
         flags.add_argument("--split", required=True, help="key of pid_splits.json")
         flags.add_argument("--prompt-format", "--prompt_format", default=_DEFAULT_FORMATS[name], help="INPUT-OUTPUT")
@@ -77,9 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """
+    """Run one of COMMANDS.
+
     Raises:
-        RequestError: input that cannot be used.
+        RequestError: unusable input.
     """
     COMMANDS[args.command](args.base_dir, args.split, args.prompt_format)
 

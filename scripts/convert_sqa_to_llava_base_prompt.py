@@ -1,4 +1,4 @@
-"""Prompts of ScienceQA problems in all of its formats (contract: eval.md 3.1).
+"""Prompts of ScienceQA problems, in every format.
 
 A format is `INPUT-OUTPUT`, for example `QCM-LEA`. Letters of the input: Question, Context, Multiple choices, Lecture,
 Explanation; of the output: Answer, Lecture, Explanation, Plan (with headings).
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.eval.json_files import require_fields
+from llava.eval.scoring.json_files import require_fields
 from llava.program import RequestError
 
 LETTERS = ("A", "B", "C", "D", "E")
@@ -24,7 +24,7 @@ Problems = Mapping[str, Problem]
 
 @dataclass(frozen=True)
 class _Parts:
-    """A problem in pieces: texts of the prompt."""
+    """The texts of a problem, from which prompts are composed."""
 
     question: str
     context: str
@@ -69,7 +69,7 @@ _INPUTS: Mapping[str, Callable[[_Parts], str]] = {
 
 _OUTPUTS: Mapping[str, Callable[[_Parts], str]] = {
     "A": lambda p: p.verdict,
-    "AL": lambda p: f"{p.verdict} {_because(p.solution)}",  # solution and lecture are exchanged in AL and AE (*compat*)
+    "AL": lambda p: f"{p.verdict} {_because(p.solution)}",  # AL has the solution, AE the lecture, as upstream
     "AE": lambda p: f"{p.verdict} {_because(p.lecture)}",
     "ALE": lambda p: f"{p.verdict} {_because(p.lecture, p.solution)}",
     "AEL": lambda p: f"{p.verdict} {_because(p.solution, p.lecture)}",
@@ -93,15 +93,15 @@ def build_prompt_chatbot(
     options: Sequence[str] = LETTERS,
     is_test: bool = False,
 ) -> dict[str, tuple[str, str]]:
-    """Problem id -> (what the human says, what the model says), without the labels at their beginnings.
+    """Return problem id -> (human turn, model turn), without the leading labels.
 
     Args:
         prompt_format: for example "QCM-LEA".
-        use_caption: add the picture's caption to the context.
+        use_caption: add the caption of the image to the context.
         is_test: leave the answer out of the output.
 
     Raises:
-        RequestError: unknown format, or a problem that lacks a field or has too many choices; names the problem.
+        RequestError: unknown format, or a problem without a required field or with too many choices; names the problem.
     """
     pairs = {}
     for problem_id in shot_qids:
@@ -111,7 +111,7 @@ def build_prompt_chatbot(
 
 
 def build_prompt(problems: Problems, shot_qids: Sequence[str], test_qid: str, args: Any) -> str:
-    """Solved examples and one open problem for a text model, an empty line between them.
+    """Return solved examples and one open problem for a text model, separated by empty lines.
 
     Args:
         shot_qids: ids of the examples.
@@ -127,7 +127,7 @@ def build_prompt(problems: Problems, shot_qids: Sequence[str], test_qid: str, ar
 
 
 def build_prompt_gpt4(problems: Problems, shot_qids: Sequence[str], test_qid: str, args: Any) -> list[dict[str, str]]:
-    """As `build_prompt`, as the messages of a chat: system, then user and assistant in turn, the open problem last.
+    """Return the same prompt as chat messages: system, then user and assistant in turn, the open problem last.
 
     Raises:
         RequestError: see `build_prompt_chatbot`.
@@ -144,7 +144,7 @@ def build_prompt_gpt4(problems: Problems, shot_qids: Sequence[str], test_qid: st
 def _example(
     problems: Problems, problem_id: str, prompt_format: str, use_caption: bool, options: Sequence[str], is_test: bool
 ) -> tuple[str, str]:
-    """Input and output of one problem, labels included."""
+    """Return input and output of one problem, with labels."""
     write_input, write_output = _writers(prompt_format)
     if problem_id not in problems:
         raise RequestError(f"there is no problem {problem_id!r}; the split and the problems must be of one release")
@@ -186,7 +186,7 @@ def _with_line_breaks(text: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """Double spaces become one (once, not until there are none: *compat*); an explanation that is empty goes."""
+    """Replace double spaces by one, in a single pass as upstream does, and remove an empty explanation."""
     return text.replace("  ", " ").strip().removesuffix("BECAUSE:").strip()
 
 

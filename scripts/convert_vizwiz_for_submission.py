@@ -1,4 +1,4 @@
-"""Answers as a submission to VizWiz's evaluation server (contract: eval.md 3)."""
+"""Convert answers to a submission to VizWiz's evaluation server."""
 
 import os
 import sys
@@ -7,25 +7,26 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
-from llava.eval.answer_normalisation import normalise_answer
-from llava.eval.answers import ANSWER_FIELDS, IncompleteError, match_answers, note
-from llava.eval.json_files import read_json_lines, read_readable_lines, write_json
+from llava.eval.scoring.answer_normalisation import normalise_answer
+from llava.eval.scoring.answers import ANSWER_FIELDS, IncompleteError, match_answers, note
+from llava.eval.scoring.json_files import read_json_lines, read_readable_lines, write_json
 from llava.program import run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--annotation-file", type=str, required=True, help="the question file, JSON lines")
-    parser.add_argument("--result-file", type=str, required=True, help="answers of the generator, JSON lines")
-    parser.add_argument("--result-upload-file", type=str, required=True, help="file to write, JSON")
+    parser.add_argument("--annotation-file", required=True, help="the question file, JSON lines")
+    parser.add_argument("--result-file", required=True, help="answers of the generator, JSON lines")
+    parser.add_argument("--result-upload-file", required=True, help="file to write, JSON")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """
+    """Write the submission, in the order of the questions.
+
     Raises:
         IncompleteError: a question has no answer; the server takes complete submissions only.
-        RequestError: input that cannot be used.
+        RequestError: unusable input.
     """
     questions = read_json_lines(args.annotation_file, {"question_id": str | int, "image": str})
     answers, unreadable = read_readable_lines(args.result_file, ANSWER_FIELDS)

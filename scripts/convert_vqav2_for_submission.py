@@ -1,6 +1,6 @@
-"""Answers as a submission to VQAv2's evaluation server (contract: eval.md 3).
+"""Convert answers to a submission to VQAv2's evaluation server.
 
-The server wants an answer to every question of the full test set, also for the test-dev part; the rest stays empty.
+The server takes an answer to every question of the full test set, even for test-dev; the others are submitted empty.
 """
 
 import os
@@ -10,9 +10,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 
-from llava.eval.answer_normalisation import normalise_answer
-from llava.eval.answers import ANSWER_FIELDS, match_answers, note
-from llava.eval.json_files import path_below, read_json_lines, read_readable_lines, write_json
+from llava.eval.scoring.answer_normalisation import normalise_answer
+from llava.eval.scoring.answers import ANSWER_FIELDS, match_answers, note
+from llava.eval.scoring.json_files import path_below, read_json_lines, read_readable_lines, write_json
 from llava.program import run_program
 
 TEST_QUESTIONS = "llava_vqav2_mscoco_test2015.jsonl"
@@ -20,16 +20,17 @@ TEST_QUESTIONS = "llava_vqav2_mscoco_test2015.jsonl"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=str, default="./playground/data/eval/vqav2", help="folder of the benchmark")
-    parser.add_argument("--ckpt", type=str, required=True, help="name of the checkpoint: folder of the answers")
-    parser.add_argument("--split", type=str, required=True, help="name of the question file: folder above it")
+    parser.add_argument("--dir", default="./playground/data/eval/vqav2", help="folder of the benchmark")
+    parser.add_argument("--ckpt", required=True, help="name of the checkpoint: folder of the answers")
+    parser.add_argument("--split", required=True, help="name of the question file: folder above it")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """
+    """Write the submission, in the order of the questions.
+
     Raises:
-        RequestError: input that cannot be used.
+        RequestError: unusable input.
     """
     source = path_below(args.dir, os.path.join("answers", args.split, args.ckpt, "merge.jsonl"))
     target = path_below(args.dir, os.path.join("answers_upload", args.split, f"{args.ckpt}.json"))

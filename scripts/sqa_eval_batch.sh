@@ -1,6 +1,6 @@
 #!/bin/bash
-# ScienceQA on eight GPUs, one chunk each; sqa_eval_gather.sh joins and scores the answers. Flags given to this script
-# go to the answer generator and win.
+# ScienceQA on eight GPUs, one chunk each; sqa_eval_gather.sh joins and scores the answers. Flags of this script are
+# passed to the answer generator and take precedence.
 set -eu
 CHUNKS=8
 MODEL=${MODEL:-liuhaotian/llava-lcs558k-scienceqa-vicuna-13b-v1.3}
@@ -8,7 +8,7 @@ DATA=${DATA:-./playground/data/eval/scienceqa}
 QUESTIONS=${QUESTIONS:-$DATA/llava_test_QCM-LEA.json}
 
 pids=()
-# Processes in the background do not hear Ctrl-C: without this they would go on after the script.
+# Background processes ignore Ctrl-C: without this trap they would continue after the script.
 trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM HUP
 for ((index = 0; index < CHUNKS; index++)); do
     CUDA_VISIBLE_DEVICES=$index python -m llava.eval.model_vqa_science \
@@ -25,7 +25,7 @@ done
 failed=0
 for index in "${!pids[@]}"; do
     wait "${pids[$index]}" || {
-        echo "chunk $index of $CHUNKS failed, see above; run the script again with --resume to go on" >&2
+        echo "chunk $index of $CHUNKS failed, see above; run the script again with --resume to continue" >&2
         failed=1
     }
 done

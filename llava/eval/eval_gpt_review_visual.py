@@ -1,4 +1,4 @@
-"""A judge compares two answers; captions and boxes of objects tell of the picture (contract: eval.md 4.6)."""
+"""Let a judge who reads image captions and object boxes compare two answers to each question."""
 
 import os
 import sys
@@ -8,28 +8,22 @@ if not __package__:  # run by path
 
 import argparse
 
-from llava.eval import eval_gpt_review_bench
-from llava.eval.review import Record
+from llava.eval.judging.arguments import add_judge_arguments, add_review_arguments, judge_options, review_files
+from llava.eval.judging.judge import Judge
+from llava.eval.judging.reviews import VISUAL_CONTEXT, review_image_answers
 from llava.program import run_program
 
 
-def describe(context: Record) -> str:
-    """The captions, an empty line, and one line for each object."""
-    boxes = [f"{instance['category']}: {instance['bbox']}" for instance in context["instances"]]
-    return "\n".join(context["captions"]) + "\n\n" + "\n".join(boxes)
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_review_arguments(parser, "question_id, text, category, image", images=True)
+    add_judge_arguments(parser, model="gpt-4-0314", parallel=1)
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """
-    Raises:
-        RequestError: see `review_pictures`.
-    """
-    fields = {"captions": list[str], "instances": list}
-    eval_gpt_review_bench.review_pictures(args, lambda question: question["category"], describe, fields)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    return eval_gpt_review_bench.build_parser(__doc__)
+    judge = Judge(judge_options(args))
+    review_image_answers(review_files(args), args.context, VISUAL_CONTEXT, judge, args.judge_parallel)
 
 
 if __name__ == "__main__":

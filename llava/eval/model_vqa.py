@@ -1,4 +1,4 @@
-"""Answers to a file of questions about pictures, of up to 1024 tokens (contract: eval.md 1.1)."""
+"""Answer questions about images, with replies of up to 1024 tokens."""
 
 import os
 import sys
@@ -9,23 +9,12 @@ if not __package__:  # run by path
 import argparse
 from typing import Any
 
-from llava.eval.answer_run import NUM_WORKERS, answer_queries
-from llava.eval.arguments import add_decoding_arguments, add_generator_arguments
-from llava.eval.generation import AnswerOptions
-from llava.eval.question_files import get_chunk, read_picture_questions, split_list
+from llava.eval.answering.arguments import add_decoding_arguments, add_generator_arguments, options_from
+from llava.eval.answering.options import NUM_WORKERS, DecodingOptions, RunOptions
+from llava.eval.answering.question_files import Selection, get_chunk, read_image_questions, split_list
 from llava.program import run_program
 
 __all__ = ["eval_model", "get_chunk", "split_list"]
-
-
-def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
-    """Write the answers to this chunk's questions; `args` is any object with the flags as attributes.
-
-    Raises:
-        RequestError: bad flags or question file, or some question could not be answered; see `answer_queries`.
-    """
-    options = AnswerOptions(args.temperature, args.top_p, args.num_beams)
-    answer_queries(read_picture_questions(args), args, options, args.conv_mode, num_workers=num_workers)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,6 +22,19 @@ def build_parser() -> argparse.ArgumentParser:
     add_generator_arguments(parser)
     add_decoding_arguments(parser)
     return parser
+
+
+def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
+    """Write the answers to this chunk's questions; `args` is any object with the flags as attributes.
+
+    Raises:
+        RequestError: bad flags or question file, or some question was not answered; see `answer_queries`.
+    """
+    from llava.eval.answering.run import answer_queries  # loads torch
+
+    queries = read_image_questions(args.question_file, args.image_folder, options_from(Selection, args))
+    decoding = DecodingOptions(args.temperature, args.top_p, args.num_beams)
+    answer_queries(queries, options_from(RunOptions, args), decoding, num_workers=num_workers)
 
 
 if __name__ == "__main__":

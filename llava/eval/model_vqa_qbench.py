@@ -1,4 +1,4 @@
-"""Answers to Q-Bench's questions about image quality (contract: eval.md 1.5)."""
+"""Answer Q-Bench's questions about image quality."""
 
 import os
 import sys
@@ -10,35 +10,22 @@ import argparse
 import string
 from typing import Any
 
-from llava.eval.answer_run import NUM_WORKERS, answer_queries
-from llava.eval.arguments import add_run_arguments
-from llava.eval.generation import AnswerOptions
-from llava.eval.json_files import read_json, require_rows
-from llava.eval.queries import Query
-from llava.eval.question_files import picture_path, select_questions
+from llava.eval.answering.arguments import add_run_arguments, options_from
+from llava.eval.answering.options import NUM_WORKERS, DecodingOptions, RunOptions
+from llava.eval.answering.queries import Query
+from llava.eval.answering.question_files import Selection, image_path
+from llava.eval.scoring.json_files import read_json, require_rows
 from llava.program import RequestError, run_program
 
 INVITATIONS = {"en": "Choose between one of the options as follows:", "zh": "在下列选项中选择一个:"}
 REQUIRED = {"img_path": str, "question": str, "candidates": list}
 
 
-def qbench_query(item: dict[str, Any], image_folder: str, lang: str) -> Query:
-    """A question with its candidates, one line each, behind A., B., ..."""
-    lines = [f"{letter}. {text}\n" for letter, text in zip(string.ascii_uppercase, item["candidates"])]
-    message = f"{item['question']}\n{INVITATIONS[lang]}\n{''.join(lines)}"
-    return Query(item, message, picture_path(image_folder, item["img_path"]))
-
-
-def qbench_line(query: Query, text: str, model: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """The question as it was, and the reply."""
-    return {**query.fields, "response": text} | ({"metadata": metadata} if metadata else {})
-
-
 def read_items(path: str) -> list[dict[str, Any]]:
-    """The questions of a JSON list.
+    """Read the questions of a JSON list.
 
     Raises:
-        RequestError: it is something else, or a question lacks a field.
+        RequestError: the file has another format.
     """
     items = read_json(path)
     if not isinstance(items, list):
@@ -47,23 +34,16 @@ def read_items(path: str) -> list[dict[str, Any]]:
     return items
 
 
-def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
-    """Write the answers, greedily decoded; `args` is any object with the flags as attributes.
+def qbench_query(item: dict[str, Any], image_folder: str, lang: str) -> Query:
+    """Return a question with its candidates, one per line, marked A., B., ..."""
+    lines = [f"{letter}. {text}\n" for letter, text in zip(string.ascii_uppercase, item["candidates"])]
+    message = f"{item['question']}\n{INVITATIONS[lang]}\n{''.join(lines)}"
+    return Query(item, message, image_path(image_folder, item["img_path"]))
 
-    Raises:
-        RequestError: bad flags or question file, or some question could not be answered; see `answer_queries`.
-    """
-    items = select_questions(read_items(args.questions_file), args)
-    queries = [qbench_query(item, args.image_folder, args.lang) for item in items]
-    answer_queries(
-        queries,
-        args,
-        AnswerOptions(temperature=0),
-        args.conv_mode,
-        to_line=qbench_line,
-        key_fields=("img_path", "question"),
-        num_workers=num_workers,
-    )
+
+def qbench_line(query: Query, text: str, model: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the question's own fields and the reply."""
+    return {**query.fields, "response": text} | ({"metadata": metadata} if metadata else {})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,6 +57,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lang", type=str, default="en", choices=sorted(INVITATIONS))
     add_run_arguments(parser)
     return parser
+
+
+def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
+    """Write the answers, decoded greedily; `args` is any object with the flags as attributes.
+
+    Raises:
+        RequestError: bad flags or question file, or some question was not answered; see `answer_queries`.
+    """
+    from llava.eval.answering.run import answer_queries  # loads torch
+
+    items = options_from(Selection, args).of(read_items(args.questions_file))
+    answer_queries(
+        [qbench_query(item, args.image_folder, args.lang) for item in items],
+        options_from(RunOptions, args),
+        DecodingOptions(temperature=0),
+        to_line=qbench_line,
+        key_fields=("img_path", "question"),
+        num_workers=num_workers,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Answers to ScienceQA, with or without a picture, from a file in training format (contract: eval.md 1.3)."""
+"""Answer ScienceQA problems, with or without an image, from a file in training format."""
 
 import os
 import sys
@@ -10,39 +10,21 @@ import argparse
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.answer_run import NUM_WORKERS, answer_queries
-from llava.eval.arguments import add_generator_arguments
-from llava.eval.generation import AnswerOptions
-from llava.eval.json_files import read_json
-from llava.eval.queries import Query
-from llava.eval.question_files import get_chunk, picture_path, select_questions, split_list
+from llava.eval.answering.arguments import add_generator_arguments, options_from
+from llava.eval.answering.options import NUM_WORKERS, DecodingOptions, RunOptions
+from llava.eval.answering.queries import LETTER_PROMPT, Query
+from llava.eval.answering.question_files import Selection, get_chunk, image_path, split_list
+from llava.eval.scoring.json_files import read_json
 from llava.program import RequestError, run_program
 
 __all__ = ["eval_model", "get_chunk", "split_list"]
 
-LETTER_PROMPT = "\nAnswer with the option's letter from the given choices directly."
-
-
-def science_query(problem: dict[str, Any], image_folder: str, single_pred_prompt: bool) -> Query:
-    """One record in training format as a query.
-
-    Its prompt, as recorded, has the marker in front if there is a picture: the scorer goes by that.
-    """
-    message = problem["conversations"][0]["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
-    message += LETTER_PROMPT if single_pred_prompt else ""
-    if "image" not in problem:
-        return Query({"question_id": problem["id"], "prompt": message}, message)
-    prompt = f"{DEFAULT_IMAGE_TOKEN}\n{message}"
-    return Query(
-        {"question_id": problem["id"], "prompt": prompt}, message, picture_path(image_folder, problem["image"])
-    )
-
 
 def read_problems(path: str) -> list[dict[str, Any]]:
-    """The records of a JSON list in training format.
+    """Read the records of a JSON list in training format.
 
     Raises:
-        RequestError: it is something else; names the first record that does not fit.
+        RequestError: the file has another format; names the first record that does not fit.
     """
     problems = read_json(path)
     if not isinstance(problems, list):
@@ -61,15 +43,17 @@ def read_problems(path: str) -> list[dict[str, Any]]:
     return problems
 
 
-def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
-    """Write the answers to this chunk's problems; `args` is any object with the flags as attributes.
+def science_query(problem: dict[str, Any], image_folder: str, single_pred_prompt: bool) -> Query:
+    """Return one record in training format as a query.
 
-    Raises:
-        RequestError: bad flags or question file, or some question could not be answered; see `answer_queries`.
+    The recorded prompt starts with the image marker if there is an image: the scorer relies on it.
     """
-    problems = select_questions(read_problems(args.question_file), args)
-    queries = [science_query(problem, args.image_folder, args.single_pred_prompt) for problem in problems]
-    answer_queries(queries, args, AnswerOptions(args.temperature), args.conv_mode, num_workers=num_workers)
+    message = problem["conversations"][0]["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
+    message += LETTER_PROMPT if single_pred_prompt else ""
+    if "image" not in problem:
+        return Query({"question_id": problem["id"], "prompt": message}, message)
+    prompt = f"{DEFAULT_IMAGE_TOKEN}\n{message}"
+    return Query({"question_id": problem["id"], "prompt": prompt}, message, image_path(image_folder, problem["image"]))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,6 +62,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--answer-prompter", action="store_true", help="accepted, without effect")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter")
     return parser
+
+
+def eval_model(args: Any, num_workers: int = NUM_WORKERS) -> None:
+    """Write the answers to this chunk's problems; `args` is any object with the flags as attributes.
+
+    Raises:
+        RequestError: bad flags or question file, or some question was not answered; see `answer_queries`.
+    """
+    from llava.eval.answering.run import answer_queries  # loads torch
+
+    problems = options_from(Selection, args).of(read_problems(args.question_file))
+    queries = [science_query(problem, args.image_folder, args.single_pred_prompt) for problem in problems]
+    decoding = DecodingOptions(args.temperature)
+    answer_queries(queries, options_from(RunOptions, args), decoding, num_workers=num_workers)
 
 
 if __name__ == "__main__":

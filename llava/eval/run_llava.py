@@ -1,4 +1,4 @@
-"""Ask a model one question about one or several pictures (contract: eval.md 1.6)."""
+"""Ask a model one question about one or several images."""
 
 import os
 import sys
@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from llava.chat import build_prompt, check_template, choose_template, place_images_in_query
-from llava.eval.arguments import add_decoding_arguments
-from llava.eval.generation import Answerer, AnswerOptions
+from llava.eval.answering.arguments import add_decoding_arguments
+from llava.eval.answering.options import DecodingOptions
 from llava.image_source import load_image
 from llava.inference import add_connector_arguments, connector_overrides
 from llava.program import run_program
@@ -23,36 +23,17 @@ __all__ = ["eval_model", "image_parser", "load_image", "load_images"]
 
 
 def image_parser(args: Any) -> list[str]:
-    """The sources named by `args.image_file`, which is split at `args.sep`; an empty one does not split."""
+    """Return the sources in `args.image_file`, split at `args.sep`; an empty separator does not split."""
     return args.image_file.split(args.sep) if args.sep else [args.image_file]
 
 
 def load_images(image_files: Sequence[str]) -> list[Image.Image]:
-    """RGB pictures from paths and web addresses.
+    """Open RGB images from paths and web addresses.
 
     Raises:
-        ImageError: one cannot be used; names it.
+        ImageError: an image is unusable; names it.
     """
     return [load_image(image_file) for image_file in image_files]
-
-
-def eval_model(args: Any) -> None:
-    """Print the reply to `args.query`; `args` is any object with the flags as attributes.
-
-    Without `<image-placeholder>` in the query every picture is announced in front of it (E-6).
-
-    Raises:
-        RequestError: unknown template, or not one placeholder per picture.
-        ImageError: a picture cannot be used.
-    """
-    check_template(args.conv_mode)
-    pictures = load_images(image_parser(args))
-    answerer = Answerer.open(args.model_path, args.model_base, **connector_overrides(args))
-    config = answerer.model.config
-    template = choose_template(args.conv_mode, answerer.name, config)
-    prompt = build_prompt(place_images_in_query(args.query, config, len(pictures)), template)
-    options = AnswerOptions(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
-    print(answerer.answer(prompt, pictures, options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,13 +41,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
     parser.add_argument("--model-base", type=str, default=None)
     parser.add_argument("--image-file", type=str, required=True, help="paths or web addresses, joined by --sep")
-    parser.add_argument("--query", type=str, required=True, help="may say <image-placeholder> where a picture goes")
-    parser.add_argument("--conv-mode", type=str, default=None, help="template; by default from the model")
+    parser.add_argument("--query", type=str, required=True, help="may contain <image-placeholder>, once per image")
+    parser.add_argument("--conv-mode", type=str, default=None, help="template (default: from the model)")
     parser.add_argument("--sep", type=str, default=",")
     parser.add_argument("--temperature", type=float, default=0.2, help="0: greedy decoding")
     add_decoding_arguments(parser, max_new_tokens=512)
     add_connector_arguments(parser)
     return parser
+
+
+def eval_model(args: Any) -> None:
+    """Print the reply to `args.query`.
+
+    Without `<image-placeholder>` in the query, one marker line per image is put in front of it.
+
+    Args:
+        args: any object with the flags as attributes.
+
+    Raises:
+        RequestError: unknown template, or not one placeholder per image.
+        ImageError: an image is unusable.
+    """
+    check_template(args.conv_mode)
+    images = load_images(image_parser(args))
+    from llava.eval.answering.answerer import Answerer  # loads torch
+
+    answerer = Answerer.open(args.model_path, args.model_base, **connector_overrides(args))
+    config = answerer.model.config
+    template = choose_template(args.conv_mode, answerer.name, config)
+    prompt = build_prompt(place_images_in_query(args.query, config, len(images)), template)
+    decoding = DecodingOptions(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
+    print(answerer.answer(prompt, images, decoding))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The servers: controller, workers, web page, and their wire protocol."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from llava.eval.published_results import ABLATION_7B, BENCHMARKS
+from llava.eval.reporting.published import ABLATION_7B, BENCHMARKS
 
 from ..files import write_bytes
 from ..world.language import CATEGORIES

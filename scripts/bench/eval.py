@@ -1,11 +1,12 @@
-"""Evaluation: `llava.eval.model_vqa_loader` one question at a time, upstream's way, against `--batch-size`.
+"""Measure evaluation in batches: `llava.eval.model_vqa_loader` one question at a time, as upstream, and with
+`--batch-size`.
 
-    bash scripts/quickstart.sh           # makes the model and the questions that are the default here
+    bash scripts/quickstart.sh           # makes the default model and questions
     python scripts/bench/eval.py --markdown docs/benchmarks/eval.md
 
-Every run is the real program in a process of its own; the batch sizes take turns, and medians over the rounds are
-reported. Answers/s come from the times that `--record-run` writes: reading pictures, generating and writing, without
-starting Python and loading the model. Answers that differ from those at batch 1 are counted.
+Every run is the real program in its own process; the batch sizes alternate, and medians over the rounds are reported.
+Answers/s are computed from the times that `--record-run` writes: reading images, generating and writing, without
+starting Python and loading the model. Answers that differ from those at the first batch size are counted.
 """
 
 import argparse
@@ -18,14 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import markdown_table, publish
-
 PLAYGROUND = Path("playground/data/shapes")
 
 
 def ask(args: argparse.Namespace, batch_size: int, folder: str) -> tuple[list[dict[str, Any]], float]:
-    """One run of the program: its answers, and its seconds in all."""
+    """Run the program once; return its answers, and its seconds in all."""
     answers = Path(folder) / "answers.jsonl"
     flags = {
         "--model-path": args.model_path,
@@ -50,7 +48,7 @@ def ask(args: argparse.Namespace, batch_size: int, folder: str) -> tuple[list[di
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Medians over the rounds, per batch size; the first is what the others are compared with."""
+    """Return medians over the rounds per batch size; the first size is the reference of the ratios."""
     rates: dict[int, list[float]] = {size: [] for size in args.batch_sizes}
     walls: dict[int, list[float]] = {size: [] for size in args.batch_sizes}
     texts: dict[int, list[str]] = {}
@@ -67,7 +65,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             "batch_size": size,
             "answers": len(texts[size]),
             "answers_per_second": statistics.median(rates[size]),
-            # Per round, because what slows the machine down in one of them slows both.
+            # Per round, because a slow phase of the machine affects all runs of a round.
             "ratio": statistics.median(a / b for a, b in zip(rates[size], rates[reference], strict=True)),
             "seconds_in_all": statistics.median(walls[size]),
             "different_answers": sum(a != b for a, b in zip(texts[size], texts[reference], strict=True)),
@@ -77,7 +75,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
-    """The table, with a word on how to read it."""
+    """Return the table, with a sentence on how to read it."""
+    from common import markdown_table
+
     cells = [
         [
             str(row["batch_size"]),
@@ -90,14 +90,14 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
     ]
     table = markdown_table(["batch size", "answers/s", "ratio", "different answers", "whole program, s"], cells)
     return (
-        f"{rows[0]['answers']} questions about pictures; greedy, at most {args.max_new_tokens} new tokens; model "
+        f"{rows[0]['answers']} questions about images; greedy, at most {args.max_new_tokens} new tokens; model "
         f"`{Path(args.model_path).name}`; medians of {args.rounds} rounds. *Different answers*: from those at batch "
         f"{rows[0]['batch_size']}. *Whole program*: Python's start and the loading of the model included.\n\n{table}"
     )
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line. Device and precision are the program's own choice."""
+    """Parse the flags; the program itself chooses device and precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", default="checkpoints/playground/llava-acformer")
     parser.add_argument("--question-file", default=str(PLAYGROUND / "eval_questions.jsonl"))
@@ -109,14 +109,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--markdown", help="also write the report to this file")
-    on_gpu = torch.cuda.is_available()
-    parser.set_defaults(device="cuda" if on_gpu else "cpu", dtype="fp16" if on_gpu else "fp32")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, and print or write the report."""
     args = parse_arguments()
+    import torch  # after the flags: --help needs neither torch nor what imports it
+    from common import publish
+
+    on_gpu = torch.cuda.is_available()
+    args.device, args.dtype = ("cuda", "fp16") if on_gpu else ("cpu", "fp32")
     rows = measure(args)
     publish(args, "Evaluation in batches", report(args, rows), {"batches": rows})
 

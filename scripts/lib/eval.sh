@@ -1,26 +1,26 @@
-# What the evaluation scripts share. Sourced; settings come from the environment, flags given to a script go to its
-# answer generator and win: MODEL=checkpoints/llava-v1.5-7b-acformer-145 bash scripts/v1_5/eval/pope.sh --batch-size 16
+# Shared by the evaluation scripts, which source it. Settings are environment variables; flags of a script are passed to
+# its answer generator and take precedence: MODEL=checkpoints/my-model bash scripts/v1_5/eval/pope.sh --batch-size 16
 set -eu
 MODEL=${MODEL:-liuhaotian/llava-v1.5-13b}
-# Name of the answers files, and of the row in the report: the model's, of which checkpoint-N says nothing alone.
+# The model's name is the name of the answers files and of the row in the report; checkpoint-N alone is ambiguous.
 NAME=$(basename "$MODEL")
 case $NAME in checkpoint-*) NAME=$(basename "$(dirname "$MODEL")")_$NAME ;; esac
 CKPT=${CKPT:-$NAME}
-EVAL=${EVAL:-./playground/data/eval} # where the benchmarks lie, see docs/evaluation.md
+EVAL=${EVAL:-./playground/data/eval} # folder of the benchmarks, see docs/evaluation.md
 EVAL=${EVAL/#\~\//$HOME/}
 CONV_MODE=${CONV_MODE:-vicuna_v1}
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 COMMON=(--model-path "$MODEL" --temperature 0 --record-run)
 
-# Works through a question file in as many chunks as CUDA_VISIBLE_DEVICES names devices, one process for each, and joins
-# the answers: run_chunks ANSWERS_FOLDER GENERATOR FLAG... leaves them in ANSWERS_FOLDER/merge.jsonl.
+# run_chunks ANSWERS_FOLDER GENERATOR FLAG... answers a question file in chunks, one process per device of
+# CUDA_VISIBLE_DEVICES, and joins the answers in ANSWERS_FOLDER/merge.jsonl.
 run_chunks() {
     local folder=$1 generator=$2 index failed=0 pids=() devices merged
     shift 2
     IFS=',' read -ra devices <<<"${CUDA_VISIBLE_DEVICES-0}"
-    [ ${#devices[@]} != 0 ] || devices=("") # set and empty: no device is to be used
+    [ ${#devices[@]} != 0 ] || devices=("") # set and empty: no device
     local chunks=${#devices[@]}
-    # Processes in the background do not hear Ctrl-C: without this they would go on after the script.
+    # Background processes ignore Ctrl-C: without this trap they would continue after the script.
     trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM HUP
     for ((index = 0; index < chunks; index++)); do
         CUDA_VISIBLE_DEVICES=${devices[$index]} python -m "$generator" "$@" --num-chunks "$chunks" \
@@ -29,7 +29,7 @@ run_chunks() {
     done
     for index in "${!pids[@]}"; do
         wait "${pids[$index]}" || {
-            echo "chunk $index of $chunks failed, see above; run the script again with --resume to go on" >&2
+            echo "chunk $index of $chunks failed, see above; run the script again with --resume to continue" >&2
             failed=1
         }
     done

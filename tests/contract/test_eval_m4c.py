@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from llava.eval.answer_normalisation import CONTRACTIONS
 from llava.eval.eval_textvqa import prompt_processor
 from llava.eval.m4c_evaluator import (
     EvalAIAnswerProcessor,
@@ -14,14 +13,14 @@ from llava.eval.m4c_evaluator import (
     STVQAANLSEvaluator,
     TextCapsBleu4Evaluator,
     TextVQAAccuracyEvaluator,
-    answer_scores,
 )
+from llava.eval.scoring.answer_normalisation import CONTRACTIONS
+from llava.eval.scoring.short_answers import answer_scores
 from tests.conftest import VECTORS
 
 RECORDED = json.loads((VECTORS / "llava/eval/m4c.json").read_text())
 ERRORS = {"AssertionError": AssertionError, "AttributeError": AttributeError, "ModuleNotFoundError": ImportError}
 
-# Contract section 5.
 WRITTEN = [
     ("The cat's", "cat 's"),
     ("1,000", "1000"),
@@ -50,7 +49,7 @@ WRITTEN = [
     ("x-y- ", "x y"),  # spaces at the ends do not count
     ("x\n-y-z", "x yz"),  # newlines do
     ("x-1,000", "x 1000"),  # commas are gone before they could matter
-    ("x" + "." * 40, "x"),  # E-12: upstream leaves the periods after the 32nd
+    ("x" + "." * 40, "x"),  # upstream leaves the periods after the 32nd
 ]
 
 
@@ -58,7 +57,7 @@ WRITTEN = [
 def test_normal_form(text: str, normal: str) -> None:
     processor = EvalAIAnswerProcessor()
     assert processor(text) == normal
-    assert processor(text) == normal  # E-12: upstream's tables grow while they are used
+    assert processor(text) == normal  # upstream's tables grow while they are used
 
 
 def test_contractions_are_the_120_of_the_official_table() -> None:

@@ -1,4 +1,4 @@
-"""Answers of the generators and the command line chat against upstream's recordings (vectors/llava/eval)."""
+"""Answers of the generators and the command line chat against upstream's recordings."""
 
 import io
 import json
@@ -13,9 +13,8 @@ import pytest
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science, run_llava
 from llava.serve import cli
-from tests.conftest import REPOSITORY, VECTORS
-
-RUNS = {run["name"]: run for run in json.loads((VECTORS / "llava/eval/index.json").read_text())}
+from tests.conftest import REPOSITORY
+from tests.support.recorded_runs import RUNS
 
 
 def _names(target: str) -> list[str]:
@@ -45,9 +44,7 @@ def _program(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, **options)
 
 
-GENERATORS = [
-    *(model_vqa, model_vqa_loader, model_vqa_science, model_vqa_mmbench),
-]
+GENERATORS = (model_vqa, model_vqa_loader, model_vqa_science, model_vqa_mmbench)
 
 
 def _answer(module: ModuleType, argv: list[str], answers: Path, *more: str) -> None:
@@ -60,14 +57,14 @@ def _answer(module: ModuleType, argv: list[str], answers: Path, *more: str) -> N
     ("module", "name"), [(module, name) for module in GENERATORS for name in _names(module.__name__)]
 )
 def test_generator(module: ModuleType, name: str, batch_size: int, llava_vectors: Path, tmp_path: Path) -> None:
-    """In batches too: rows of different lengths, with and without a picture, give what they give one by one."""
+    """In batches too: rows of different lengths, with and without an image, answer as one by one."""
     answers = tmp_path / "new folder" / "answers.jsonl"
     _answer(module, RUNS[name]["argv"], answers, "--batch-size", str(batch_size))
     _assert_same_answers(answers, llava_vectors / RUNS[name]["outputs"][0])
 
 
 def test_a_chunk_that_the_questions_do_not_reach(llava_vectors: Path, tmp_path: Path) -> None:
-    """E-2: upstream fails here."""
+    """Upstream fails here."""
     _answer(model_vqa, RUNS["vqa_chunk_out_of_range"]["argv"], tmp_path / "x.jsonl")
     assert (tmp_path / "x.jsonl").read_bytes() == b""
 
@@ -85,10 +82,8 @@ def test_run_llava(name: str, llava_vectors: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == RUNS[name]["stdout"]
 
 
-def test_run_llava_takes_pictures_with_different_tilings(
-    llava_vectors: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """E-6: upstream fails here."""
+def test_run_llava_takes_images_with_different_tilings(llava_vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Upstream fails here."""
     run_llava.eval_model(run_llava.build_parser().parse_args(RUNS["run_llava_anyres_two_sizes"]["argv"]))
     assert capsys.readouterr().out.strip()
 
@@ -101,7 +96,7 @@ def test_run_llava_by_path(llava_vectors: Path) -> None:
 
 
 def _without_special_tokens(recorded: str) -> str:
-    """Upstream's debug output with replies as they are kept here: without `<s>` and `</s>` (S-15)."""
+    """Remove `<s>` and `</s>` from replies in upstream's debug output: here they are kept without."""
     return recorded.replace("<s> ", "").replace("</s></s>", "</s>").replace("</s>'}", "'}")
 
 

@@ -1,7 +1,7 @@
-"""lmms-eval's own `llava` model drives this package: a real run on a local task, with the scores of our own programs.
+"""lmms-eval's own `llava` model drives this package: a real run on a local task gives the scores of our own programs.
 
-It works in .venv-lmms, an environment on top of the one that runs the tests; the first run makes it
-(tests/lmms_eval/setup.sh, about 250 MB and a quarter of a minute).
+lmms-eval runs in .venv-lmms, an environment on top of the one that runs the tests. The first run creates it
+(tests/lmms_eval/setup.sh, about 250 MB and 15 seconds).
 """
 
 import json
@@ -37,7 +37,7 @@ REGISTRY_OUT_OF_REACH = 3
 
 @pytest.fixture(scope="module")
 def python() -> str:
-    """The interpreter that has lmms-eval."""
+    """Return the interpreter that has lmms-eval."""
     result = subprocess.run(
         ["bash", str(TASKS / "setup.sh"), str(ENVIRONMENT)],
         env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, check=False,
@@ -49,13 +49,13 @@ def python() -> str:
 
 
 def write_questions(folder: Path) -> list[dict[str, Any]]:
-    """Pictures of a colored square, in two sizes; every third expected answer is another color than the square's."""
+    """Write images of a colored square, in two sizes; every third expected answer is not the color of the square."""
     questions = []
     for number in range(12):
         color = COLORS[number % 3]
-        picture = Image.new("RGB", (60 + 20 * (number % 2), 60), (90 + 10 * number,) * 3)
-        ImageDraw.Draw(picture).rectangle((10 + number, 10, 40 + number, 45), fill=color)
-        picture.save(folder / f"{number}.png")
+        pil_image = Image.new("RGB", (60 + 20 * (number % 2), 60), (90 + 10 * number,) * 3)
+        ImageDraw.Draw(pil_image).rectangle((10 + number, 10, 40 + number, 45), fill=color)
+        pil_image.save(folder / f"{number}.png")
         answer = COLORS[(number + 1) % 3] if number % 3 == 2 else color
         text = WORDINGS[number // 3 % 2]
         questions.append(
@@ -68,7 +68,7 @@ def write_questions(folder: Path) -> list[dict[str, Any]]:
 
 
 def train(folder: Path, questions: list[dict[str, Any]]) -> str:
-    """A checkpoint that names the colors without doubt, so that float16 and float32 agree; returns its path."""
+    """Train a checkpoint to name the colors so confidently that float16 and float32 agree; return its path."""
     torch.manual_seed(0)
     tokenizer, model, image_processor, _ = load_pretrained_model(
         "checkpoints/llava-v1-tiny-mlp2x", None, "llava", device="cpu", dtype=torch.float32
@@ -76,8 +76,8 @@ def train(folder: Path, questions: list[dict[str, Any]]) -> str:
     model.config.mm_vision_tower = os.path.abspath(model.config.mm_vision_tower)
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    pictures = [Image.open(folder / question["image"]).convert("RGB") for question in questions]
-    images = process_images(pictures, image_processor, model.config)
+    pil_images = [Image.open(folder / question["image"]).convert("RGB") for question in questions]
+    images = process_images(pil_images, image_processor, model.config)
     rows, targets = [], []
     for question in questions:
         prompt = build_prompt(f"{DEFAULT_IMAGE_TOKEN}\n{question['text']}", "vicuna_v1")
@@ -100,7 +100,7 @@ def train(folder: Path, questions: list[dict[str, Any]]) -> str:
 
 
 def our_replies(folder: Path, path: str) -> list[str]:
-    """Those of our answer generator."""
+    """Return the replies of our answer generator."""
     arguments = [
         "--model-path", path, "--question-file", str(folder / "questions.jsonl"), "--image-folder", str(folder),
         "--answers-file", str(folder / "ours.jsonl"), "--conv-mode", "vicuna_v1", "--temperature", "0",
@@ -110,18 +110,18 @@ def our_replies(folder: Path, path: str) -> list[str]:
 
 
 def our_choices(folder: Path, path: str, questions: list[dict[str, Any]]) -> list[str]:
-    """To which color our model gives the smallest loss."""
+    """Return the color with the smallest loss for each question."""
     suite = open_suite(path, dtype=torch.float32)
     choices = []
     for question in questions:
-        pictures = [Image.open(folder / question["image"]).convert("RGB")]
-        losses = [lmms_eval_loglikelihood(suite, question["text"], pictures, c)[1]["loss"] for c in COLORS]
+        pil_images = [Image.open(folder / question["image"]).convert("RGB")]
+        losses = [lmms_eval_loglikelihood(suite, question["text"], pil_images, c)[1]["loss"] for c in COLORS]
         choices.append(COLORS[int(torch.stack(losses).argmin())])
     return choices
 
 
 def run_lmms_eval(python: str, folder: Path, path: str, batch_size: int) -> tuple[dict[str, float], list[str]]:
-    """The scores of both tasks, and the replies of the generating one in the order of the questions."""
+    """Return the scores of both tasks, and the replies of the generating one in the order of the questions."""
     out = folder / f"out{batch_size}"
     result = subprocess.run(
         [

@@ -11,7 +11,7 @@ import pytest
 from playground.make_benchmarks import make_benchmarks
 from tests.conftest import REPOSITORY
 from tests.e2e.test_distributed import free_port
-from tests.unit.judge_double import judge_double
+from tests.support.judge_double import judge_double
 
 pytestmark = [
     pytest.mark.e2e,

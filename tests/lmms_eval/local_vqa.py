@@ -7,16 +7,16 @@ from PIL import Image
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
-    """The pictures of a question; an empty list for a text-only one."""
+    """Return the images of a question; an empty list for a text-only one."""
     return [Image.open(doc["image"]).convert("RGB")] if doc["image"] else []
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1 for exactly the expected reply, 0 for any other."""
+    """Return 1 for exactly the expected reply, else 0."""
     return {"exact": float(results[0].strip() == doc["answer"])}
 
 
 def process_choices(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-    """1 if the expected answer has the smallest loss. lmms-eval 0.7.3 gives `(loss, is_greedy)` as text."""
+    """Return 1 if the expected answer has the smallest loss, else 0; lmms-eval 0.7.3 passes pairs as text."""
     losses = [(ast.literal_eval(result) if isinstance(result, str) else result)[0] for result in results]
     return {"acc": float(doc["choices"][losses.index(min(losses))] == doc["answer"])}

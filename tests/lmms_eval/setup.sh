@@ -1,7 +1,7 @@
 #!/bin/bash
-# Makes an environment for lmms-eval on top of one that holds this package: bash tests/lmms_eval/setup.sh [FOLDER]
-# FOLDER (default .venv-lmms) takes only what lmms-eval adds, about 250 MB; torch and the rest come from PYTHON's
-# environment (default .venv), which stays as it is. Ends with 3 when the package registry cannot be reached.
+# Create an environment for lmms-eval on top of one that has this package: bash tests/lmms_eval/setup.sh [FOLDER]
+# FOLDER (default .venv-lmms) holds only what lmms-eval adds, about 250 MB; torch and the rest come from PYTHON's
+# environment (default .venv), which is not changed. The exit status is 3 if the package registry cannot be reached.
 set -eu
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)

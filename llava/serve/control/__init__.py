@@ -1,0 +1,1 @@
+"""The controller: its state, HTTP routes, the relay of OpenAI requests, metrics."""

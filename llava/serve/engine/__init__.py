@@ -1,0 +1,1 @@
+"""Continuous batching: requests share the forward passes of one model."""

@@ -1,0 +1,1 @@
+"""The Gradio page: client of controller and workers, chats, tabs."""

@@ -1,0 +1,1 @@
+"""The model worker: HTTP application, registration, requests, OpenAI API."""

@@ -1,5 +1,5 @@
 #!/bin/bash
-# LLaVA-Bench (in the wild): answers, reviews of them by a judge, and their scores relative to GPT-4's answers.
+# LLaVA-Bench (in the wild): answer, let a judge review the answers, and print scores relative to GPT-4's answers.
 # The judge is any OpenAI-compatible server: OPENAI_API_KEY=... or JUDGE_BASE_URL=http://localhost:8000/v1 JUDGE_MODEL=name
 . "$(dirname "$0")/../../lib/eval.sh"
 BENCH="$EVAL/llava-bench-in-the-wild"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# MMBench dev: answers with the option's letter, the table that the evaluation server takes, and their accuracy.
+# MMBench dev: answer with the option's letter, write the table for the evaluation server, and score.
 . "$(dirname "$0")/../../lib/eval.sh"
 SPLIT=${SPLIT:-mmbench_dev_20230712}
 
@@ -16,7 +16,7 @@ python "$SCRIPTS/convert_mmbench_for_submission.py" \
     --upload-dir "$EVAL/mmbench/answers_upload/$SPLIT" \
     --experiment "$CKPT"
 
-python -m llava.eval.eval_mmbench \
+python -m llava.eval.score mmbench \
     --annotation-file "$EVAL/mmbench/$SPLIT.tsv" \
     --result-file "$EVAL/mmbench/answers/$SPLIT/$CKPT.jsonl" \
     --benchmark MMB \

@@ -1,5 +1,5 @@
 #!/bin/bash
-# MMBench dev in Chinese: answers with the option's letter, the table that the evaluation server takes, and their accuracy.
+# MMBench dev in Chinese: answer with the option's letter, write the table for the evaluation server, and score.
 . "$(dirname "$0")/../../lib/eval.sh"
 SPLIT=${SPLIT:-mmbench_dev_cn_20231003}
 
@@ -17,7 +17,7 @@ python "$SCRIPTS/convert_mmbench_for_submission.py" \
     --upload-dir "$EVAL/mmbench_cn/answers_upload/$SPLIT" \
     --experiment "$CKPT"
 
-python -m llava.eval.eval_mmbench \
+python -m llava.eval.score mmbench \
     --annotation-file "$EVAL/mmbench_cn/$SPLIT.tsv" \
     --result-file "$EVAL/mmbench_cn/answers/$SPLIT/$CKPT.jsonl" \
     --benchmark MMB-CN \

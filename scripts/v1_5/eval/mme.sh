@@ -1,5 +1,5 @@
 #!/bin/bash
-# MME: answers, and the scores of perception and cognition.
+# MME: answer, then score perception and cognition.
 . "$(dirname "$0")/../../lib/eval.sh"
 
 python -m llava.eval.model_vqa_loader "${COMMON[@]}" \
@@ -9,7 +9,7 @@ python -m llava.eval.model_vqa_loader "${COMMON[@]}" \
     --conv-mode "$CONV_MODE" \
     "$@"
 
-python -m llava.eval.eval_mme \
+python -m llava.eval.score mme \
     --data-dir "$EVAL/MME/MME_Benchmark_release_version" \
     --result-file "$EVAL/MME/answers/$CKPT.jsonl" \
     --results-dir "$EVAL/MME/eval_tool/answers/$CKPT" \

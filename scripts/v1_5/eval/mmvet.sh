@@ -1,5 +1,5 @@
 #!/bin/bash
-# MM-Vet: answers, and the file that the evaluation server takes; with JUDGE_BASE_URL also their grades.
+# MM-Vet: answer, and write the file for the evaluation server; with JUDGE_BASE_URL, also grade the answers.
 . "$(dirname "$0")/../../lib/eval.sh"
 
 python -m llava.eval.model_vqa "${COMMON[@]}" \
@@ -13,9 +13,9 @@ python "$SCRIPTS/convert_mmvet_for_eval.py" \
     --src "$EVAL/mm-vet/answers/$CKPT.jsonl" \
     --dst "$EVAL/mm-vet/results/$CKPT.json"
 
-# Graded by the evaluation server, or here by any OpenAI-compatible judge (not comparable with the server's figures).
+# Any OpenAI-compatible judge can grade; its figures are not comparable with those of the evaluation server.
 if [ -n "${JUDGE_BASE_URL:-}" ]; then
-    python -m llava.eval.eval_mmvet \
+    python -m llava.eval.score mmvet \
         --annotation-file "$EVAL/mm-vet/mm-vet.json" \
         --result-file "$EVAL/mm-vet/results/$CKPT.json" \
         --output "$EVAL/mm-vet/grades/$CKPT.jsonl" \

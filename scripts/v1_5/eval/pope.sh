@@ -1,5 +1,5 @@
 #!/bin/bash
-# POPE: answers, and the scores of the three categories.
+# POPE: answer, then score the three categories.
 . "$(dirname "$0")/../../lib/eval.sh"
 
 python -m llava.eval.model_vqa_loader "${COMMON[@]}" \

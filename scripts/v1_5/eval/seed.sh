@@ -1,5 +1,5 @@
 #!/bin/bash
-# SEED-Bench: answers in chunks, their accuracy, and the file for the leaderboard.
+# SEED-Bench: answer in chunks, score, and write the file for the leaderboard.
 . "$(dirname "$0")/../../lib/eval.sh"
 
 run_chunks "$EVAL/seed_bench/answers/$CKPT" llava.eval.model_vqa_loader "${COMMON[@]}" \

@@ -1,5 +1,5 @@
 #!/bin/bash
-# ScienceQA test: answers with the option's letter, and their accuracy.
+# ScienceQA test: answer with the option's letter, then score.
 . "$(dirname "$0")/../../lib/eval.sh"
 
 python -m llava.eval.model_vqa_science "${COMMON[@]}" \

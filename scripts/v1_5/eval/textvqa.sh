@@ -1,5 +1,5 @@
 #!/bin/bash
-# TextVQA val: answers to questions that name the OCR system's words (as LLaVA-1.5 asked), and their accuracy.
+# TextVQA val: answer questions that list OCR tokens, as for LLaVA-1.5, then score.
 . "$(dirname "$0")/../../lib/eval.sh"
 
 python -m llava.eval.model_vqa_loader "${COMMON[@]}" \

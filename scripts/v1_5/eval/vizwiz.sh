@@ -1,6 +1,5 @@
 #!/bin/bash
-# VizWiz test: answers, and the file that the evaluation server takes. On a split with public answers, SPLIT=val, their
-# accuracy too.
+# VizWiz test: answer, and write the file for the evaluation server. A split with public answers, SPLIT=val, is scored.
 . "$(dirname "$0")/../../lib/eval.sh"
 SPLIT=${SPLIT:-test}
 
@@ -17,11 +16,11 @@ python "$SCRIPTS/convert_vizwiz_for_submission.py" \
     --result-upload-file "$EVAL/vizwiz/answers_upload/$CKPT.json"
 
 if grep -qs '"answers"' "$EVAL/vizwiz/$SPLIT.json"; then
-    python -m llava.eval.eval_vqa \
+    python -m llava.eval.score vqa \
         --annotation-file "$EVAL/vizwiz/$SPLIT.json" \
         --question-file "$EVAL/vizwiz/llava_$SPLIT.jsonl" \
         --result-file "$EVAL/vizwiz/answers/$CKPT.jsonl" \
         --score-file "$EVAL/vizwiz/scores/$CKPT.json"
 else
-    note "no accuracy: $EVAL/vizwiz/$SPLIT.json holds no answers (those of the test split are not public)"
+    note "no accuracy: $EVAL/vizwiz/$SPLIT.json has no answers (those of the test split are not public)"
 fi

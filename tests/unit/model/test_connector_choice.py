@@ -161,10 +161,10 @@ def test_flags_of_the_programs(tmp_path: Path, llava_vectors: Path, monkeypatch:
     image = next(Path("assets/images").iterdir()).name
     questions.write_text(json.dumps({"question_id": 1, "image": image, "text": "What?"}) + "\n")
     seen: list[Any] = []
-    from llava.eval import generation
+    from llava.eval.answering import answerer
 
     monkeypatch.setattr(
-        generation, "load_pretrained_model", lambda *a, **k: seen.append(k) or load_pretrained_model(*a, **k)
+        answerer, "load_pretrained_model", lambda *a, **k: seen.append(k) or load_pretrained_model(*a, **k)
     )
     common = ["--model-path", str(MLP), "--question-file", str(questions), "--image-folder", "assets/images",
               "--answers-file", str(tmp_path / "a.jsonl"), "--temperature", "0", "--conv-mode", "vicuna_v1",

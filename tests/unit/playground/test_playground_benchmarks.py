@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from llava.eval import eval_gqa, eval_mmbench, eval_mme, eval_pope, eval_science_qa, eval_textvqa, eval_vqa
+from llava.eval.score import BENCHMARKS
+from llava.eval.scoring.scorer import run_scorer
 from playground.make_benchmarks import STAMP, make_benchmarks
 from playground.tasks.answer_formats import LETTER_ANSWER, SHORT_ANSWER
 from tests.conftest import REPOSITORY
@@ -136,30 +137,29 @@ def _mmbench(folder: Path) -> Answers:
         return [(int(row["index"]), "", row["answer"]) for row in csv.DictReader(file, delimiter="\t")]
 
 
-SCORERS: dict[str, tuple[Any, Callable[[Path], Answers], dict[str, str], float]] = {
-    "pope": (eval_pope, _pope, {"--annotation-dir": "coco", "--question-file": "llava_pope_test.jsonl"}, 100),
-    "MME": (eval_mme, _mme, {"--data-dir": "MME_Benchmark_release_version"}, 800),
-    "gqa": (eval_gqa, _gqa, {"--question-file": "data/testdev_balanced_questions.json"}, 100),
-    "vqav2": (eval_vqa, _vqav2, {"--annotation-file": "v2_mscoco_test-dev2015_annotations.json"}, 100),
-    "vizwiz": (eval_vqa, _vizwiz, {"--annotation-file": "test.json", "--question-file": "llava_test.jsonl"}, 100),
-    "textvqa": (eval_textvqa, _textvqa, {"--annotation-file": "TextVQA_0.5.1_val.json"}, 100),
+SCORERS: dict[str, tuple[str, Callable[[Path], Answers], dict[str, str], float]] = {
+    "pope": ("pope", _pope, {"--annotation-dir": "coco", "--question-file": "llava_pope_test.jsonl"}, 100),
+    "MME": ("mme", _mme, {"--data-dir": "MME_Benchmark_release_version"}, 800),
+    "gqa": ("gqa", _gqa, {"--question-file": "data/testdev_balanced_questions.json"}, 100),
+    "vqav2": ("vqa", _vqav2, {"--annotation-file": "v2_mscoco_test-dev2015_annotations.json"}, 100),
+    "vizwiz": ("vqa", _vizwiz, {"--annotation-file": "test.json", "--question-file": "llava_test.jsonl"}, 100),
+    "textvqa": ("textvqa", _textvqa, {"--annotation-file": "TextVQA_0.5.1_val.json"}, 100),
     "scienceqa": (
-        eval_science_qa, _scienceqa, {"--base-dir": "", "--output-file": "o.json", "--output-result": "r.json"}, 100
+        "science_qa", _scienceqa, {"--base-dir": "", "--output-file": "o.json", "--output-result": "r.json"}, 100
     ),
-    "mmbench": (eval_mmbench, _mmbench, {"--annotation-file": "mmbench_dev_20230712.tsv"}, 100),
+    "mmbench": ("mmbench", _mmbench, {"--annotation-file": "mmbench_dev_20230712.tsv"}, 100),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_right_answers_score_all_points(name: str, benchmarks: Path, tmp_path: Path) -> None:
-    module, answer, flags, score = SCORERS[name]
+    scorer, answer, flags, score = SCORERS[name]
     rows = [{"question_id": id_, "prompt": prompt, "text": text} for id_, prompt, text in answer(benchmarks / name)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["--result-file", str(tmp_path / "a.jsonl"), "--score-file", str(tmp_path / "s.json")]
     for flag, value in flags.items():
         argv += [flag, str((tmp_path if "output" in flag else benchmarks / name) / value)]
-    args = module.build_parser().parse_args(argv)
-    module.main(args)
+    run_scorer(BENCHMARKS[scorer], argv)
     written = json.loads((tmp_path / "s.json").read_text())
     assert written["score"] == pytest.approx(score)
     assert written["answered"] == written["expected"]
