@@ -13,14 +13,17 @@ from llava.program import RequestError
 logger = logging.getLogger(__name__)
 
 
-def template_by_name(model_name: str) -> str:
+def template_by_name(model_name: str, has_vision: bool = False) -> str:
     """The template that a model of this name was most likely trained with; ignores case and always exists.
 
-    A name without "llava" belongs to a plain language model. Hermes and OpenOrca are Mistral models that use ChatML.
+    Hermes and OpenOrca are Mistral models that use ChatML.
+
+    Args:
+        has_vision: the model is known to take images; otherwise a name without "llava" belongs to a language model.
     """
     name = model_name.lower()
     with_tags = "mmtag" in name or ("plain" in name and "finetune" not in name)
-    if "llava" not in name:
+    if "llava" not in name and not has_vision:
         return "mpt" if "mpt" in name else "llama_2" if "llama-2" in name else "vicuna_v1"
     if "llama-2" in name:
         return "llava_llama_2"
@@ -43,7 +46,7 @@ def infer_template(model_name: str, config: Any = None) -> str:
     recorded = getattr(config, "conv_mode", None)
     if recorded in conv_templates:
         return recorded
-    inferred = template_by_name(model_name)
+    inferred = template_by_name(model_name, has_vision=getattr(config, "mm_vision_tower", None) is not None)
     if recorded:
         logger.warning("%s was trained with the unknown template '%s'; using %s.", model_name, recorded, inferred)
     return inferred

@@ -43,6 +43,14 @@ def test_template_by_name(name: str, template: str) -> None:
     assert template in conv_templates
 
 
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [("my-finetune-v1.5", "llava_v1"), ("my-finetune", "llava_v0"), ("Mistral-v0.3-ours", "mistral_instruct")],
+)
+def test_a_model_with_a_vision_tower_needs_no_llava_in_its_name(name: str, template: str) -> None:
+    assert chat.infer_template(name, SimpleNamespace(mm_vision_tower="openai/clip-vit-large-patch14")) == template
+
+
 def test_recorded_template_takes_precedence(caplog: pytest.LogCaptureFixture) -> None:
     assert chat.infer_template("llava-mpt", SimpleNamespace(conv_mode="vlora")) == "vlora"
     assert chat.infer_template("llava-mpt", SimpleNamespace(conv_mode=None)) == "mpt"
