@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..make_data import stamp_of
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -32,10 +30,6 @@ class Protocol:
     resampler_depth: int = 2
     resampler_heads: int = 4
     resampler_dim_head: int = 32
-
-    def data_stamp(self) -> dict[str, int]:
-        """The stamp that `playground.make_data` gives this protocol's data."""
-        return stamp_of(self.pictures, self.questions, self.turns, self.data_seed)
 
 
 # Sizes that only single connectors have; results record them too.

@@ -89,9 +89,3 @@ def train_tokenizer(folder: Path) -> None:
 def load_pieces(folder: Path) -> sentencepiece.SentencePieceProcessor:
     """The sentencepiece model itself, for fast encoding during pre-training."""
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-
-
-def pieces_of(folder: Path) -> dict[str, int]:
-    """Piece -> id of a trained tokenizer."""
-    model = load_pieces(folder)
-    return {model.id_to_piece(i): i for i in range(model.get_piece_size())}
