@@ -1,1 +1,1 @@
-"""Doubles and helpers that tests share."""
+"""Doubles, tiny models and runners that several tests share."""
