@@ -10,7 +10,7 @@ pytest.importorskip("pandas")
 from llava.eval.scoring.mmbench import BENCHMARK, read_rows
 from llava.eval.scoring.option_letters import extract_letter
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_lines, score
+from tests.support.scoring import RESULTS, Capture, as_lines, score
 
 OPTIONS = {"A": "a red cat", "B": "dog", "C": "hot dog", "D": "None of these"}
 
@@ -80,9 +80,7 @@ RIGHT_ROUNDS = {(1, 0): "A", (1, 1): "C", (1, 2): "B", (2, 0): "B", (2, 1): "A"}
         (PLAIN, dict.fromkeys(RIGHT_ROUNDS, "A"), "50.00", "0.00"),
     ],
 )
-def test_accuracy(
-    rows: list, answers: dict, vanilla: str, circular: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_accuracy(rows: list, answers: dict, vanilla: str, circular: str, tmp_path: Path, capsys: Capture) -> None:
     score(BENCHMARK, tmp_path, _files(rows, dict(reversed(answers.items()))))
     output = capsys.readouterr()
     assert f"Vanilla accuracy: {vanilla}% (2 questions)\n" in output.out
@@ -90,7 +88,7 @@ def test_accuracy(
     assert output.err == ""
 
 
-def test_tables_and_score_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_score_file(tmp_path: Path, capsys: Capture) -> None:
     answers = {key: text for key, text in RIGHT.items() if key != (1000001, 0)} | {(1000002, 0): "unsure"}
     result = score(BENCHMARK, tmp_path, _files(CIRCULAR, answers), "--benchmark", "CCBench")
     output = capsys.readouterr()
@@ -103,7 +101,7 @@ def test_tables_and_score_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert result.details["vanilla"] == 100
 
 
-def test_without_passes_there_is_no_circular_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_passes_there_is_no_circular_accuracy(tmp_path: Path, capsys: Capture) -> None:
     result = score(BENCHMARK, tmp_path, _files(PLAIN, {(1, 0): "A", (2, 0): "A"}))
     output = capsys.readouterr()
     assert "Vanilla accuracy: 50.00% (2 questions)\n" in output.out
@@ -112,7 +110,7 @@ def test_without_passes_there_is_no_circular_accuracy(tmp_path: Path, capsys: py
     assert result.details["protocol"] == "vanilla"
 
 
-def test_passes_that_are_missing_in_the_table_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_passes_that_are_missing_in_the_table_are_noted(tmp_path: Path, capsys: Capture) -> None:
     score(BENCHMARK, tmp_path, _files(CIRCULAR[1:] + CIRCULAR[:1], RIGHT))
     assert capsys.readouterr().err == ""
     answers = {key: RIGHT[key] for key in RIGHT if key != (1000001, 0)}
