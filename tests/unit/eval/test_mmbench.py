@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("pandas")
 
+from llava.eval import model_vqa_mmbench
 from llava.eval.scoring.mmbench import BENCHMARK, read_rows
+from llava.eval.scoring.mmbench_table import read_table, rows_of
 from llava.eval.scoring.option_letters import extract_letter
 from llava.program import RequestError
 from tests.support.scoring import RESULTS, Capture, as_lines, score
@@ -116,6 +118,24 @@ def test_passes_that_are_missing_in_the_table_are_noted(tmp_path: Path, capsys: 
     answers = {key: RIGHT[key] for key in RIGHT if key != (1000001, 0)}
     score(BENCHMARK, tmp_path, _files([CIRCULAR[0], *CIRCULAR[2:]], answers))
     assert "1 questions have fewer passes than options: 1" in capsys.readouterr().err
+
+
+def test_generator_and_scorer_know_the_same_letters(tmp_path: Path, capsys: Capture) -> None:
+    """As many as the table has option columns: upstream shows A to D only."""
+    header = "index\tquestion\tA\tB\tC\tD\tE\tanswer\timage"
+    table = tmp_path / "t.tsv"
+    table.write_text(f"{header}\n1\tq\tu\tv\tw\tx\ty\tE\tAAAA\n2\tq\tu\tv\tw\t\ty\tC\tAAAA\n")
+    queries = [
+        query
+        for row in rows_of(read_table(str(table), model_vqa_mmbench.COLUMNS))
+        for query in model_vqa_mmbench.mmbench_queries(row, all_rounds=True, suffix="")
+    ]
+    assert ["".join(query.fields["option_char"]) for query in queries[::5]] == ["ABCDE", "ABC"]
+    right = {1: "y", 2: "w"}
+    shown = [query.fields["options"].index(right[query.fields["question_id"]]) for query in queries]
+    answers = [query.fields | {"text": "ABCDE"[place]} for query, place in zip(queries, shown)]
+    result = score(BENCHMARK, tmp_path, {"--annotation-file": table, RESULTS: as_lines(answers)})
+    assert (result.score, result.expected, capsys.readouterr().err) == (100, 8, "")
 
 
 def test_options_end_at_the_first_missing_one(tmp_path: Path) -> None:
