@@ -333,7 +333,8 @@ def test_training_after_inference_mode(which: str, request: pytest.FixtureReques
     vlmevalkit_generate(suite, QUESTIONS[0], pil_images)
     lmms_eval_loglikelihood(suite, QUESTIONS[0], pil_images, "yes")
     ids = torch.tensor([[1, 300, IMAGE_TOKEN_INDEX, 301, 302]])
-    suite[1](ids, labels=ids.masked_fill(ids < 0, -100), images=vlora_models.pictures(1)).loss.backward()
+    pixels = process_images(pil_images, suite[2], suite[1].config)
+    suite[1](ids, labels=ids.masked_fill(ids < 0, -100), images=pixels).loss.backward()
     assert any(p.grad is not None and p.grad.any() for p in suite[1].get_model().mm_projector.parameters())
 
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback whose replies a test gives, for tests of judges."""
+"""A judge for tests: an OpenAI-compatible server on loopback with scripted replies."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ class JudgeDouble(Server):
     """Answers every request with `reply(user message)`.
 
     Attributes:
-        failures: statuses (and error codes) of the next requests, before it answers; None breaks the connection.
-        page: what it sends to every request instead, as some other server: content type and body.
-        newer: it knows the limit of a reply only as `max_completion_tokens`.
+        failures: status and error code for each of the next requests; None breaks the connection.
+        page: content type and body of every response, as from a server of another kind; None for real replies.
+        newer: refuse `max_tokens`, as newer models do, and accept only `max_completion_tokens`.
     """
 
     routes = MappingProxyType({PATH: "complete"})

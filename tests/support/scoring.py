@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llava.eval.scoring.score_file import ScoreFile, read_score_file
 from llava.eval.scoring.scorer import Benchmark, run_scorer
 from tests.conftest import REPOSITORY
 
 RESULTS = "--result-file"
+
+Capture = pytest.CaptureFixture[str]
 
 
 def as_lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -32,9 +32,8 @@ def read_table(
     import pandas
 
     try:
-        table = pandas.read_table(
-            os.path.expanduser(path), dtype=str if as_text else None, usecols=lambda name: name not in leave_out
-        )
+        columns = (lambda name: name not in leave_out) if leave_out else None
+        table = pandas.read_table(os.path.expanduser(path), dtype=str if as_text else None, usecols=columns)
     except ValueError as error:  # pandas' parser errors are ValueErrors
         raise RequestError(f"{path}: not a tab-separated table ({str(error).strip()}); is it MMBench's?") from error
     missing = [name for name in required if name not in table.columns]

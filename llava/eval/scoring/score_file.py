@@ -45,17 +45,11 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """One benchmark's result of one experiment.
+    """The content of a score file: fields of `Score`, and these.
 
     Attributes:
-        benchmark: column of the report: "POPE", "MME", "MMB", "TextVQA", ...
         experiment: row of the report.
-        metric: key of METRICS that computes `score` from `items`.
         score: `compute(metric, items)`.
-        items: entries made by `item`.
-        details: further figures of the scorer, by name.
-        expected: number of questions of the benchmark.
-        answered: number of questions with an answer.
         run: settings of the run, see `recorded_run`; {} if the answers do not record them.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llava.program import RequestError
-from tests.support.scoring import as_answers, as_lines, program
+from tests.support.scoring import Capture, as_answers, as_lines, program
 
 
 def run(script: str, *argv: object) -> None:
@@ -21,7 +21,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_vqav2_takes_chunks_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vqav2_takes_chunks_in_any_order(tmp_path: Path, capsys: Capture) -> None:
     write(tmp_path / "llava_vqav2_mscoco_test2015.jsonl", as_lines({"question_id": n} for n in range(4)))
     write(tmp_path / "answers/sp/ck/merge.jsonl", as_answers({3: "Ten", 0: "A dog.", 1: "x/y"}))
     run("vqav2_for_submission", "--dir", tmp_path, "--ckpt", "ck", "--split", "sp")

@@ -11,6 +11,7 @@ import pytest
 from llava.eval.score import BENCHMARKS, main, overview
 from llava.program import RequestError, run_program
 from tests.conftest import REPOSITORY
+from tests.support.scoring import Capture
 
 PROGRAMS = sorted(
     str(path.relative_to(REPOSITORY))
@@ -80,7 +81,7 @@ def test_flags_and_defaults_are_upstream_s(name: str) -> None:
     assert flags == UPSTREAM_FLAGS[name] | beyond
 
 
-def test_score_lists_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_lists_the_benchmarks(capsys: Capture) -> None:
     main([])
     output = capsys.readouterr().out
     assert output == f"{overview()}\n"
@@ -113,7 +114,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     assert result.stderr == "error: [Errno 2] No such file or directory: 'q.json'\n"
 
 
-def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(capsys: Capture) -> None:
     def fail() -> None:
         raise RequestError("do it otherwise")
 

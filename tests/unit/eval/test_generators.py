@@ -12,7 +12,7 @@ from llava.eval.answering.queries import Query
 from llava.eval.answering.question_files import Selection, get_chunk, image_path, split_list
 from llava.eval.scoring.mmbench_table import options_of, read_table
 from llava.program import RequestError
-from tests.support.scoring import as_lines
+from tests.support.scoring import Capture, as_lines
 
 MODEL = "checkpoints/llava-v1-tiny-mlp2x"
 
@@ -107,9 +107,7 @@ def test_mmbench_messages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", ["", "17", "@@@"])
-def test_a_row_without_an_image_is_named(
-    cell: str, llava_vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_without_an_image_is_named(cell: str, llava_vectors: Path, tmp_path: Path, capsys: Capture) -> None:
     """Also if pandas reads the cell as a number or as missing."""
     (tmp_path / "t.tsv").write_text(f"index\tquestion\tA\tB\timage\n7\tq\tx\ty\t{cell}\n")
     argv = ["--model-path", MODEL, "--question-file", str(tmp_path / "t.tsv"), "--temperature", "0"]

@@ -6,7 +6,7 @@ import pytest
 
 from llava.eval.scoring.gqa import BENCHMARK, as_predictions, score_predictions
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_answers, score
+from tests.support.scoring import RESULTS, Capture, as_answers, score
 
 
 def _question(answer: str, structural: str, semantic: str = "attr") -> dict:
@@ -57,13 +57,13 @@ Accuracy / semantic type:
 """
 
 
-def test_answers_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_in_any_order(tmp_path: Path, capsys: Capture) -> None:
     answers = as_answers({"08": "dog", "07": "Dog.", "06": "right", "05": "Yes"})
     score(BENCHMARK, tmp_path, {"--question-file": QUESTIONS, RESULTS: answers})
     assert capsys.readouterr() == (PRINTED, "")
 
 
-def test_predictions_of_the_converter_and_a_missing_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_of_the_converter_and_a_missing_one(tmp_path: Path, capsys: Capture) -> None:
     predictions = [{"questionId": "05", "prediction": "yes"}, {"questionId": "07", "prediction": "dog"}]
     result = score(BENCHMARK, tmp_path, {"--question-file": QUESTIONS, RESULTS: predictions})
     output = capsys.readouterr()
@@ -82,7 +82,7 @@ def test_predictions_of_the_converter_and_a_missing_one(tmp_path: Path, capsys: 
     ],
 )
 def test_which_questions_count(
-    questions: dict, answers: dict[str, str], printed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    questions: dict, answers: dict[str, str], printed: str, tmp_path: Path, capsys: Capture
 ) -> None:
     score(BENCHMARK, tmp_path, {"--question-file": questions, RESULTS: as_answers(answers)})
     assert printed in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 
 from llava.eval.scoring.hallusionbench import BENCHMARK, parse_reply, question_name, score_replies
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_answers, score
+from tests.support.scoring import RESULTS, Capture, as_answers, score
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_accuracies(replies: str, accuracies: tuple[float, ...]) -> None:
     assert tuple(result.accuracies().values()) == pytest.approx(accuracies)
 
 
-def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report(tmp_path: Path, capsys: Capture) -> None:
     answers = as_answers(dict(zip(NAMES[::-1], ["no", "hm", "Yes", "No", "No"])))
     result = score(BENCHMARK, tmp_path, {"--annotation-file": QUESTIONS, RESULTS: answers})
     output = capsys.readouterr()
@@ -81,7 +81,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result.details["qAcc"] == pytest.approx(100 / 3)
 
 
-def test_annotations_with_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_annotations_with_predictions(tmp_path: Path, capsys: Capture) -> None:
     replies = ["Yes", "No", "No", "Yes", "No", "No"]
     rows = [question | {"model_prediction": reply} for question, reply in zip(QUESTIONS, replies)]
     score(BENCHMARK, tmp_path, {"--annotation-file": QUESTIONS, RESULTS: rows}, "--pictures-only")

@@ -7,10 +7,12 @@ import pytest
 
 pytest.importorskip("pandas")
 
+from llava.eval import model_vqa_mmbench
 from llava.eval.scoring.mmbench import BENCHMARK, read_rows
+from llava.eval.scoring.mmbench_table import read_table, rows_of
 from llava.eval.scoring.option_letters import extract_letter
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_lines, score
+from tests.support.scoring import RESULTS, Capture, as_lines, score
 
 OPTIONS = {"A": "a red cat", "B": "dog", "C": "hot dog", "D": "None of these"}
 
@@ -80,9 +82,7 @@ RIGHT_ROUNDS = {(1, 0): "A", (1, 1): "C", (1, 2): "B", (2, 0): "B", (2, 1): "A"}
         (PLAIN, dict.fromkeys(RIGHT_ROUNDS, "A"), "50.00", "0.00"),
     ],
 )
-def test_accuracy(
-    rows: list, answers: dict, vanilla: str, circular: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_accuracy(rows: list, answers: dict, vanilla: str, circular: str, tmp_path: Path, capsys: Capture) -> None:
     score(BENCHMARK, tmp_path, _files(rows, dict(reversed(answers.items()))))
     output = capsys.readouterr()
     assert f"Vanilla accuracy: {vanilla}% (2 questions)\n" in output.out
@@ -90,7 +90,7 @@ def test_accuracy(
     assert output.err == ""
 
 
-def test_tables_and_score_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_score_file(tmp_path: Path, capsys: Capture) -> None:
     answers = {key: text for key, text in RIGHT.items() if key != (1000001, 0)} | {(1000002, 0): "unsure"}
     result = score(BENCHMARK, tmp_path, _files(CIRCULAR, answers), "--benchmark", "CCBench")
     output = capsys.readouterr()
@@ -103,7 +103,7 @@ def test_tables_and_score_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert result.details["vanilla"] == 100
 
 
-def test_without_passes_there_is_no_circular_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_passes_there_is_no_circular_accuracy(tmp_path: Path, capsys: Capture) -> None:
     result = score(BENCHMARK, tmp_path, _files(PLAIN, {(1, 0): "A", (2, 0): "A"}))
     output = capsys.readouterr()
     assert "Vanilla accuracy: 50.00% (2 questions)\n" in output.out
@@ -112,12 +112,30 @@ def test_without_passes_there_is_no_circular_accuracy(tmp_path: Path, capsys: py
     assert result.details["protocol"] == "vanilla"
 
 
-def test_passes_that_are_missing_in_the_table_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_passes_that_are_missing_in_the_table_are_noted(tmp_path: Path, capsys: Capture) -> None:
     score(BENCHMARK, tmp_path, _files(CIRCULAR[1:] + CIRCULAR[:1], RIGHT))
     assert capsys.readouterr().err == ""
     answers = {key: RIGHT[key] for key in RIGHT if key != (1000001, 0)}
     score(BENCHMARK, tmp_path, _files([CIRCULAR[0], *CIRCULAR[2:]], answers))
     assert "1 questions have fewer passes than options: 1" in capsys.readouterr().err
+
+
+def test_generator_and_scorer_know_the_same_letters(tmp_path: Path, capsys: Capture) -> None:
+    """As many as the table has option columns: upstream shows A to D only."""
+    header = "index\tquestion\tA\tB\tC\tD\tE\tanswer\timage"
+    table = tmp_path / "t.tsv"
+    table.write_text(f"{header}\n1\tq\tu\tv\tw\tx\ty\tE\tAAAA\n2\tq\tu\tv\tw\t\ty\tC\tAAAA\n")
+    queries = [
+        query
+        for row in rows_of(read_table(str(table), model_vqa_mmbench.COLUMNS))
+        for query in model_vqa_mmbench.mmbench_queries(row, all_rounds=True, suffix="")
+    ]
+    assert ["".join(query.fields["option_char"]) for query in queries[::5]] == ["ABCDE", "ABC"]
+    right = {1: "y", 2: "w"}
+    shown = [query.fields["options"].index(right[query.fields["question_id"]]) for query in queries]
+    answers = [query.fields | {"text": "ABCDE"[place]} for query, place in zip(queries, shown)]
+    result = score(BENCHMARK, tmp_path, {"--annotation-file": table, RESULTS: as_lines(answers)})
+    assert (result.score, result.expected, capsys.readouterr().err) == (100, 8, "")
 
 
 def test_options_end_at_the_first_missing_one(tmp_path: Path) -> None:

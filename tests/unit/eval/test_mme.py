@@ -6,7 +6,7 @@ import pytest
 
 from llava.eval.scoring.mme import BENCHMARK, MmeQuestion, parse_reply, question_key, read_folder, score_replies
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_lines, score
+from tests.support.scoring import RESULTS, Capture, as_lines, score
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ REPLIES = {
 }
 
 
-def test_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     files = {"--data-dir": folder, RESULTS: _answers(REPLIES), "--results-dir": tmp_path / "Your_Results"}
     result = score(BENCHMARK, tmp_path, files)
     output = capsys.readouterr()

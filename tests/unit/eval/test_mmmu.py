@@ -15,7 +15,7 @@ from llava.eval.scoring.mmmu import (
     subject_of,
 )
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_answers, score
+from tests.support.scoring import RESULTS, Capture, as_answers, score
 
 OPTIONS = {"A": "red", "B": "green apple", "C": "blue", "D": "5 V"}
 
@@ -112,7 +112,7 @@ Accuracy / subject:
 """
 
 
-def test_folder_of_the_official_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_of_the_official_form(tmp_path: Path, capsys: Capture) -> None:
     for subject, rows in (("Electronics", QUESTIONS[:2]), ("Other", QUESTIONS[2:])):
         (tmp_path / "model" / subject).mkdir(parents=True)
         (tmp_path / "model" / subject / "output.json").write_text(json.dumps(rows))
@@ -124,7 +124,7 @@ def test_folder_of_the_official_form(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert result.details["unparsable"] == 1
 
 
-def test_answers_of_the_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_of_the_generator(tmp_path: Path, capsys: Capture) -> None:
     answers = as_answers({"validation_Math_1": "It is 30", "validation_Electronics_2": "B"})
     score(BENCHMARK, tmp_path, {"--annotation-file": QUESTIONS, RESULTS: answers})
     output = capsys.readouterr()

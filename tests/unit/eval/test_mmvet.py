@@ -10,6 +10,7 @@ from llava.eval.scoring.score_file import ScoreFile
 from llava.program import RequestError
 from tests.support import scoring
 from tests.support.judge_double import PATH, JudgeDouble, judge_double
+from tests.support.scoring import Capture
 
 QUESTIONS = {
     "v1_0": {"question": "What is x?", "answer": "-1 <AND> -5", "capability": ["ocr", "math"], "imagename": "a.png"},
@@ -63,7 +64,7 @@ def test_prompt() -> None:
     assert None not in examples and {0.0, 1.0} < set(examples)
 
 
-def test_means(tmp_path: Path, judge: JudgeDouble, capsys: pytest.CaptureFixture[str]) -> None:
+def test_means(tmp_path: Path, judge: JudgeDouble, capsys: Capture) -> None:
     """A question without a reply counts as wrong and is not judged; an unreadable grade counts nowhere."""
     score = run(tmp_path, judge)
     out, err = capsys.readouterr()

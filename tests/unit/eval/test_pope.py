@@ -8,7 +8,7 @@ import pytest
 from llava.eval.scoring.pope import BENCHMARK, count_outcomes, eval_pope, says_yes
 from llava.eval.scoring.score_file import ScoreFile
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_lines, score
+from tests.support.scoring import RESULTS, Capture, as_lines, score
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def benchmark_(tmp_path: Path) -> Benchmark:
 RIGHT = list(enumerate(["Yes", "No", "Yes", "No", "No", "No", "Yes", "Yes"]))
 
 
-def test_answers_in_any_order_score_the_same(benchmark_: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_in_any_order_score_the_same(benchmark_: Benchmark, capsys: Capture) -> None:
     """Upstream pairs answers and labels by order."""
     benchmark_.score(RIGHT)
     straight = capsys.readouterr()
@@ -90,9 +90,7 @@ def test_answers_in_any_order_score_the_same(benchmark_: Benchmark, capsys: pyte
     assert "mean F1 of popular, random: 100.00" in straight.err
 
 
-def test_a_missing_answer_shifts_nothing_and_is_noted(
-    benchmark_: Benchmark, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_answer_shifts_nothing_and_is_noted(benchmark_: Benchmark, capsys: Capture) -> None:
     """Upstream compares every later answer with another question's label."""
     benchmark_.score(RIGHT[1:])
     output = capsys.readouterr()
@@ -101,16 +99,14 @@ def test_a_missing_answer_shifts_nothing_and_is_noted(
     assert "1 of 8 questions have no answer and are left out: 0" in output.err
 
 
-def test_of_two_answers_the_last_counts(benchmark_: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_two_answers_the_last_counts(benchmark_: Benchmark, capsys: Capture) -> None:
     benchmark_.score([(0, "No"), *RIGHT])
     output = capsys.readouterr()
     assert output.out.count("Accuracy: 1.0\n") == 2
     assert "1 questions have several answers" in output.err
 
 
-def test_labels_with_the_ids_of_the_questions_are_matched_by_them(
-    benchmark_: Benchmark, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_labels_with_the_ids_of_the_questions_are_matched_by_them(benchmark_: Benchmark, capsys: Capture) -> None:
     rows = [{"question_id": number, "label": label} for number, label in zip(range(4), LABELS["popular"])]
     benchmark_.write("coco/coco_pope_popular.json", rows[::-1])
     benchmark_.score(RIGHT)
@@ -163,7 +159,7 @@ def test_questions_must_have_ids_of_their_own(benchmark_: Benchmark) -> None:
         benchmark_.score(RIGHT)
 
 
-def test_eval_pope_from_another_program(benchmark_: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_pope_from_another_program(benchmark_: Benchmark, capsys: Capture) -> None:
     label_file = str(benchmark_.folder / "coco/coco_pope_popular.json")
     by_order = [{"question_id": 7, "text": "Yes"}, {"question_id": 9, "text": "No"}, {"text": "Yes"}, {"text": "No"}]
     assert eval_pope(by_order, label_file).accuracy == 1

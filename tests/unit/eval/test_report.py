@@ -14,6 +14,7 @@ from llava.eval.reporting.results import find_score_files, gather
 from llava.eval.scoring.metrics import interval
 from llava.eval.scoring.score_file import Score, item, write_score_file
 from llava.program import RequestError
+from tests.support.scoring import Capture
 
 RUN = {"num_visual_tokens": 17, "connector": "acformer", "conv_mode": "vicuna_v1", "temperature": 0.0, "seconds": 0.5}
 
@@ -40,7 +41,7 @@ def _rows(text: str, section: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells}
 
 
-def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report(tmp_path: Path, capsys: Capture) -> None:
     mlp = RUN | {"connector": "mlp2x_gelu", "num_visual_tokens": 64, "seconds": 1.0}
     _score(tmp_path, "a", "GQA", [1, 1, 0, 1], RUN | {"max_new_tokens": 128})
     _score(tmp_path, "a", "POPE", [1, 0], RUN | {"max_new_tokens": 16}, expected=3, details={"subset": "new", "n": 3})

@@ -8,7 +8,7 @@ import pytest
 from llava.eval import summarize_gpt_review
 from llava.eval.scoring.score_file import read_score_file
 from llava.program import RequestError
-from tests.support.scoring import as_lines
+from tests.support.scoring import Capture, as_lines
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -20,7 +20,7 @@ def _summary(*arguments: str) -> None:
     summarize_gpt_review.main(summarize_gpt_review.build_parser().parse_args(arguments))
 
 
-def test_unreadable_scores_enter_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_scores_enter_no_mean(tmp_path: Path, capsys: Capture) -> None:
     """Upstream averages them as -1."""
     rows = [
         {"question_id": 1, "category": "b", "tuple": [8, 6]},
@@ -79,7 +79,7 @@ def test_which_files(
     flags: list[str],
     names: list[str],
     tmp_path_factory: pytest.TempPathFactory,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     home = tmp_path_factory.mktemp("x") / folder  # tmp_path has the name of the test, in which upstream finds "review"
     home.mkdir()

@@ -14,7 +14,7 @@ from llava.eval.answering.options import DecodingOptions, RunOptions
 from llava.eval.answering.queries import Query
 from llava.eval.answering.run import answer_queries
 from llava.program import RequestError
-from tests.support.scoring import as_lines
+from tests.support.scoring import Capture, as_lines
 
 MODEL = "checkpoints/llava-v1-tiny-mlp2x"
 
@@ -83,7 +83,7 @@ def test_an_unknown_template_is_refused_before_a_model_is_loaded(tmp_path: Path)
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_unusable_questions_are_named_and_left_out(
-    questions: Path, tmp_path: Path, num_workers: int, capsys: pytest.CaptureFixture[str]
+    questions: Path, tmp_path: Path, num_workers: int, capsys: Capture
 ) -> None:
     """The others are answered, the run ends with an error, and --resume asks the missing ones."""
     (tmp_path / "img4.png").write_bytes(b"no image")

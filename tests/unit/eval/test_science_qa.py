@@ -11,7 +11,7 @@ from llava.eval import eval_science_qa_gpt4, eval_science_qa_gpt4_requery
 from llava.eval.scoring.science_qa import BENCHMARK, choice_index, option_letters, parse_choice
 from llava.eval.scoring.score_file import ScoreFile
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_answers, score
+from tests.support.scoring import RESULTS, Capture, as_answers, score
 
 LETTERS = list("ABCDE")
 
@@ -77,7 +77,7 @@ def _science_qa(folder: Path, texts: Mapping[str, str], *flags: str) -> ScoreFil
 
 
 @pytest.mark.usefixtures("write")
-def test_missing_answers_are_wrong_and_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_answers_are_wrong_and_noted(tmp_path: Path, capsys: Capture) -> None:
     result = _science_qa(tmp_path, {"2": "C", "1": "B", "9": "A"})
     output = capsys.readouterr()
     assert output.out == "Total: 4, Correct: 2, Accuracy: 50.00%, IMG-Accuracy: 100.00%\n"
@@ -89,7 +89,7 @@ def test_missing_answers_are_wrong_and_noted(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("write")
-def test_options_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_the_command_line(tmp_path: Path, capsys: Capture) -> None:
     _science_qa(tmp_path, {"1": "Y", "2": "Z", "3": "X", "4": "B"}, "--options", "X", "Y", "Z")
     assert "Total: 4, Correct: 3" in capsys.readouterr().out
 
@@ -126,7 +126,7 @@ def _run(module: ModuleType, argv: list[str]) -> None:
     module.main(module.build_parser().parse_args(argv))
 
 
-def test_gpt4_with_our_answers(write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpt4_with_our_answers(write: Callable[..., str], tmp_path: Path, capsys: Capture) -> None:
     _run(eval_science_qa_gpt4, _argv(tmp_path, write))
     output = capsys.readouterr()
     assert output.out == (
@@ -137,9 +137,7 @@ def test_gpt4_with_our_answers(write: Callable[..., str], tmp_path: Path, capsys
     assert "3 of 4 problems of the split are answered by both" in output.err
 
 
-def test_an_unparsable_answer_is_wrong_every_time(
-    write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unparsable_answer_is_wrong_every_time(write: Callable[..., str], tmp_path: Path, capsys: Capture) -> None:
     """Upstream draws a random choice, so that its figures change from run to run."""
     argv = ["--base-dir", str(tmp_path), "--gpt4-result", write("g.json", {"outputs": {"1": "?", "2": "?"}})]
     argv += ["--our-result", write("o.jsonl", {"1": "?", "2": "?"})]
@@ -148,7 +146,7 @@ def test_an_unparsable_answer_is_wrong_every_time(
     assert capsys.readouterr().out.count("Total: 2, Correct: 0, Accuracy: 0.00%\n") == 20
 
 
-def test_requery(write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_requery(write: Callable[..., str], tmp_path: Path, capsys: Capture) -> None:
     requery = write("requery.jsonl", _said({"1": "?", "2": "B", "3": "A"}))  # 1 falls back on ours; right: 1, 3
     argv = [*_argv(tmp_path, write), "--requery-result", requery, "--output-result", str(tmp_path / "r.json")]
     _run(eval_science_qa_gpt4_requery, argv)

@@ -9,7 +9,7 @@ import pytest
 from llava.eval.scoring.score_file import ScoreFile
 from llava.eval.scoring.seed import BENCHMARK, question_key
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_answers, score
+from tests.support.scoring import RESULTS, Capture, as_answers, score
 
 SEED = {
     "question_type": {"Scene": 2, "Count": 1, "Unused": 7},
@@ -36,15 +36,13 @@ def _score(folder: Path, texts: dict[Any, str], annotation: Any = SEED) -> Score
         ({"v3": "C"}, ("50.00", "0.00", "33.33", "33.33")),
     ],
 )
-def test_accuracies(
-    texts: dict[Any, str], printed: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_accuracies(texts: dict[Any, str], printed: tuple[str, ...], tmp_path: Path, capsys: Capture) -> None:
     _score(tmp_path, texts)
     form = "Count: {}%\nScene: {}%\nTotal accuracy: {}%\nimage accuracy: {}%\n"
     assert capsys.readouterr().out == form.format(*printed)
 
 
-def test_every_question_is_submitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_question_is_submitted(tmp_path: Path, capsys: Capture) -> None:
     result = _score(tmp_path, {"v3": "C", 2: "B"})
     rows = [json.loads(line) for line in (tmp_path / "new/upload.jsonl").read_text().splitlines()]
     assert [list(row.values()) for row in rows] == [["1", ""], [2, "B"], ["v3", "C"]]

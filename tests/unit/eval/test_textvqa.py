@@ -10,7 +10,7 @@ from llava.eval.scoring.score_file import read_score_file
 from llava.eval.scoring.short_answers import TextVQAAccuracyEvaluator
 from llava.eval.scoring.textvqa import shows_ocr
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_lines, write_files
+from tests.support.scoring import RESULTS, Capture, as_lines, write_files
 
 
 @pytest.mark.parametrize(("matches", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
@@ -62,16 +62,14 @@ PLAIN, OCR = "what is it?\nAnswer.", "what is it?\nReference OCR token: a\nAnswe
         ([OCR, PLAIN, OCR], "OCR tokens in the prompt: in 2 of 3 (mixed)\n"),
     ],
 )
-def test_ocr_tokens_are_noted(
-    prompts: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ocr_tokens_are_noted(prompts: list[str], said: str, tmp_path: Path, capsys: Capture) -> None:
     eval_single(*_files(tmp_path, [(f"i{n}", prompt) for n, prompt in enumerate(prompts)]))
     output = capsys.readouterr()
     assert output.out == "model\nSamples: 3\nAccuracy: 100.00%\n\n"
     assert output.err == f"note: {said}"
 
 
-def test_missing_and_repeated_answers_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_and_repeated_answers_are_noted(tmp_path: Path, capsys: Capture) -> None:
     paths = _files(tmp_path, [("i1", PLAIN), ("i1", PLAIN)])
     eval_single(*paths, score_file=str(tmp_path / "s.json"))
     error = capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 
 from llava.eval.scoring.vqa import BENCHMARK, vqa_accuracy
 from llava.program import RequestError
-from tests.support.scoring import RESULTS, as_answers, as_lines, score
+from tests.support.scoring import RESULTS, Capture, as_answers, as_lines, score
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ VIZWIZ = [
 ]
 
 
-def test_vqav2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vqav2(tmp_path: Path, capsys: Capture) -> None:
     answers = as_answers({2: "Two.", 1: "Yes"})
     result = score(BENCHMARK, tmp_path, {"--annotation-file": VQAV2, RESULTS: answers})
     output = capsys.readouterr()
@@ -82,13 +82,13 @@ Accuracy / answerable:
 """
 
 
-def test_vizwiz_submission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vizwiz_submission(tmp_path: Path, capsys: Capture) -> None:
     rows = [{"image": "1.jpg", "answer": "bird"}, {"image": "0.jpg", "answer": "unanswerable"}]
     score(BENCHMARK, tmp_path, {"--annotation-file": VIZWIZ, RESULTS: rows})
     assert capsys.readouterr() == (VIZWIZ_PRINTED, "")
 
 
-def test_vizwiz_answers_need_their_question_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vizwiz_answers_need_their_question_file(tmp_path: Path, capsys: Capture) -> None:
     files = {"--annotation-file": VIZWIZ, RESULTS: as_answers({70: "Unanswerable", 71: "bird"})}
     with pytest.raises(RequestError, match="question 70 is unknown; give its --question-file"):
         score(BENCHMARK, tmp_path, files)
