@@ -1,0 +1,1 @@
+"""Serving: the controller, workers, and the web demo."""

@@ -20,8 +20,8 @@ from llava.inference import add_connector_arguments, connector_overrides
 from llava.mm_utils import get_model_name_from_path
 from llava.program import RequestError, run_program
 from llava.serve.access import parse_hosts, read_secret
+from llava.serve.image_limits import ImageLimits
 from llava.serve.worker.base import BaseWorker, add_worker_arguments, new_worker_id
-from llava.serve.worker.image_intake import ImageLimits
 from llava.serve.worker.options import ServingOptions
 from llava.utils import build_logger
 

@@ -27,9 +27,9 @@ from llava.mm_utils import get_model_name_from_path
 from llava.program import RequestError, run_program
 from llava.serve import wire
 from llava.serve.access import read_secret
+from llava.serve.image_limits import ImageLimits
 from llava.serve.worker.base import MAX_WAITING, BaseWorker, add_worker_arguments, new_worker_id
 from llava.serve.worker.fields import MAX_NEW_TOKENS, image_files, number, whole
-from llava.serve.worker.image_intake import ImageLimits
 from llava.serve.worker.slots import Slots
 from llava.utils import build_logger
 

@@ -20,7 +20,7 @@ from llava.model.builder import load_pretrained_model
 from llava.program import RequestError
 from llava.serve.engine.engine import Engine
 from llava.serve.engine.generation import ContextFullError, EngineSettings
-from llava.serve.worker.image_intake import ImageLimits
+from llava.serve.image_limits import ImageLimits
 from llava.serve.worker.options import ServingOptions
 from llava.serve.worker.url_fetch import UrlFetcher
 from llava.tokenization import tokenize_text, tokenizer_image_token
