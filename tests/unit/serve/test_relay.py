@@ -27,15 +27,24 @@ FRAMES = [{"text": f"p {number}", "error_code": 0} for number in range(3)]
 REQUEST = {"model": "m", "prompt": "p"}
 
 
-@pytest.fixture
-def state() -> Controller:
-    return Controller("shortest_queue")
-
-
-@pytest.fixture
-def controller(state: Controller) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Controller, str]]:
+    """A controller and its address."""
+    state = Controller("shortest_queue")
     with serving(create_app(state, timeouts=QUICK)) as address:
-        yield address
+        yield state, address
+
+
+@pytest.fixture
+def state(running: tuple[Controller, str]) -> Iterator[Controller]:
+    """Without workers."""
+    yield running[0]
+    running[0].worker_info.clear()
+
+
+@pytest.fixture
+def controller(running: tuple[Controller, str], state: Controller) -> str:
+    return running[1]
 
 
 @pytest.fixture
@@ -344,10 +353,12 @@ def test_web_pages_may_not_ask(state: Controller) -> None:
 # Figures and limits.
 
 
-def test_metrics(controller: str, worker: WorkerDouble) -> None:
-    ask(controller)
-    ask(controller, {"model": "x", "prompt": "p"})
-    text = httpx.get(f"{controller}/metrics").text
+def test_metrics(state: Controller, worker: WorkerDouble) -> None:
+    with serving(create_app(state)) as controller:
+        ask(controller)
+        ask(controller, {"model": "x", "prompt": "p"})
+        text = httpx.get(f"{controller}/metrics").text
+        assert httpx.get(f"{controller}/health").json() == {"status": "ok"}
     for line in (
         "llava_controller_workers 1.0",
         "llava_controller_queue_length 1.0",
@@ -355,7 +366,6 @@ def test_metrics(controller: str, worker: WorkerDouble) -> None:
         'llava_controller_relayed_total{endpoint="worker_generate_stream",outcome="no_worker"} 1.0',
     ):
         assert line in text.splitlines()
-    assert httpx.get(f"{controller}/health").json() == {"status": "ok"}
 
 
 def test_figures_belong_to_their_app() -> None:

@@ -18,15 +18,24 @@ from tests.support.serve_doubles import WorkerDouble, old_worker
 from tests.support.serving import free_port, serving
 
 
-@pytest.fixture
-def state() -> Controller:
-    return Controller("shortest_queue")
-
-
-@pytest.fixture
-def controller(state: Controller) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Controller, str]]:
+    """A controller and its address."""
+    state = Controller("shortest_queue")
     with serving(create_app(state, timeouts=Timeouts(connect=2, status=0.3, stream=0.3, reply=0.3))) as address:
-        yield address
+        yield state, address
+
+
+@pytest.fixture
+def state(running: tuple[Controller, str]) -> Iterator[Controller]:
+    """Without workers."""
+    yield running[0]
+    running[0].worker_info.clear()
+
+
+@pytest.fixture
+def controller(running: tuple[Controller, str], state: Controller) -> str:
+    return running[1]
 
 
 @pytest.fixture
