@@ -1,1 +1,1 @@
-"""Serving: the controller, workers, and the web demo."""
+"""The servers: controller, workers, web page, and their wire protocol."""

@@ -1,1 +1,1 @@
-"""The controller: its table of workers, endpoints, and the relay of requests. Never imports torch."""
+"""The controller: its state, HTTP routes, the relay of OpenAI requests, metrics."""

@@ -1,1 +1,1 @@
-"""Continuous batching of one model: many requests share every forward. Knows nothing of HTTP."""
+"""Continuous batching: requests share the forward passes of one model."""

@@ -1,1 +1,1 @@
-"""The page of the web demo. Never imports torch."""
+"""The Gradio page: client of controller and workers, chats, tabs."""

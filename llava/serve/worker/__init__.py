@@ -1,1 +1,1 @@
-"""Workers: endpoints, registration, and requests in upstream's wire and in the OpenAI API."""
+"""The model worker: HTTP application, registration, requests, OpenAI API."""
