@@ -48,7 +48,7 @@ class Behaviour:
 
 
 def elastic_details(**changes: Any) -> dict[str, Any]:
-    """What a worker with an elastic AcFormer says about its model."""
+    """Details of a model with an elastic AcFormer."""
     return {
         "connector": "acformer",
         "space": "input",
@@ -175,7 +175,7 @@ class ControllerDouble(Server):
 
 
 class WorkerDouble(Server):
-    """A worker that says `behaviour.answer`, or streams `frames`.
+    """A worker that answers `behaviour.answer`, or streams `frames`.
 
     Attributes:
         status, status_code: its answer to `/worker_get_status`.

@@ -1,4 +1,4 @@
-"""Continuous batching: every reply is the one that the model gives alone, whatever else runs; nothing is lost."""
+"""Continuous batching: every reply equals the one that the model gives alone, whatever else runs."""
 
 import threading
 from dataclasses import replace
@@ -150,7 +150,7 @@ def test_cancelled_requests_leave_nothing(moment: str, llava_vectors: Path) -> N
 
 
 def test_prompts_of_waiting_requests_do_not_pile_up(llava_vectors: Path) -> None:
-    """They take memory of the device; who is cancelled before is gone at once."""
+    """They take device memory; requests that are cancelled before leave at once."""
     with engine(endless(build()), max_rows=1) as running:
         runner = Listener(running, request([1, 300], tokens=100))
         runner.next()
@@ -213,7 +213,7 @@ def test_failing_step_ends_its_replies_and_no_others(llava_vectors: Path, monkey
 
 
 def test_prompt_that_cannot_be_read_ends_alone(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Running replies have lost nothing when a prompt takes more memory than there is."""
+    """Running replies continue when a prompt runs out of memory."""
     model = endless(build())
     expected = alone(model, request([1, 300], tokens=60))
     forward = Batch._forward
@@ -297,7 +297,7 @@ def test_endless_prompt_is_refused_before_it_becomes_embeddings(
                 Listener(running, asked)
 
 
-def test_nobody_is_overtaken_in_a_small_cache(llava_vectors: Path) -> None:
+def test_fifo_order_in_a_small_cache(llava_vectors: Path) -> None:
     """Room for one long reply: the short one behind it waits for its turn, and both come."""
     model = endless(build())
     per_token = 2 * 3 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes

@@ -229,7 +229,7 @@ def test_cancelled_when_the_visitor_leaves(answerer: Answerer, running: Any, beh
     assert chat.conversation.messages[-1][1] == "The image" and not chat.is_running
 
 
-def test_an_answer_cannot_smuggle_a_marker(answerer: Answerer, behaviour: Behaviour) -> None:
+def test_markers_of_an_answer_are_removed(answerer: Answerer, behaviour: Behaviour) -> None:
     behaviour.answer = "<im<image>age> is <image>"
     chat = asking("Hello")
     answer(answerer, chat)
@@ -255,7 +255,7 @@ def test_outcome_of_frames() -> None:
     assert outcome.error == "no (error_code: 3)"
 
 
-def test_no_proxy_sees_what_visitors_say(
+def test_proxies_of_the_environment_are_not_used(
     answerer: Answerer, running: tuple[ControllerDouble, WorkerDouble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
