@@ -78,11 +78,7 @@ def post(
 
 
 def stream_request(
-    address: str,
-    params: dict[str, Any],
-    *,
-    connect_timeout: float = CONNECT_TIMEOUT,
-    read_timeout: float = 60.0,
+    address: str, params: dict[str, Any], *, connect_timeout: float = CONNECT_TIMEOUT, read_timeout: float = 60.0
 ) -> Iterator[dict[str, Any]]:
     """Ask a worker (or a controller) for a reply and yield its frames as they arrive; closing the iterator hangs up.
 

@@ -153,11 +153,7 @@ class ControllerDouble(Server):
     """A controller that knows the addresses it is given; dead workers stay until a test removes them."""
 
     routes = MappingProxyType(
-        {
-            "/refresh_all_workers": "refresh",
-            "/list_models": "list_models",
-            "/get_worker_address": "address",
-        }
+        {"/refresh_all_workers": "refresh", "/list_models": "list_models", "/get_worker_address": "address"}
     )
 
     def __init__(self) -> None:

@@ -138,8 +138,7 @@ def test_the_template_that_the_worker_states(answerer: Answerer, running: Any, b
 
 
 @pytest.mark.parametrize(
-    ("template", "stop"),
-    [("llava_v0", "###"), ("mpt", "<|im_end|>"), ("llava_v1", "</s>"), ("llava_llama_2", "</s>")],
+    ("template", "stop"), [("llava_v0", "###"), ("mpt", "<|im_end|>"), ("llava_v1", "</s>"), ("llava_llama_2", "</s>")]
 )
 def test_stop_string(template: str, stop: str) -> None:
     conversation = conv_templates[template].copy()
