@@ -25,6 +25,7 @@ from llava.serve.access import (
     read_secret,
 )
 from llava.serve.control.state import Controller, DispatchMethod, WorkerInfo
+from llava.serve.http_client import log_failures_only
 from llava.utils import build_logger
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def main() -> None:
 
     rules = RegistrationRules(read_secret(args.secret_file), args.allow_hosts, args.allow_replicas)
     build_logger("controller", "controller.log")
+    log_failures_only()
     logger.info("args: %s", args)
     if rules.secret is None and set(rules.allowed_hosts) != set(LOOPBACK_HOSTS):
         logger.warning("Workers of other machines may register and no secret is set: see --secret-file.")

@@ -5,6 +5,7 @@ prompts and images). Compressed answers are not requested (a small one may unpac
 extra when a client is made, not at import.
 """
 
+import logging
 import ssl
 from collections.abc import Iterator
 from functools import cache
@@ -43,6 +44,11 @@ def client_options(timeout: float, connect_timeout: float = CONNECT_TIMEOUT) -> 
         # A kept connection may lead to a server that has been restarted since.
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=0),
     }
+
+
+def log_failures_only() -> None:
+    """Stop httpx from logging every request; called when a server starts."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 async def read_limited(response: "httpx.Response", max_bytes: int) -> bytes:
