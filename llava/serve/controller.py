@@ -19,6 +19,7 @@ from llava.program import RequestError, run_program
 from llava.serve.access import (
     ANY_HOST,
     LOOPBACK_HOSTS,
+    MAX_REQUEST_MB,
     RegistrationRules,
     add_secret_argument,
     parse_hosts,
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="seconds without a heart beat after which a worker is removed",
     )
     parser.add_argument("--stream-timeout", type=float, default=120, help="seconds a stream may be silent")
-    parser.add_argument("--max-request-mb", type=int, default=96, help="largest request body")
+    parser.add_argument("--max-request-mb", type=int, default=MAX_REQUEST_MB, help="largest request body")
     add_secret_argument(parser)
     return parser
 

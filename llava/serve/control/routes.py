@@ -13,12 +13,12 @@ from pydantic import BaseModel, Field
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
 from llava.program import RequestError
 from llava.serve import wire
-from llava.serve.access import MAX_ADDRESS_LENGTH, RegistrationRefused, RegistrationRules
+from llava.serve.access import MAX_ADDRESS_LENGTH, MAX_REQUEST_MB, RegistrationRefused, RegistrationRules
 from llava.serve.control.metrics import ControllerMetrics
 from llava.serve.control.relay import find_worker, no_worker_for, openai_routes, request_schema
 from llava.serve.control.state import LARGEST_NUMBER, Controller
 from llava.serve.control.worker_client import MAX_HOPS, Timeouts, WorkerClient, hops_of
-from llava.serve.http_layer import MAX_REQUEST_MB, handle_errors, parse_json_object, protect
+from llava.serve.http_layer import handle_errors, parse_json_object, protect
 from llava.serve.live_stream import LiveStream
 
 logger = logging.getLogger(__name__)
