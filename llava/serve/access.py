@@ -18,6 +18,7 @@ from llava.program import RequestError
 logger = logging.getLogger(__name__)
 
 SECRET_VARIABLE = "LLAVA_SECRET"
+MAX_REQUEST_MB = 96  # largest request body: eight images of 8 MB as base64, and some text
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 ANY_HOST = "*"
 MAX_ADDRESS_LENGTH = 512

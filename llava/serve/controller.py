@@ -19,12 +19,14 @@ from llava.program import RequestError, run_program
 from llava.serve.access import (
     ANY_HOST,
     LOOPBACK_HOSTS,
+    MAX_REQUEST_MB,
     RegistrationRules,
     add_secret_argument,
     parse_hosts,
     read_secret,
 )
 from llava.serve.control.state import Controller, DispatchMethod, WorkerInfo
+from llava.serve.http_client import log_failures_only
 from llava.utils import build_logger
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="seconds without a heart beat after which a worker is removed",
     )
     parser.add_argument("--stream-timeout", type=float, default=120, help="seconds a stream may be silent")
-    parser.add_argument("--max-request-mb", type=int, default=96, help="largest request body")
+    parser.add_argument("--max-request-mb", type=int, default=MAX_REQUEST_MB, help="largest request body")
     add_secret_argument(parser)
     return parser
 
@@ -96,6 +98,7 @@ def main() -> None:
 
     rules = RegistrationRules(read_secret(args.secret_file), args.allow_hosts, args.allow_replicas)
     build_logger("controller", "controller.log")
+    log_failures_only()
     logger.info("args: %s", args)
     if rules.secret is None and set(rules.allowed_hosts) != set(LOOPBACK_HOSTS):
         logger.warning("Workers of other machines may register and no secret is set: see --secret-file.")

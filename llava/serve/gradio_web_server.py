@@ -14,7 +14,6 @@ if not __package__:  # run by path
 
 import argparse
 import asyncio
-import logging
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from typing import Any
 
 from llava.extras import require_extra
 from llava.program import RequestError, run_program
+from llava.serve.http_client import log_failures_only
 from llava.utils import build_logger
 
 
@@ -129,7 +129,7 @@ def serve(args: argparse.Namespace) -> None:
 
     os.umask(0o077)  # logs and uploads are private
     logger = build_logger("gradio_web_server", "gradio_web_server.log")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise one line per request
+    log_failures_only()
     logger.info("args: %s", args)
     models = None
     if args.model_list_mode == "once":

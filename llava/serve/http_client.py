@@ -5,6 +5,7 @@ prompts and images). Compressed answers are not requested (a small one may unpac
 extra when a client is made, not at import.
 """
 
+import logging
 import ssl
 from collections.abc import Iterator
 from functools import cache
@@ -45,6 +46,11 @@ def client_options(timeout: float, connect_timeout: float = CONNECT_TIMEOUT) -> 
     }
 
 
+def log_failures_only() -> None:
+    """Stop httpx from logging every request; called when a server starts."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
 async def read_limited(response: "httpx.Response", max_bytes: int) -> bytes:
     """The whole body of a streamed response.
 
@@ -78,11 +84,7 @@ def post(
 
 
 def stream_request(
-    address: str,
-    params: dict[str, Any],
-    *,
-    connect_timeout: float = CONNECT_TIMEOUT,
-    read_timeout: float = 60.0,
+    address: str, params: dict[str, Any], *, connect_timeout: float = CONNECT_TIMEOUT, read_timeout: float = 60.0
 ) -> Iterator[dict[str, Any]]:
     """Ask a worker (or a controller) for a reply and yield its frames as they arrive; closing the iterator hangs up.
 

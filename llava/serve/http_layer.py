@@ -8,6 +8,7 @@ from typing import Any
 
 from llava.extras import require_extra
 from llava.program import RequestError
+from llava.serve.access import MAX_REQUEST_MB
 
 for module in ("fastapi", "uvicorn", "httpx", "prometheus_client"):
     require_extra(module, "serve")
@@ -20,7 +21,6 @@ from fastapi.responses import JSONResponse, Response  # noqa: E402
 from starlette.datastructures import Headers  # noqa: E402
 from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
-MAX_REQUEST_MB = 96  # eight images of 8 MB as base64, and some text
 BODY_TIMEOUT = 60.0  # seconds for a whole request body
 OPENAI_PATH = "/v1"
 

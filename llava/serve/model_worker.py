@@ -20,8 +20,9 @@ from llava.inference import add_connector_arguments, connector_overrides
 from llava.mm_utils import get_model_name_from_path
 from llava.program import RequestError, run_program
 from llava.serve.access import parse_hosts, read_secret
+from llava.serve.http_client import log_failures_only
+from llava.serve.image_limits import ImageLimits
 from llava.serve.worker.base import BaseWorker, add_worker_arguments, new_worker_id
-from llava.serve.worker.image_intake import ImageLimits
 from llava.serve.worker.options import ServingOptions
 from llava.utils import build_logger
 
@@ -155,6 +156,7 @@ def main() -> None:
     worker_id = new_worker_id()
     secret = read_secret(args.secret_file)
     log = build_logger("model_worker", f"model_worker_{worker_id}.log")
+    log_failures_only()
     log.info("args: %s", {**vars(args), "api_key": "set" if args.api_key else None})
     if args.multi_modal:
         log.warning("--multi-modal is not needed: the configuration tells whether a model takes images.")

@@ -27,9 +27,10 @@ from llava.mm_utils import get_model_name_from_path
 from llava.program import RequestError, run_program
 from llava.serve import wire
 from llava.serve.access import read_secret
+from llava.serve.http_client import log_failures_only
+from llava.serve.image_limits import ImageLimits
 from llava.serve.worker.base import MAX_WAITING, BaseWorker, add_worker_arguments, new_worker_id
 from llava.serve.worker.fields import MAX_NEW_TOKENS, image_files, number, whole
-from llava.serve.worker.image_intake import ImageLimits
 from llava.serve.worker.slots import Slots
 from llava.utils import build_logger
 
@@ -186,6 +187,7 @@ def main() -> None:
     secret = read_secret(args.secret_file)
     worker_id = new_worker_id()
     build_logger("model_worker", f"model_worker_{worker_id}.log")
+    log_failures_only()
     logger.info("args: %s", args)
     worker = SGLangWorker(
         *(args.controller_address, args.worker_address, args.sgl_endpoint, worker_id, args.no_register),

@@ -82,8 +82,8 @@ def test_status(worker: str) -> None:
     assert response.headers["content-length"] == recorded["headers"]["content-length"]
 
 
-def test_details_are_given_to_who_asks(worker: str) -> None:
-    """Fields that upstream does not have: only for a client that says it knows them."""
+def test_details_on_request(worker: str) -> None:
+    """Fields that upstream does not have: only for clients that request them."""
     request = filled(EXCHANGES["worker_image"]["request"])
     usage = ask(worker, request | {"details": True})[1][-1]["usage"]
     assert usage.pop("time_to_first_token") > 0
@@ -94,7 +94,7 @@ def test_details_are_given_to_who_asks(worker: str) -> None:
 
 
 def test_synchronous_names(caplog: pytest.LogCaptureFixture) -> None:
-    """`generate_stream` and `generate_stream_gate` without a server; leaving early frees the slot, without a word."""
+    """`generate_stream` and `generate_stream_gate` without a server; leaving early frees the slot and logs nothing."""
     one = open_model_worker("llava-v1-tiny-mlp2x/")
     recorded = EXCHANGES["worker_text"]
     for stream in (one.generate_stream, one.generate_stream_gate):

@@ -213,12 +213,7 @@ def test_openai_client_through_the_controller(controller: str, port: int, tmp_pa
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
             {"type": "text", "text": "Describe the striped cat in detail."},
         ]
-        request = {
-            "model": name,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": 8,
-        }
+        request = {"model": name, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 8}
         whole = client.chat.completions.create(**request)
         assert whole.choices[0].message.content and whole.usage.completion_tokens == 8
         chunks = client.chat.completions.create(**request, stream=True)

@@ -432,7 +432,7 @@ def test_models_at_every_page_load(browser: Any, tmp_path: Path) -> None:
         visitor.page.close()
 
 
-def test_no_controller_is_said_at_the_start(tmp_path: Path) -> None:
+def test_no_controller_is_an_error_at_the_start(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "llava.serve.gradio_web_server", "--controller", "http://127.0.0.1:9"],
         env=os.environ | {"LLAVA_LOGDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},

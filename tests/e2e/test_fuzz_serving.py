@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from llava.serve.control.routes import create_app as create_controller_app
 from llava.serve.control.worker_client import Timeouts
 from llava.serve.controller import Controller
+from llava.serve.image_limits import ImageLimits
 from llava.serve.model_worker import ModelWorker
 from llava.serve.worker.app import create_worker_app
-from llava.serve.worker.image_intake import ImageLimits
 from llava.serve.worker.options import ServingOptions
 from tests.conftest import VECTORS
 from tests.support.serving import Counting, open_model_worker, serving, serving_model, wait_until

@@ -1,4 +1,4 @@
-"""Real processes: a controller, model workers, and those who use them. Waits for conditions, never for time."""
+"""Real processes: a controller, model workers and clients. Waits for conditions, never for time."""
 
 import json
 import os
@@ -151,7 +151,7 @@ def test_secret_and_silent_worker(tmp_path: Path) -> None:
         (["--port", "99999"], "99999"),
     ],
 )
-def test_worker_that_cannot_start_says_why(flags: list[str], message: str, tmp_path: Path) -> None:
+def test_worker_that_cannot_start(flags: list[str], message: str, tmp_path: Path) -> None:
     with worker("http://127.0.0.1:9", tmp_path, MODEL, "--no-register", *flags) as (process, _):
         assert process.wait(STARTING) == 1
     output = (tmp_path / f"worker-{MODEL}.out").read_text()

@@ -48,7 +48,7 @@ class Behaviour:
 
 
 def elastic_details(**changes: Any) -> dict[str, Any]:
-    """What a worker with an elastic AcFormer says about its model."""
+    """Details of a model with an elastic AcFormer."""
     return {
         "connector": "acformer",
         "space": "input",
@@ -153,11 +153,7 @@ class ControllerDouble(Server):
     """A controller that knows the addresses it is given; dead workers stay until a test removes them."""
 
     routes = MappingProxyType(
-        {
-            "/refresh_all_workers": "refresh",
-            "/list_models": "list_models",
-            "/get_worker_address": "address",
-        }
+        {"/refresh_all_workers": "refresh", "/list_models": "list_models", "/get_worker_address": "address"}
     )
 
     def __init__(self) -> None:
@@ -175,7 +171,7 @@ class ControllerDouble(Server):
 
 
 class WorkerDouble(Server):
-    """A worker that says `behaviour.answer`, or streams `frames`.
+    """A worker that answers `behaviour.answer`, or streams `frames`.
 
     Attributes:
         status, status_code: its answer to `/worker_get_status`.

@@ -33,6 +33,18 @@ def request_schema(*required: str, **properties: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def find_worker(controller: Controller, metrics: ControllerMetrics, endpoint: str, model: str | None, hops: int) -> str:
+    """The worker for a request, counted in the metrics; empty if there is none, or the controllers form a circle."""
+    address = controller.get_worker_address(model) if model is not None and hops < MAX_HOPS else ""
+    metrics.relayed.labels(endpoint, "started" if address else "no_worker").inc()
+    return address
+
+
+def no_worker_for(model: str) -> str:
+    """The reason of a request that finds no worker."""
+    return f"no worker serves the model {shown_name(model)} now"
+
+
 def openai_routes(controller: Controller, client: WorkerClient, metrics: ControllerMetrics) -> APIRouter:
     """`GET /v1/models` and `POST /v1/chat/completions`."""
     router = APIRouter()
@@ -52,10 +64,9 @@ def openai_routes(controller: Controller, client: WorkerClient, metrics: Control
         if not isinstance(model, str):
             raise OpenAIError(400, "the body must be a JSON object with the name of a model", param="model")
         hops = hops_of(request.headers)
-        address = controller.get_worker_address(model) if hops < MAX_HOPS else ""
-        metrics.relayed.labels(ENDPOINT, "started" if address else "no_worker").inc()
+        address = find_worker(controller, metrics, ENDPOINT, model, hops)
         if not address:
-            message = f"no worker serves the model {shown_name(model)} now; GET /v1/models lists what is served"
+            message = f"{no_worker_for(model)}; GET /v1/models lists what is served"
             raise OpenAIError(404, message, code="model_not_found", param="model")
         headers = {name: request.headers[name] for name in FORWARDED_HEADERS if name in request.headers}
         headers[HOPS_HEADER] = str(hops + 1)

@@ -13,12 +13,12 @@ from pydantic import BaseModel, Field
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
 from llava.program import RequestError
 from llava.serve import wire
-from llava.serve.access import MAX_ADDRESS_LENGTH, RegistrationRefused, RegistrationRules
+from llava.serve.access import MAX_ADDRESS_LENGTH, MAX_REQUEST_MB, RegistrationRefused, RegistrationRules
 from llava.serve.control.metrics import ControllerMetrics
-from llava.serve.control.relay import openai_routes, request_schema
-from llava.serve.control.state import LARGEST_NUMBER, Controller, shown_name
+from llava.serve.control.relay import find_worker, no_worker_for, openai_routes, request_schema
+from llava.serve.control.state import LARGEST_NUMBER, Controller
 from llava.serve.control.worker_client import MAX_HOPS, Timeouts, WorkerClient, hops_of
-from llava.serve.http_layer import MAX_REQUEST_MB, handle_errors, parse_json_object, protect
+from llava.serve.http_layer import handle_errors, parse_json_object, protect
 from llava.serve.live_stream import LiveStream
 
 logger = logging.getLogger(__name__)
@@ -181,11 +181,9 @@ async def _relay(
     except RequestError:
         params = {}
     model = params.get("model") if isinstance(params.get("model"), str) else None
-    address = controller.get_worker_address(model) if model is not None and hops < MAX_HOPS else ""
-    metrics.relayed.labels("worker_generate_stream", "started" if address else "no_worker").inc()
+    address = find_worker(controller, metrics, "worker_generate_stream", model, hops)
     if not address:
-        named = "the request names no model"
-        reason = named if model is None else f"no worker serves the model {shown_name(model)} now"
+        reason = "the request names no model" if model is None else no_worker_for(model)
         logger.info("A request fails: %s", reason)
         yield wire.error_frame(wire.NO_WORKER, reason, wire.wants_details(params))
         return

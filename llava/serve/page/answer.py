@@ -10,14 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava.chat import (
-    append_question,
-    check_markers,
-    infer_template,
-    new_conversation,
-    stop_string,
-    without_markers,
-)
+from llava.chat import append_question, check_markers, infer_template, new_conversation, stop_string, without_markers
 from llava.conversation import Conversation
 from llava.program import RequestError
 from llava.serve.page.chat import AFTER_ERROR, ALL_OFF, ALL_ON, Buttons, Chat, Settings, Stopwatch

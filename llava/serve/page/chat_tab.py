@@ -110,12 +110,7 @@ class ChatTab:
         again = self.again.click(self._regenerate, [self.state, self.mode], outputs, **PRIVATE)
         again.then(**answer)
         self.stop.click(_stop, [self.state], [self.stop], queue=False, **PRIVATE)
-        self.clear.click(
-            _clear,
-            [self.state],
-            [self.state, self.text, self.image, self.more, *outputs],
-            **PRIVATE,
-        )
+        self.clear.click(_clear, [self.state], [self.state, self.text, self.image, self.more, *outputs], **PRIVATE)
         for button, kind in ((self.upvote, "upvote"), (self.downvote, "downvote"), (self.flag, "flag")):
             button.click(
                 self._voter(kind),

@@ -96,12 +96,7 @@ class CompareTab:
                         )
                         self.budgets.append(budget_box(scale=2, elem_id=f"compare_budget_{side}"))
                     self.chatbots.append(
-                        gr.Chatbot(
-                            elem_id=f"compare_{side}",
-                            label=f"Answers {side}",
-                            height=480,
-                            **CHAT_BOX,
-                        )
+                        gr.Chatbot(elem_id=f"compare_{side}", label=f"Answers {side}", height=480, **CHAT_BOX)
                     )
         with gr.Row():
             with gr.Column(scale=8, min_width=180):

@@ -5,7 +5,7 @@ import io
 from PIL import Image, ImageOps
 
 from llava.images import ImageError, open_image
-from llava.serve.worker.image_intake import FORMATS, ImageLimits
+from llava.serve.image_limits import FORMATS, ImageLimits
 
 MAX_UPLOAD_BYTES = 20 * 2**20  # of one file
 MAX_PIXELS = 50_000_000  # a large camera image

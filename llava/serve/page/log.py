@@ -61,13 +61,7 @@ class ChatLog:
     def vote(self, kind: str, model: str, conversation: Conversation, ip: str) -> None:
         """Record a vote: `upvote`, `downvote` or `flag`."""
         self._append(
-            {
-                "tstamp": round(time.time(), 4),
-                "type": kind,
-                "model": model,
-                "state": conversation.dict(),
-                "ip": ip,
-            }
+            {"tstamp": round(time.time(), 4), "type": kind, "model": model, "state": conversation.dict(), "ip": ip}
         )
 
     def store_image(self, image: Image.Image) -> str:

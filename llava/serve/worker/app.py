@@ -10,7 +10,8 @@ from fastapi.responses import Response
 
 from llava.program import RequestError
 from llava.serve import wire
-from llava.serve.http_layer import MAX_REQUEST_MB, handle_errors, parse_json_object, protect
+from llava.serve.access import MAX_REQUEST_MB
+from llava.serve.http_layer import handle_errors, parse_json_object, protect
 from llava.serve.live_stream import LiveStream
 from llava.serve.worker.base import BaseWorker
 

@@ -14,7 +14,7 @@ from typing import Any
 from llava.images import ImageError
 from llava.program import RequestError
 from llava.serve import wire
-from llava.serve.access import add_secret_argument
+from llava.serve.access import MAX_REQUEST_MB, add_secret_argument
 from llava.serve.worker.heart_beat import HeartBeat
 
 logger = logging.getLogger(__name__)
@@ -163,5 +163,5 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stream-interval", type=int, default=1, help="accepted for old scripts; unused")
     parser.add_argument("--no-register", action="store_true", help="do not contact a controller")
     parser.add_argument("--max-waiting", type=int, default=MAX_WAITING, help="requests that may wait; then: busy")
-    parser.add_argument("--max-request-mb", type=int, default=96, help="largest request body")
+    parser.add_argument("--max-request-mb", type=int, default=MAX_REQUEST_MB, help="largest request body")
     add_secret_argument(parser)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from llava.images import ImageError
 from llava.program import RequestError
-from llava.serve.http_layer import MAX_REQUEST_MB
+from llava.serve.access import MAX_REQUEST_MB
 from llava.serve.worker.app import create_worker_app
 from llava.serve.worker.base import BaseWorker
 from llava.serve.worker.openai_api import openai_router

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava.serve.worker.image_intake import ImageLimits
+from llava.serve.image_limits import ImageLimits
 
 
 @dataclass(frozen=True)

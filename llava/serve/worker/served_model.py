@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from llava.chat import infer_template
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.chat import image_marker, infer_template
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.inference import inference_options
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.program import RequestError
 from llava.serve.engine.engine import Engine
 from llava.serve.engine.generation import ContextFullError, EngineSettings
-from llava.serve.worker.image_intake import ImageLimits
+from llava.serve.image_limits import ImageLimits
 from llava.serve.worker.options import ServingOptions
 from llava.serve.worker.url_fetch import UrlFetcher
 from llava.tokenization import tokenize_text, tokenizer_image_token
@@ -82,9 +82,7 @@ class ServedModel:
             raise ContextFullError(f"the prompt has {len(prompt)} characters, and the model's context {limit} tokens")
         if not self.is_multimodal:
             return tokenize_text(prompt, self.engine.tokenizer)
-        if getattr(self.model.config, "mm_use_im_start_end", False):
-            marker = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-            prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, marker)
+        prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, image_marker(self.model.config))
         return tokenizer_image_token(prompt, self.engine.tokenizer)
 
     def check_markers(self, prompt: str, num_images: int) -> None:

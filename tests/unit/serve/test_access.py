@@ -1,4 +1,4 @@
-"""Who may register: every guard has a case that passes when the guard is taken away."""
+"""Who may register. Every check has a case that fails without it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,7 +99,7 @@ def test_others_may_not_by_default(address: str) -> None:
         "http://" + "a" * 600,
     ],
 )
-def test_nobody_may_register_something_else_than_an_address(address: str) -> None:
+def test_only_addresses_can_be_registered(address: str) -> None:
     """Even where every host is allowed."""
     with pytest.raises(RegistrationRefused, match="http://host:port, nothing else"):
         ANYWHERE.check_address(address)

@@ -1,4 +1,4 @@
-"""The command line chat: what it loads, what it keeps, what it says."""
+"""The command line chat: loading, prompts, output."""
 
 import io
 import sys
@@ -72,7 +72,7 @@ def test_image_is_announced_once(llava_vectors: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def test_markers_cannot_be_smuggled_in(
+def test_typed_markers_are_removed(
     llava_vectors: Path, monkeypatch: pytest.MonkeyPatch, replies: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither by the user nor by the model; a line with nothing else does not end the chat."""

@@ -150,7 +150,7 @@ def test_main_passes_its_flags_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
     assert (seen["timeouts"].stream, seen["timeouts"].connect, seen["expire_every"]) == (7, 5, 30)
 
 
-def test_a_taken_port_is_told() -> None:
+def test_a_taken_port_is_reported() -> None:
     port = free_port()
     sockets = listen("localhost", port)
     try:

@@ -1,4 +1,4 @@
-"""Continuous batching: every reply is the one that the model gives alone, whatever else runs; nothing is lost."""
+"""Continuous batching: every reply equals the one that the model gives alone, whatever else runs."""
 
 import threading
 from dataclasses import replace
@@ -10,6 +10,7 @@ import torch
 
 from llava.program import RequestError
 from llava.serve.engine.batch import Batch
+from llava.serve.engine.engine import Engine
 from llava.serve.engine.generation import BusyError, ContextFullError, EngineStoppedError, ReplyEvent
 from llava.serve.engine.sampling import SamplingSettings
 from tests.support.engines import GREEDY, Listener, alone, build, endless, engine, random_image, request
@@ -45,6 +46,13 @@ def mixed_requests() -> list[Any]:
     ]
 
 
+def replies(running: Engine, requests: list[Any]) -> tuple[list[list[int]], list[ReplyEvent]]:
+    """The token ids and the last events of requests that are submitted at once."""
+    listeners = [Listener(running, one) for one in requests]
+    ends = [listener.last() for listener in listeners]
+    return [listener.ids for listener in listeners], ends
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_replies_are_those_given_alone(kind: str, llava_vectors: Path) -> None:
     """Three rows for eight requests, so that they join and leave; prompts come in pieces of eight tokens."""
@@ -52,9 +60,8 @@ def test_replies_are_those_given_alone(kind: str, llava_vectors: Path) -> None:
     requests = mixed_requests()
     expected = [alone(model, one) for one in requests]
     with engine(model) as running:
-        listeners = [Listener(running, one) for one in requests]
-        ends = [listener.last() for listener in listeners]
-    assert [listener.ids for listener in listeners] == expected
+        ids, ends = replies(running, requests)
+    assert ids == expected
     assert {end.error for end in ends} == {None}
     assert len({tuple(ids) for ids in expected}) > 4  # not all alike
 
@@ -68,10 +75,7 @@ def test_sliding_window(llava_vectors: Path) -> None:
     assert [alone(model, one) for one in requests] != expected  # it matters here
     model.config.sliding_window = 6
     with engine(model) as running:
-        listeners = [Listener(running, one) for one in requests]
-        for listener in listeners:
-            listener.last()
-    assert [listener.ids for listener in listeners] == expected
+        assert replies(running, requests)[0] == expected
 
 
 def test_every_request_has_its_own_budget(llava_vectors: Path) -> None:
@@ -79,9 +83,8 @@ def test_every_request_has_its_own_budget(llava_vectors: Path) -> None:
     requests = [request([1, 300, -200, 301], random_image(3), num_visual_tokens=budget) for budget in (5, None, 13, 17)]
     expected = [alone(model, one) for one in requests]
     with engine(model) as running:
-        listeners = [Listener(running, one) for one in requests]
-        ends = [listener.last() for listener in listeners]
-    assert [listener.ids for listener in listeners] == expected
+        ids, ends = replies(running, requests)
+    assert ids == expected
     assert [end.usage.visual_tokens for end in ends] == [5, 9, 13, 17]
     assert [end.usage.prompt_tokens for end in ends] == [8, 12, 16, 20]
 
@@ -105,15 +108,10 @@ def test_seed_gives_the_same_reply_alone_and_among_others(llava_vectors: Path) -
     model = build()
     sampled = [request([1, 300], tokens=10, sampling=SamplingSettings(1.0, 0.9, seed=seed)) for seed in (1, 2, 1)]
     with engine(model, max_rows=1) as running:
-        apart = [Listener(running, one) for one in sampled]
-        for listener in apart:
-            listener.last()
+        apart, _ = replies(running, sampled)
     with engine(model, max_rows=8) as running:
-        listeners = [Listener(running, one) for one in [*sampled, *mixed_requests()]]
-        for listener in listeners:
-            listener.last()
-    together = [listener.ids for listener in listeners[:3]]
-    assert together == [listener.ids for listener in apart]
+        together = replies(running, [*sampled, *mixed_requests()])[0][:3]
+    assert together == apart
     assert together[0] == together[2] != together[1]
 
 
@@ -152,7 +150,7 @@ def test_cancelled_requests_leave_nothing(moment: str, llava_vectors: Path) -> N
 
 
 def test_prompts_of_waiting_requests_do_not_pile_up(llava_vectors: Path) -> None:
-    """They take memory of the device; who is cancelled before is gone at once."""
+    """They take device memory; requests that are cancelled before leave at once."""
     with engine(endless(build()), max_rows=1) as running:
         runner = Listener(running, request([1, 300], tokens=100))
         runner.next()
@@ -177,6 +175,16 @@ def test_full_queue_is_busy(llava_vectors: Path) -> None:
             Listener(running, request([1, 302]))
         assert [one.last().error for one in (first, *waiting)] == [None] * 3
         assert Listener(running, request([1, 302])).last().error is None
+
+
+def test_requests_that_are_parsed_take_a_place(llava_vectors: Path) -> None:
+    with engine(build(), max_rows=1, max_queue=1) as running:
+        with running.reserve():
+            assert running.num_queued == 1
+            assert Listener(running, request([1, 300])).last().error is None
+            with running.reserve(), pytest.raises(BusyError, match="busy: 2 requests are waiting"):
+                Listener(running, request([1, 301]))
+        assert running.num_queued == 0
 
 
 def test_failing_step_ends_its_replies_and_no_others(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +213,7 @@ def test_failing_step_ends_its_replies_and_no_others(llava_vectors: Path, monkey
 
 
 def test_prompt_that_cannot_be_read_ends_alone(llava_vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Running replies have lost nothing when a prompt takes more memory than there is."""
+    """Running replies continue when a prompt runs out of memory."""
     model = endless(build())
     expected = alone(model, request([1, 300], tokens=60))
     forward = Batch._forward
@@ -230,9 +238,8 @@ def test_numbers_that_are_none_end_their_reply_and_reach_no_other(llava_vectors:
     after = request([1, 305], tokens=10)
     expected = alone(model, after)
     with engine(model) as running, torch.no_grad():
-        runner = Listener(
-            running, request([1, 300, *TEXT[:20]], tokens=42)
-        )  # of the length of the next, and further on
+        # As long as the next one, and further on.
+        runner = Listener(running, request([1, 300, *TEXT[:20]], tokens=42))
         runner.next()
         model.get_input_embeddings().weight[399] = torch.nan
         end = Listener(running, request([1, 399, *TEXT[:20]], tokens=42)).last()
@@ -290,7 +297,7 @@ def test_endless_prompt_is_refused_before_it_becomes_embeddings(
                 Listener(running, asked)
 
 
-def test_nobody_is_overtaken_in_a_small_cache(llava_vectors: Path) -> None:
+def test_fifo_order_in_a_small_cache(llava_vectors: Path) -> None:
     """Room for one long reply: the short one behind it waits for its turn, and both come."""
     model = endless(build())
     per_token = 2 * 3 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
@@ -310,10 +317,7 @@ def test_nobody_is_overtaken_in_a_small_cache(llava_vectors: Path) -> None:
         assert last.last().error is None
         assert order == [0, 1, 2]
         assert running.cache_bytes_used <= 128 * per_token
-        too_large = Listener(
-            running,
-            request([1, *TEXT, *TEXT], tokens=90),
-        )
+        too_large = Listener(running, request([1, *TEXT, *TEXT], tokens=90))
         assert "more than the cache" in str(too_large.last().error)
 
 
@@ -342,17 +346,17 @@ def test_long_prompt_does_not_stall_running_replies(llava_vectors: Path, monkeyp
         runner.last()
 
 
-def test_listener_that_fails_is_not_told_again(llava_vectors: Path) -> None:
-    told = []
+def test_listener_that_fails_is_not_called_again(llava_vectors: Path) -> None:
+    heard = []
 
     def listen(event: ReplyEvent) -> None:
-        told.append(event)
+        heard.append(event)
         raise RuntimeError("the client's loop is closed")
 
     with engine(endless(build()), max_rows=1) as running:
         running.submit(request([1, 300], tokens=50), listen)
         assert Listener(running, request([1, 301])).last().error is None
-        assert len(told) == 2  # its first token, and that it was cancelled
+        assert len(heard) == 2  # its first token, and that it was cancelled
 
 
 def test_closing_ends_everything(llava_vectors: Path) -> None:

@@ -141,8 +141,7 @@ def test_rows_are_sampled_by_their_own_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"top_p": 0.9}, {"top_p": 0.3, "top_k": 40}, {"top_p": 0.999, "temperature": 3.0}, {"top_k": 3000}, {}],
+    "settings", [{"top_p": 0.9}, {"top_p": 0.3, "top_k": 40}, {"top_p": 0.999, "temperature": 3.0}, {"top_k": 3000}, {}]
 )
 def test_kept_tokens_are_those_of_transformers(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a row of another kind; `draw` goes through the whole distribution."""

@@ -150,7 +150,7 @@ def test_with_a_controller_that_needs_the_secret() -> None:
         beat.stop()
 
 
-def test_network_errors_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_network_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert not running("http://127.0.0.1:9").register()
     assert not running("no address").beat()
     with old_worker([]) as wrong:  # 404

@@ -16,9 +16,9 @@ import pytest
 import requests
 from pydantic import BaseModel
 
+from llava.serve.image_limits import ImageLimits
 from llava.serve.model_worker import ModelWorker
 from llava.serve.worker import model_app
-from llava.serve.worker.image_intake import ImageLimits
 from llava.serve.worker.options import ServingOptions
 from tests.conftest import VECTORS
 from tests.support.engines import random_image

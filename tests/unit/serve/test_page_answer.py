@@ -138,8 +138,7 @@ def test_the_template_that_the_worker_states(answerer: Answerer, running: Any, b
 
 
 @pytest.mark.parametrize(
-    ("template", "stop"),
-    [("llava_v0", "###"), ("mpt", "<|im_end|>"), ("llava_v1", "</s>"), ("llava_llama_2", "</s>")],
+    ("template", "stop"), [("llava_v0", "###"), ("mpt", "<|im_end|>"), ("llava_v1", "</s>"), ("llava_llama_2", "</s>")]
 )
 def test_stop_string(template: str, stop: str) -> None:
     conversation = conv_templates[template].copy()
@@ -229,7 +228,7 @@ def test_cancelled_when_the_visitor_leaves(answerer: Answerer, running: Any, beh
     assert chat.conversation.messages[-1][1] == "The image" and not chat.is_running
 
 
-def test_an_answer_cannot_smuggle_a_marker(answerer: Answerer, behaviour: Behaviour) -> None:
+def test_markers_of_an_answer_are_removed(answerer: Answerer, behaviour: Behaviour) -> None:
     behaviour.answer = "<im<image>age> is <image>"
     chat = asking("Hello")
     answer(answerer, chat)
@@ -255,7 +254,7 @@ def test_outcome_of_frames() -> None:
     assert outcome.error == "no (error_code: 3)"
 
 
-def test_no_proxy_sees_what_visitors_say(
+def test_proxies_of_the_environment_are_not_used(
     answerer: Answerer, running: tuple[ControllerDouble, WorkerDouble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")

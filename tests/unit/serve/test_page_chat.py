@@ -39,7 +39,7 @@ def test_markers_match_the_images_whatever_is_typed(typed: str) -> None:
         assert chat.conversation.get_prompt().count("<image>") == count == len(chat.conversation.get_images())
 
 
-def test_a_image_begins_a_new_conversation_unless_it_is_kept() -> None:
+def test_an_image_begins_a_new_conversation_unless_it_is_kept() -> None:
     chat = Chat()
     chat.add_text("Hello")
     chat.conversation.messages[-1][1] = "Hi."

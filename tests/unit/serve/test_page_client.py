@@ -54,7 +54,7 @@ def test_a_worker_that_sends_without_end() -> None:
 
 
 @pytest.mark.parametrize("reply", [{}, {"image": 5}, {"image": "a"}])
-def test_anchors_without_a_image(reply: dict[str, Any]) -> None:
+def test_anchors_without_an_image(reply: dict[str, Any]) -> None:
     async def peer(request: Any) -> Any:
         return as_json({"address": "http://worker"} if request.url.path == "/get_worker_address" else reply)
 

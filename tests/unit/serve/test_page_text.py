@@ -87,7 +87,7 @@ def test_images_of_visitors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "EPS"])
 def test_other_formats_are_not_opened(tmp_path: Path, format: str) -> None:
-    """Whatever the file is called: for some formats Pillow starts other programs."""
+    """Whatever their names: for some formats, Pillow starts other programs."""
     path = tmp_path / "image.png"
     Image.new("RGB", (20, 20)).save(path, format=format)
     with pytest.raises(ImageError, match="JPEG, PNG, WEBP"):

@@ -72,7 +72,7 @@ def test_stream_request() -> None:
             list(stream_request(worker.url, {"prompt": "p"}))
 
 
-def test_stream_request_follows_nobody() -> None:
+def test_stream_request_follows_no_redirect() -> None:
     with old_worker(["m"]) as worker, old_worker(["m"]) as other:
         worker.redirect = other.url + "/worker_generate_stream"
         with pytest.raises(wire.WireError, match="status 307"):

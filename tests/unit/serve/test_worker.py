@@ -98,7 +98,7 @@ def test_too_many_wait() -> None:
     asyncio.run(run())
 
 
-def test_a_slot_handed_to_someone_who_left_is_not_lost() -> None:
+def test_a_slot_passed_to_a_client_that_left_is_not_lost() -> None:
     async def run() -> None:
         slots = Slots(1, 5)
         await slots._take()
