@@ -1,9 +1,9 @@
 #!/bin/bash
-# The main job on the embedded playground, without GPU, weights or network after the installation: builds pictures,
-# trains a LLaVA in two stages by the real scripts, evaluates it on held-out pictures, and answers a question.
+# The main job on the embedded playground, without GPU, weights or network after the installation: builds images,
+# trains a LLaVA in two stages by the real scripts, evaluates it on held-out images, and answers a question.
 #   bash scripts/quickstart.sh                        AcFormer, and LLaVA-1.5's MLP as the baseline
 #   CONNECTOR=mlp2x_gelu BASELINE= bash scripts/quickstart.sh
-#   CONNECTOR=vlora bash scripts/quickstart.sh        pictures as weights of the language model (or acformer_vlora: both)
+#   CONNECTOR=vlora bash scripts/quickstart.sh        images as weights of the language model (or acformer_vlora: both)
 # A second run skips what is done; delete checkpoints/playground to start afresh.
 set -u
 . "$(dirname "$0")/lib/setup.sh"
@@ -73,7 +73,7 @@ $(tail -n 12 "$RUNS/logs/$connector-$questions.log")"
     done
 }
 
-say "Pictures and conversations: $DATA"
+say "Images and conversations: $DATA"
 python -m playground.make_data --out "$DATA" --num-train "${PICTURES:-8000}" --num-eval "${QUESTIONS:-100}" || fail "the playground's data could not be made"
 asked=$CONNECTOR
 train_and_evaluate "$asked"
@@ -86,19 +86,19 @@ fi
 echo
 python -m playground.score --data "$DATA" "${results[@]}" || fail "the answers could not be scored"
 echo
-IFS=$'\t' read -r picture question answer < <(python - "$DATA" <<'PYTHON_END'
+IFS=$'\t' read -r image question answer < <(python - "$DATA" <<'PYTHON_END'
 import json, sys
 with open(f"{sys.argv[1]}/eval_questions.jsonl") as file:
     row = json.loads(file.readline())
 print(f"{sys.argv[1]}/{row['image']}", row["text"], row["answer"], sep="\t")
 PYTHON_END
 )
-say "One question about $picture: $question (right: $answer)"
-python -m llava.eval.run_llava --model-path "$RUNS/llava-$asked" --image-file "$picture" --query "$question" \
+say "One question about $image: $question (right: $answer)"
+python -m llava.eval.run_llava --model-path "$RUNS/llava-$asked" --image-file "$image" --query "$question" \
     --temperature 0 --max_new_tokens 16 2>"$RUNS/logs/run_llava.log" ||
     fail "the model could not be asked; see $RUNS/logs/run_llava.log"
 echo
 say "Done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s after the installation. Chat with your model:"
-echo "  .venv/bin/python -m llava.serve.cli --model-path $RUNS/llava-$asked --image-file $picture --device cpu --temperature 0"
+echo "  .venv/bin/python -m llava.serve.cli --model-path $RUNS/llava-$asked --image-file $image --device cpu --temperature 0"
 echo "or in a browser:"
 echo "  MODEL=$RUNS/llava-$asked bash scripts/demo.sh"

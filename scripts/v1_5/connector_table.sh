@@ -10,7 +10,7 @@
 #   TOKENS        visual tokens asked of every connector that can choose (17)
 #   STAGE1_STEPS  of 32 samples (75);  STAGE2_STEPS  of 16 samples (200)
 #   PICTURES      for training (4000);  QUESTIONS  held out, of each of the six kinds (100)
-#   DATA, RUNS    folders of the pictures, and of checkpoints, logs and single results
+#   DATA, RUNS    folders of the images, and of checkpoints, logs and single results
 #   OUT           folder of the report (docs/benchmarks)
 #   JOBS          processes at once, one thread each (default: number of cores)
 set -u
