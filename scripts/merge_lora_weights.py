@@ -3,12 +3,13 @@
 import argparse
 
 from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import load_pretrained_model
-from llava.tokenizer_files import save_tokenizer
 
 
 def merge_lora(args: argparse.Namespace) -> None:
     """Open `args.model_path` on `args.model_base` on the CPU and save model (tower included) and tokenizer."""
+    from llava.model.builder import load_pretrained_model
+    from llava.tokenizer_files import save_tokenizer
+
     name = get_model_name_from_path(args.model_path)
     tokenizer, model, _, _ = load_pretrained_model(args.model_path, args.model_base, name, device_map="cpu")
     model.save_pretrained(args.save_model_path)

@@ -13,6 +13,8 @@ from safetensors import safe_open
 from llava.files import write_atomically
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS, find_file
 
+PROJECTOR = "mm_projector."  # in the keys of the connector's entries
+
 
 def load_weights_only(path: str) -> dict[str, torch.Tensor]:
     """A flat dictionary of tensors from a torch file.
@@ -38,30 +40,37 @@ def load_weights_only(path: str) -> dict[str, torch.Tensor]:
 def read_projector(model_path: str, model_base: str | None) -> dict[str, torch.Tensor]:
     """The connector's entries in the files of a checkpoint, without prefix; empty if there are none.
 
-    Only the files that hold them are opened, and nothing else in them is read (except in old torch files).
-
     Args:
         model_path: folder or Hub name.
         model_base: None for a full checkpoint; else a stage-1 or LoRA checkpoint is meant, which may leave the
             connector to its base.
     """
-    state = _read_projector_files(model_path, model_base)
-    return state or (_read_projector_files(model_base, None) if model_base is not None else {})
+    if model_base is None:
+        return adapter_state(projector_entries(model_path), "mm_projector")
+    state = adapter_state(projector_entries(model_path, [STAGE1_WEIGHTS, LORA_EXTRAS]), "mm_projector")
+    return state or read_projector(model_base, None)
 
 
-def _read_projector_files(model_path: str, model_base: str | None) -> dict[str, torch.Tensor]:
-    names = [STAGE1_WEIGHTS, LORA_EXTRAS] if model_base is not None else _files_with_projector(model_path)
+def projector_entries(model_path: str, names: list[str] | None = None) -> dict[str, torch.Tensor]:
+    """The connector's entries in the files of a checkpoint, under their full keys; empty if there are none.
+
+    Only the files that hold them are opened, and nothing else in them is read (except in old torch files).
+
+    Args:
+        model_path: folder or Hub name.
+        names: files to read if they exist; by default the weights of a full checkpoint.
+    """
     state: dict[str, torch.Tensor] = {}
-    for name in names:
+    for name in _files_with_projector(model_path) if names is None else names:
         path = find_file(model_path, name)
         if path is None:
             continue
         if path.endswith(".safetensors"):
             with safe_open(path, framework="pt") as file:
-                state |= {key: file.get_tensor(key) for key in file.keys() if "mm_projector." in key}  # noqa: SIM118
+                state |= {key: file.get_tensor(key) for key in file.keys() if PROJECTOR in key}  # noqa: SIM118
         else:
-            state |= load_weights_only(path)
-    return adapter_state(state, "mm_projector")
+            state |= {key: value for key, value in load_weights_only(path).items() if PROJECTOR in key}
+    return state
 
 
 def _files_with_projector(model_path: str) -> list[str]:
@@ -70,7 +79,7 @@ def _files_with_projector(model_path: str) -> list[str]:
         if index is not None:
             with open(index, encoding="utf-8") as file:
                 places = json.load(file)["weight_map"]
-            return sorted({name for key, name in places.items() if "mm_projector." in key})
+            return sorted({name for key, name in places.items() if PROJECTOR in key})
         if find_file(model_path, weights) is not None:
             return [weights]
     return []
