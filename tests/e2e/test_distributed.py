@@ -1,4 +1,4 @@
-"""DeepSpeed for real, on CPU processes: two are one job, ZeRO-2 equals ZeRO-3, and a cut run goes on exactly."""
+"""DeepSpeed on two CPU processes: equal to one process without it, ZeRO-2 equal to ZeRO-3, exact resuming."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import REPOSITORY, VECTORS
-from tests.support.training import BASE_FLAGS, final_state
+from tests.support.training import BASE_FLAGS, final_state, run_training
 
 pytestmark = pytest.mark.e2e
 
@@ -32,10 +32,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(output: Path, zero: str, processes: int, *flags: str) -> list[dict]:
-    """`deepspeed train_mem.py` with the base flags and `flags`; gives the log of the finished run."""
+def launch(output: Path, zero: str, *flags: str) -> list[dict]:
+    """Run `deepspeed train_mem.py` on two processes with the base flags and `flags`; returns the log."""
     base = [part for pair in BASE_FLAGS.items() for part in pair]
-    deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(processes)]
+    deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
     command = [
         *deepspeed,
         "--master_port",
@@ -60,11 +60,11 @@ def losses(log: list[dict]) -> list[float]:
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-def test_two_processes_equal_one_and_zero2_equals_zero3(tmp_path: Path) -> None:
+def test_two_processes_equal_one_and_zero2_equals_zero3(tmp_path: Path, llava_vectors: Path) -> None:
     flags = [*FULL, "--max_steps", "4", "--save_strategy", "no", "--per_device_train_batch_size", "1"]
-    one = launch(tmp_path / "one", "zero2", 1, *flags, "--gradient_accumulation_steps", "2")
-    two = launch(tmp_path / "two", "zero2", 2, *flags)
-    three = launch(tmp_path / "three", "zero3", 2, *flags)
+    one = run_training(tmp_path / "one", *flags, "--gradient_accumulation_steps", "2").state.log_history
+    two = launch(tmp_path / "two", "zero2", *flags)
+    three = launch(tmp_path / "three", "zero3", *flags)
     assert len(losses(one)) == 4
     # Two processes share the data: a step moves as far through the epoch as two accumulated micro-batches.
     assert [e["epoch"] for e in one if "loss" in e] == [e["epoch"] for e in two if "loss" in e]
@@ -101,7 +101,7 @@ EVERYTHING += ["--vision_tower_lr", "1e-4"]
 
 
 @pytest.mark.parametrize("connector", [VLORA, EVERYTHING], ids=["vlora", "everything"])
-def test_vlora_with_images_on_one_process_only(connector: list[str], tmp_path: Path) -> None:
+def test_vlora_with_images_on_one_process_only(connector: list[str], tmp_path: Path, llava_vectors: Path) -> None:
     """Both must run the generator and the same operations in every step, or they would wait for each other.
 
     With recomputation the order of ZeRO-3's gathering follows from the operations.
@@ -111,9 +111,9 @@ def test_vlora_with_images_on_one_process_only(connector: list[str], tmp_path: P
         data += ["--model_name_or_path", str(grouped_base(tmp_path / "grouped"))]
     flags = [*data, *connector, "--max_steps", "6", "--per_device_train_batch_size", "1", "--weight_decay", "0.01"]
     flags += ["--B_matrix_lr", "2e-3", "--gradient_checkpointing", "True"]
-    one = launch(tmp_path / "one", "zero2", 1, *flags, "--gradient_accumulation_steps", "2")
-    two = launch(tmp_path / "two", "zero2", 2, *flags)
-    three = launch(tmp_path / "three", "zero3", 2, *flags)
+    one = run_training(tmp_path / "one", *flags, "--gradient_accumulation_steps", "2").state.log_history
+    two = launch(tmp_path / "two", "zero2", *flags)
+    three = launch(tmp_path / "three", "zero3", *flags)
     assert len(losses(one)) == 6
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert losses(three) == pytest.approx(losses(two), abs=1e-5)
@@ -129,11 +129,11 @@ def test_vlora_with_images_on_one_process_only(connector: list[str], tmp_path: P
 @pytest.mark.parametrize("mode, zero, flags", [("stage1", "zero2", STAGE1), ("lora", "zero3", LORA)])
 def test_resume_under_deepspeed(mode: str, zero: str, flags: list[str], tmp_path: Path) -> None:
     steps = ["--max_steps", "4", "--save_steps", "2", "--per_device_train_batch_size", "1"]
-    whole = launch(tmp_path / "llava-whole", zero, 2, *flags, *steps)
+    whole = launch(tmp_path / "llava-whole", zero, *flags, *steps)
     checkpoint = tmp_path / "llava-whole/checkpoint-2"
     assert (checkpoint / "global_step2").is_dir(), "DeepSpeed was not in use"
     shutil.copytree(checkpoint, tmp_path / "llava-cut/checkpoint-2")
-    cut = launch(tmp_path / "llava-cut", zero, 2, *flags, *steps)
+    cut = launch(tmp_path / "llava-cut", zero, *flags, *steps)
     assert losses(cut) == losses(whole)
     before, after = final_state(tmp_path / "llava-whole", mode), final_state(tmp_path / "llava-cut", mode)
     assert before.keys() == after.keys()
