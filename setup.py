@@ -1,4 +1,4 @@
-"""Packages and dependencies of `llava`; everything else stands in pyproject.toml."""
+"""Packages and dependencies of `llava`; everything else is in pyproject.toml."""
 
 from setuptools import find_namespace_packages, setup
 

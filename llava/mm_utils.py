@@ -56,7 +56,7 @@ class KeywordsStoppingCriteria:
     text of its last new tokens (as many as the longest keyword has). The new tokens are what follows the prompt; when
     generation runs on embeddings there are no prompt ids in the output and all tokens are new.
 
-    It is no subclass of transformers' ``StoppingCriteria`` because importing that would load torch with this module;
+    It is not a subclass of transformers' ``StoppingCriteria`` because importing that would load torch with this module;
     ``generate`` only needs something to call.
     """
 

@@ -110,6 +110,8 @@ def obtain_all(title: str, plan: Sequence[Evaluation], protocol: Protocol, folde
     by_job = {
         Job(e.name, obtain_result, (e, protocol, folders), folders.runs / "logs" / f"{e.name}.log"): e for e in missing
     }
+    if by_job:
+        progress.say(f"log files: {folders.runs / 'logs'}")
     failed = []
     for event in run_jobs(list(by_job), at_once, PRELOADED):
         if isinstance(event, Waiting):
@@ -178,10 +180,10 @@ def shell_command(args: argparse.Namespace) -> str:
 
 
 def check_connectors(connectors: Sequence[str]) -> None:
-    """Refuse names that are not registered.
+    """Check the names before anything is trained.
 
     Raises:
-        ValueError: see above; lists the known names.
+        ValueError: a name is not registered; lists the known names.
     """
     from llava.model.multimodal_projector.builder import find_connector
 
@@ -230,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         write_json(args.out / RAW_RESULTS, gather(args.connectors, args.seeds, protocol, folders, shell_command(args)))
         write_report(args.out)
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command goes on from the last finished stage\n")
+        sys.stderr.write("\nstopped; the same command resumes from the last finished stage\n")
         return 130
     except (ValueError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")

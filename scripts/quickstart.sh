@@ -43,7 +43,7 @@ train_and_evaluate() { # CONNECTOR
     local stage1_steps=150 stage2=(--learning_rate 1e-3)
     if [ "$connector" = vlora ]; then # the other recipe takes any connector that gives visual tokens
         recipe=vlora
-        stage1_steps=600 # it begins to read words late; what else was tried: docs/vlora.md
+        stage1_steps=600 # it begins to read words late; what else was tried: docs/benchmarks/vlora_playground.md
         small+=(--adam_beta2 0.95)
         stage2=(--learning_rate 5e-4 --mm_projector_lr 1e-3 --B_matrix_lr 1e-3)
     fi

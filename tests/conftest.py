@@ -18,8 +18,3 @@ def llava_vectors(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The LLaVA vectors; the paths inside them are relative, so they become the working directory."""
     monkeypatch.chdir(VECTORS / "llava")
     return VECTORS / "llava"
-
-
-@pytest.fixture
-def acformer_vectors() -> Path:
-    return VECTORS / "acformer"

@@ -1,6 +1,7 @@
-"""The models, one for each language model family, and their configurations; each is imported on first use.
+"""The models, one for each language model family, and their configurations.
 
-Parts of this package that need torch only, such as the connectors, can then be imported without transformers.
+They are imported when one of them is first used, and then registered with transformers' Auto classes. So parts of this
+package that need torch only, such as the connectors, can be imported without transformers.
 """
 
 from importlib import import_module
@@ -19,8 +20,11 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> type:
-    """Import the module of a class; all model types are then registered with transformers' Auto classes."""
+    """Import the models and return one of the classes above."""
     if name not in _MODULES:
         raise AttributeError(f"module 'llava.model' has no attribute {name!r}")
-    modules = {module: import_module(f"llava.model.language_model.{module}") for module in set(_MODULES.values())}
-    return getattr(modules[_MODULES[name]], name)
+    return getattr(import_module(f"llava.model.language_model.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

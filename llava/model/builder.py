@@ -61,8 +61,8 @@ def load_pretrained_model(
     Raises:
         OSError: the checkpoint or one of its files is missing, or needs `model_base`.
         NotImplementedError: a LLaVA checkpoint on another family than Llama and Mistral.
-        RequestError: a connector or setting is asked for that would need training.
-        ImportError: bitsandbytes or flash-attn is wanted and missing; names the extra.
+        RequestError: the requested connector or setting would need training.
+        ImportError: bitsandbytes or flash-attn is needed and not installed; names the extra.
     """
     overrides = pop_overrides(kwargs)
     dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or torch.float16

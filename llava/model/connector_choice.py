@@ -40,7 +40,7 @@ def choose_connector(
         overrides: `mm_projector_type` and settings that replace the checkpoint's.
 
     Returns:
-        The connector's entries as they stand in the checkpoint's files, if they have other names than the connector's
+        The connector's entries as named in the checkpoint's files, if they have other names than the connector's
         own and must be loaded by `load_adapter_state`; else nothing.
 
     Raises:
@@ -78,12 +78,12 @@ def _choose(config: Any, model_path: str, model_base: str | None, overrides: dic
         _describe_published(config, published, model_path, overrides)
     elif as_mlp(own_type) is not None:
         config.mm_projector_mlp = as_mlp(own_type)
-    possible = [name for name in CONNECTORS if _fits(config, name, state)]
+    is_plain = as_mlp(own_type) is not None or own_type == "identity"
+    possible = [name for name in CONNECTORS if not (is_plain and name == own_type) and _fits(config, name, state)]
     if keeps_own and not published:
-        others = " or ".join(name for name in possible if name != own_type)
         raise ValueError(
             f"{model_path} has the connector {own_type!r}, without {', '.join(extra)}. "
-            f"Without training it can be opened with {TYPE} {others}"
+            f"Without training it can be opened with {TYPE} {' or '.join(possible)}"
         )
 
     new_type = config.mm_projector_type if keeps_own else overrides[TYPE]
@@ -144,7 +144,8 @@ def _apply_settings(config: Any, connector_type: str, overrides: dict[str, Any])
     settings = {f.name: f for f in fields(entry.config_class)}
     for name in sorted(overrides.keys() - {TYPE}):
         if name not in settings:
-            raise ValueError(f"The connector {connector_type!r} has no setting {name}; it has {', '.join(settings)}")
+            known = ", ".join(settings) or "no settings"
+            raise ValueError(f"The connector {connector_type!r} has no setting {name}; it has {known}")
     for name, field in settings.items():
         stated = getattr(config, name, None)
         stated = field.default if stated is None else stated

@@ -158,8 +158,8 @@ class LlavaMetaForCausalLM(ABC):
 
     @property
     def space(self) -> str:
-        """`Connector.space`; "input" for a model without a connector."""
-        return "input" if self.connector is None else self.connector.space
+        """`Connector.space`; "input" without a connector, or with another module in its place."""
+        return getattr(self.connector, "space", "input")
 
     @property
     def takes_weights(self) -> bool:
@@ -169,7 +169,10 @@ class LlavaMetaForCausalLM(ABC):
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens per image or crop."""
-        return self.connector.num_visual_tokens
+        if isinstance(self.connector, Connector):
+            return self.connector.num_visual_tokens
+        tower = self.get_vision_tower()
+        return tower.num_patches + (tower.select_feature == "cls_patch")
 
     def encode_images(self, images: torch.Tensor, num_visual_tokens: int | None = None) -> Any:
         """Images or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`, `PerceptualWeights`, or both (see `space`).
@@ -180,8 +183,8 @@ class LlavaMetaForCausalLM(ABC):
         Raises:
             ValueError: the connector cannot change its number of tokens, or not to this one.
         """
-        connector = self.connector
-        if num_visual_tokens is not None and not connector.is_elastic:
+        connector, tower = self.connector, self.get_vision_tower()
+        if num_visual_tokens is not None and not getattr(connector, "is_elastic", False):
             raise ValueError(
                 f"The connector {self.config.mm_projector_type!r} has a fixed number of visual tokens, "
                 f"{self.num_visual_tokens}; num_visual_tokens cannot be {num_visual_tokens}"
@@ -189,7 +192,9 @@ class LlavaMetaForCausalLM(ABC):
         if num_visual_tokens is not None and num_visual_tokens < 1:
             raise ValueError(f"num_visual_tokens must be 1 or more, not {num_visual_tokens}")
         dtype = next((p.dtype for p in connector.parameters()), images.dtype)
-        features = self.get_vision_tower().encode(images, connector.needs_cls_attention, connector.needs_patch_keys)
+        if not isinstance(connector, Connector):  # replaced or wrapped by the user: called as in LLaVA
+            return connector(tower(images).to(dtype))
+        features = tower.encode(images, connector.needs_cls_attention, connector.needs_patch_keys)
         return connector(features.to(dtype), num_visual_tokens)
 
     def assemble_inputs(
@@ -213,20 +218,24 @@ class LlavaMetaForCausalLM(ABC):
                 connector cannot encode these images.
         """
         if text.weights is not None:
-            if images is not None or self.space == "both":
+            if images is not None or self.space == "both" or (self.space == "input" and text.has_markers):
                 raise ValueError("perceptual_weights replace images that become weights only; pass images instead")
             return mask_slots(text)
-        if text.input_ids.shape[1] == 1 and self.space != "parameter":
-            return text  # a decoding step
+        is_one_token = text.input_ids.shape[1] == 1  # usually a decoding step
         has_no_images = images is None or (len(images) == 0 and self.takes_weights)
         if has_no_images or self.get_vision_tower() is None:
-            if text.has_markers:
+            if (self.takes_weights or not is_one_token) and text.has_markers:
                 raise ImageCountError(
                     "The text has an image marker, but no image was given (or the model has no vision tower)"
                 )
             return text
-        slots_only = mask_slots(text) if self.space == "parameter" else None
-        self._check_settings()
+        if is_one_token and self.space != "parameter":
+            return text
+        slots_only = None
+        if self.space == "parameter":
+            slots_only = mask_slots(text)
+        else:
+            self._check_splicing()
         rows = assign_images(count_markers(text.input_ids, text.attention_mask), len(images))
         chosen = images_to_encode(rows, len(images))
         visual, weights = self.encode_chosen(images, chosen)
@@ -241,11 +250,10 @@ class LlavaMetaForCausalLM(ABC):
             batch = replace(batch, inputs_embeds=batch.inputs_embeds + unused)
         return replace(batch, weights=weights)
 
-    def _check_settings(self) -> None:
-        """Refuse what cannot be spliced, before any work."""
+    def _check_splicing(self) -> None:
+        """Refuse settings that cannot be spliced, before any work."""
         config = self.config
-        trains_tokens = getattr(config, "tune_mm_mlp_adapter", False) and getattr(config, "mm_use_im_start_end", False)
-        if trains_tokens and self.space != "parameter":
+        if getattr(config, "tune_mm_mlp_adapter", False) and getattr(config, "mm_use_im_start_end", False):
             raise NotImplementedError("tune_mm_mlp_adapter together with mm_use_im_start_end is not supported")
         merge_type_of(config)
 

@@ -96,7 +96,7 @@ def _keep_checkpoint_settings(config: Any, model_args: Any) -> None:
     if asked not in (None, DEFAULT_PROJECTOR, real):
         raise ValueError(
             f"The checkpoint has the connector {real!r}, but --mm_projector_type {asked!r} was asked for. Leave the "
-            "flag out to go on with the checkpoint's, or start from a language model without a connector"
+            "flag out to keep the checkpoint's, or start from a language model without a connector"
         )
     pairs = {
         "mm_vision_tower": "vision_tower",
@@ -138,15 +138,15 @@ def check_vision_config(config: Any, tower: Any, connector: Connector) -> None:
             f"The connector {config.mm_projector_type!r} needs the class token, which the S2 tower does not have"
         )
     connector.check_tower(tower.config.num_attention_heads, tower.num_patches)
-    if "mm_num_visual_tokens" in own_settings(config) and hasattr(config, "mm_num_visual_tokens"):
+    if own_settings(config) and hasattr(config, "mm_num_visual_tokens"):
         config.mm_num_visual_tokens = connector.num_visual_tokens
 
 
 def check_aspect_ratio(config: Any, connector: Connector) -> None:
-    """Refuse several crops per image for a connector that takes one view.
+    """Check that the connector can take the views that `image_aspect_ratio` makes.
 
     Raises:
-        ValueError: see above.
+        ValueError: anyres makes several crops of an image, and the connector takes one view.
     """
     if connector.space != "input" and getattr(config, "image_aspect_ratio", None) == "anyres":
         raise ValueError(

@@ -85,7 +85,8 @@ def connector_flops(name: str, tokens: int, shapes: Shapes) -> int:
     if mlp is not None:
         return _mlp(tokens, shapes, depth=int(MLP_NAME.match(mlp).group(1)))
     if name not in FLOPS:
-        raise RequestError(f"The cost of the connector {name!r} is not known; known are linear, {', '.join(FLOPS)}")
+        known = ", ".join(["linear", "mlp<k>x_gelu", *FLOPS])
+        raise RequestError(f"The cost of the connector {name!r} is not known; known are {known}")
     return FLOPS[name](tokens, shapes)
 
 

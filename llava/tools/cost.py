@@ -231,9 +231,10 @@ def main() -> None:
         Cost(name, count_tokens(name, args.tokens), args.text_tokens, llm, generator=generator)
         for name in (args.connector, BASELINE)
     )
+    table = report(cost, baseline, args.batch, args.kv_bytes)  # fails before anything is printed
     print(f"Language model {args.llm} ({llm.layer_weights / 1e9:.3f} G weights in its layers), CLIP ViT-L/14-336,")
     print(f"batch {args.batch}; 2 FLOPs per multiply-add, causal attention counted half. Ratio: {BASELINE} / ours.\n")
-    print(report(cost, baseline, args.batch, args.kv_bytes))
+    print(table)
 
 
 if __name__ == "__main__":

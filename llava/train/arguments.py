@@ -163,7 +163,7 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
         self.report_to = usable_loggers(self.report_to)
         if self.use_liger_kernel and not (torch.cuda.is_available() and find_spec("liger_kernel")):
             logger.warning(
-                "--use_liger_kernel needs a GPU and liger-kernel (pip install liger-kernel); going on without."
+                "--use_liger_kernel needs a GPU and liger-kernel (pip install liger-kernel); training without it."
             )
             self.use_liger_kernel = False
         if not torch.cuda.is_available():
@@ -208,7 +208,7 @@ def usable_loggers(report_to: str | list[str] | None) -> list[str]:
         return get_available_reporting_integrations()
     missing = [name for name in wanted if name not in get_available_reporting_integrations()]
     if missing:
-        logger.warning("--report_to: %s not installed; going on without.", ", ".join(missing))
+        logger.warning("--report_to: %s not installed; training without.", ", ".join(missing))
     return [name for name in wanted if name not in missing]
 
 

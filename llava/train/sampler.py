@@ -71,9 +71,8 @@ def get_modality_length_grouped_indices(
     with_image = [i for i, length in enumerate(lengths) if length > 0]
     text_only = [i for i, length in enumerate(lengths) if length < 0]
     if not with_image or not text_only:
-        return get_length_grouped_indices(
-            absolute, batch_size, world_size, generator
-        )  # LLaVA passes the negative lengths on and sorts text-only data backwards
+        # Absolute lengths: LLaVA passes the negative ones on and sorts text-only data backwards.
+        return get_length_grouped_indices(absolute, batch_size, world_size, generator)
 
     blocks: list[list[int]] = []
     rest: list[int] = []

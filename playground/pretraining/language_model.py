@@ -27,7 +27,6 @@ from . import drills
 from .look_back import add_look_back_heads
 from .loop import Checkpointer, Progress, cosine_lr
 
-IGNORE = -100
 BOS, EOS = 1, 2
 # Kinds of sequences, in turn: before and after `early_until`.
 EARLY = ("drill", "single", "drill", "caption")

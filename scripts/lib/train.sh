@@ -1,8 +1,10 @@
 # Sourced by the scripts of the connectors. Here is what all of their recipes share, with LLaVA-1.5's own values;
-# each script states its connector, learning rate, batch size and output folder. Reads these variables:
+# each script states its connector, learning rate, batch size and output folder. Variables:
 #   SIZE                 7b or 13b
+#   CONNECTOR, TOKENS    of the AcFormer scripts     VLORA_DIM      of the VLoRA scripts
 #   BASE_MODEL           language model              VISION_TOWER   CLIP model
 #   DATA_PATH            training data               IMAGE_FOLDER   its images
+#   PRETRAINED           stage-1 file for stage 2    OUTPUT_DIR     where the run is saved
 #   DEEPSPEED_CONFIG     ZeRO settings               MASTER_PORT    port of the launcher
 SIZE=${SIZE:-7b}
 

@@ -147,6 +147,8 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         shown = ImageInputs.given(images, image_sizes, num_visual_tokens)
         if shown is not None:
             shown = shown.with_dummies(count_markers(inputs, mask))
+        if merge_weights and not self.takes_weights:
+            raise ValueError("merge_weights needs a connector that makes perceptual weights, such as vlora")
         if self.takes_weights:
             self._check_weights_prompt(inputs)
             past = kwargs.get("past_key_values")

@@ -19,7 +19,7 @@ from . import (  # noqa: F401  each registers itself
 from .mlp import IdentityMap, SimpleResBlock
 from .registry import Connector, find_connector, known_projector_types, read_settings
 
-__all__ = ["IdentityMap", "SimpleResBlock", "build_vision_projector", "known_projector_types"]
+__all__ = ["IdentityMap", "SimpleResBlock", "build_vision_projector", "find_connector", "known_projector_types"]
 
 
 def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> Connector:

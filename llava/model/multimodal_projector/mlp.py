@@ -16,7 +16,7 @@ class NoSettings:
 
 
 class PatchConnector(Connector):
-    """One visual token per patch, in patch order.
+    """One visual token per patch, in patch order. `num_visual_tokens` is known once `check_tower` has run.
 
     Attributes:
         keeps_class_token: whether the class token is a visual token too (`mm_vision_select_feature` `cls_patch`).
@@ -25,13 +25,15 @@ class PatchConnector(Connector):
     is_grid: ClassVar[bool] = True
     needs_class_token: ClassVar[bool] = False
     keeps_class_token: bool = False
-    num_visual_tokens: int = 0  # the number of patches, known once `check_tower` has run
 
     @classmethod
     def from_config(cls, settings: NoSettings, config: Any) -> "PatchConnector":
         name = getattr(config, "mm_projector_type", None) or DEFAULT_PROJECTOR
         connector = cls.from_widths(name, config.mm_hidden_size, config.hidden_size)
-        connector.keeps_class_token = getattr(config, "mm_vision_select_feature", "patch") == "cls_patch"
+        feature = getattr(config, "mm_vision_select_feature", "patch")
+        if feature not in ("patch", "cls_patch"):
+            raise ValueError(f"Unexpected select feature: {feature} (mm_vision_select_feature is patch or cls_patch)")
+        connector.keeps_class_token = feature == "cls_patch"
         return connector
 
     @classmethod
@@ -47,7 +49,7 @@ class PatchConnector(Connector):
 
     def select(self, features: VisionFeatures | torch.Tensor) -> torch.Tensor:
         """The tokens `[B, T, D]` to project. A tensor passes unchanged, for code that calls `mm_projector` itself."""
-        if isinstance(features, torch.Tensor):
+        if not isinstance(features, VisionFeatures):
             return features
         return features.hidden if self.keeps_class_token else features.patches
 

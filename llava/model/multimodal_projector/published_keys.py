@@ -111,6 +111,6 @@ def settings_of_published(state: dict[str, Any], heads: int = 8) -> dict[str, An
 
 
 def _mlp_setting(state: dict[str, Any]) -> dict[str, str]:
-    """`mm_projector_mlp`: the published module's linear layers stand at 1, 3, 5, ..."""
+    """`mm_projector_mlp`: the published module's linear layers have the indices 1, 3, 5, ..."""
     depth = sum(1 for key in state if _MLP_KEY.match(key) and key.endswith(".weight"))
     return {"mm_projector_mlp": f"mlp{depth}x_gelu"}

@@ -9,7 +9,7 @@ import torch
 from llava.model.builder import load_pretrained_model
 from llava.model.image_inputs import ImageInputs
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import LanguageInputs
+from llava.model.splice import ImageCountError, LanguageInputs
 from tests.support.training import losses_of, run_training
 from tests.support.vlora_models import (
     GREEDY,
@@ -141,3 +141,8 @@ def test_several_crops_are_refused_when_the_model_is_built(llava_vectors: Path, 
     with pytest.raises(ValueError, match=r"image_aspect_ratio anyres makes several crops .* use pad or square"):
         run_training(tmp_path / "x", "--version", "plain", "--data_path", "train/data_plain.json",
                      "--image_aspect_ratio", "anyres", "--max_steps", "1", *FLAGS)  # fmt: skip
+
+
+def test_a_marker_alone_needs_its_image(model: Any) -> None:
+    with pytest.raises(ImageCountError, match="no image was given"):
+        model(torch.tensor([[-200]]))

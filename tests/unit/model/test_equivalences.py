@@ -1,6 +1,8 @@
 """Batch = one by one, left = right padding, cached = uncached; on the tiny checkpoints of the vectors."""
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from llava.model.image_inputs import ImageInputs
+from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import ImageCountError
 
 PROMPTS = [[1, 300, -200, 13, 301, 302], [1, 305, 306], [1, -200, 310, 311, 312, 313, 314, -200, 315]]
@@ -22,10 +25,6 @@ def model(llava_vectors: Path) -> Any:
 @pytest.fixture
 def acformer(model: Any) -> Any:
     """The same language model behind an AcFormer connector."""
-    from types import SimpleNamespace
-
-    from llava.model.multimodal_projector.builder import build_vision_projector
-
     torch.manual_seed(0)
     config = SimpleNamespace(
         mm_projector_type="acformer", mm_hidden_size=64, hidden_size=64, mm_num_visual_tokens=9, mm_resampler_depth=2
@@ -157,3 +156,34 @@ def test_half_precision_images(acformer: Any) -> None:
     with torch.no_grad():
         whole, half = acformer(prompt, images=images).logits, acformer(prompt, images=images.half()).logits
     torch.testing.assert_close(half, whole, rtol=0, atol=0.1)
+
+
+def test_inputs_that_a_model_of_tokens_refuses(model: Any) -> None:
+    """Nothing that concerns perceptual weights is silently ignored."""
+    ids = torch.tensor([PROMPTS[0]])
+    weights = SimpleNamespace(num_rows=1)
+    for call in (model.generate, model):
+        with pytest.raises(ValueError, match="perceptual_weights replace images that become weights only"):
+            call(ids, perceptual_weights=weights)
+    with pytest.raises(ValueError, match="merge_weights needs a connector that makes perceptual weights"):
+        model.generate(ids, images=random_images(1), merge_weights=True)
+
+
+def test_an_unknown_select_feature_is_refused(model: Any) -> None:
+    config = copy.deepcopy(model.config)
+    config.mm_vision_select_feature = "cls"
+    with pytest.raises(ValueError, match="Unexpected select feature: cls"):
+        build_vision_projector(config)
+
+
+def test_another_module_in_the_connector_s_place_is_called_as_in_llava(model: Any) -> None:
+    """A module of the user's, or PEFT's wrapper around ours."""
+    images = random_images(2)
+    expected = model.encode_images(images)
+    model.model.mm_projector = torch.nn.Sequential(*model.model.mm_projector)
+    torch.testing.assert_close(model.encode_images(images), expected, rtol=0, atol=0)
+    assert (
+        model.generate(torch.tensor([PROMPTS[0]]), images=images[:1], max_new_tokens=2, do_sample=False).shape[1] <= 2
+    )
+    with pytest.raises(ValueError, match="has a fixed number of visual tokens"):
+        model.encode_images(images, 4)

@@ -180,7 +180,7 @@ def test_every_connector_has_a_cost() -> None:
     for name in FLOPS:
         cost = Cost(name, count_tokens(name, 145), 64, llm)
         assert 1e9 < cost.connector_flops < 0.02 * cost.stage1_step_flops(recompute=True)
-    with pytest.raises(RequestError, match=r"the connector 'nope' is not known; known are linear, acformer.*pr"):
+    with pytest.raises(RequestError, match=r"'nope' is not known; known are linear, mlp<k>x_gelu, acformer.*pr"):
         connector_flops("nope", 1, Shapes(llm))
     with pytest.raises(RequestError, match=r"Unknown projector type: nope \(known: linear, mlp<k>x_gelu, identity"):
         count_tokens("nope", 1)

@@ -1,4 +1,4 @@
-"""A run that was cut off and goes on equals one that was not: bit-equal losses and weights, in all three modes."""
+"""A run that was cut off and resumed equals one that was not: bit-equal losses and weights, in all three modes."""
 
 import json
 import shutil
