@@ -22,6 +22,7 @@ from llava.model.connector_choice import choose_connector, pop_overrides
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
+from llava.model.vision_state import load_connector_state, load_tower_state
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.model.weights import adapter_state, load_weights_only, read_projector
 from llava.program import RequestError
@@ -92,7 +93,7 @@ def load_pretrained_model(
         projector = choose_connector(config, model_path, None, overrides)
         model = _load_language_model(model_class, model_path, config, options, projector_follows=bool(projector))
         if projector:
-            model.get_model().load_adapter_state(projector, model_path)
+            load_connector_state(model.get_model(), projector, model_path)
     else:
         tokenizer = load_tokenizer(model_base)
         config = read_config(config_class, model_path)
@@ -109,7 +110,7 @@ def load_pretrained_model(
     _load_tower(model, options["device_map"], dtype)
     if model_base is not None and has_tuned_tower(model.config):
         weights = _required_file(model_path, LORA_EXTRAS if kind.is_lora else STAGE1_WEIGHTS)
-        model.get_model().load_tower_state(load_weights_only(weights), weights)
+        load_tower_state(model.get_model(), load_weights_only(weights), weights)
     guard_cpu_packing(model, will_train=False)
     model.eval()
     return tokenizer, model, model.get_vision_tower().image_processor, _context_length(model)
@@ -188,7 +189,7 @@ def _load_on_base(model_class: Any, base: str, config: Any, options: dict[str, A
 def _load_projector(model: PreTrainedModel, path: str, dtype: torch.dtype) -> None:
     """Stage-1 file: the connector, and the embedding rows that were trained with it."""
     state = load_weights_only(path)
-    model.get_model().load_adapter_state(state, path)
+    load_connector_state(model.get_model(), state, path)
     parts = ("mm_projector.", "vision_tower.")
     rest = {key: value.to(dtype) for key, value in state.items() if not any(part in key for part in parts)}
     _load_non_strict(model, rest)
@@ -225,7 +226,7 @@ def _load_projector_of_base(model: PreTrainedModel, path: str, base: str) -> Non
             f"Neither {path} nor its base {base} holds the weights of the connector "
             f"{model.config.mm_projector_type!r}; give the base that the LoRA was trained on as model_base"
         )
-    model.get_model().load_adapter_state({f"mm_projector.{key}": value for key, value in state.items()}, base)
+    load_connector_state(model.get_model(), {f"mm_projector.{key}": value for key, value in state.items()}, base)
 
 
 def _clean_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

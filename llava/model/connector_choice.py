@@ -41,7 +41,7 @@ def choose_connector(
 
     Returns:
         The connector's entries as named in the checkpoint's files, if they have other names than the connector's
-        own and must be loaded by `load_adapter_state`; else nothing.
+        own and must be loaded by `load_connector_state`; else nothing.
 
     Raises:
         RequestError: the checkpoint's weights cannot serve as that connector without training, a setting is asked for
@@ -78,8 +78,8 @@ def _choose(config: Any, model_path: str, model_base: str | None, overrides: dic
         _describe_published(config, published, model_path, overrides)
     elif as_mlp(own_type) is not None:
         config.mm_projector_mlp = as_mlp(own_type)
-    is_plain = as_mlp(own_type) is not None or own_type == "identity"
-    possible = [name for name in CONNECTORS if not (is_plain and name == own_type) and _fits(config, name, state)]
+    with_settings = [name for name, entry in CONNECTORS.items() if fields(entry.config_class)]
+    possible = [name for name in with_settings if _fits(config, name, state)]
     if keeps_own and not published:
         raise ValueError(
             f"{model_path} has the connector {own_type!r}, without {', '.join(extra)}. "

@@ -26,8 +26,9 @@ from llava.model.splice import (
     splice_rows,
 )
 from llava.model.vision_config import check_stage1_settings, check_vision_config, write_vision_config
-from llava.model.vision_tokenizer import add_image_tokens, gathered
-from llava.model.weights import adapter_state, load_weights_only
+from llava.model.vision_state import load_connector_state, load_tower_state
+from llava.model.vision_tokenizer import add_image_tokens
+from llava.model.weights import load_weights_only
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 
@@ -87,59 +88,8 @@ class LlavaMetaModel:
             path = model_args.pretrain_mm_mlp_adapter
             check_stage1_settings(self.config, path)
             state = load_weights_only(path)
-            self.load_adapter_state(state, path)
-            self.load_tower_state(state, path)
-
-    def load_adapter_state(self, state: dict[str, torch.Tensor], path: str) -> None:
-        """Load the connector (and `image_newline`, if both sides have one) from a stage-1 file with any prefix.
-
-        Args:
-            state: the entries of the file.
-            path: the file, for the error message.
-
-        Raises:
-            ValueError: the file's entries do not fit the connector.
-        """
-        projector = self.mm_projector.load_published_state(adapter_state(state, "mm_projector"))
-        try:
-            with gathered(list(self.mm_projector.parameters())):
-                self.mm_projector.load_state_dict(projector, strict=True)
-        except RuntimeError as error:
-            torch_reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-            reasons = self.mm_projector.explain_misfit(projector) or torch_reasons
-            raise ValueError(
-                f"{path} does not fit the connector {self.config.mm_projector_type!r} and its settings: {reasons}"
-            ) from error
-        newline = [value for key, value in state.items() if key.endswith("image_newline")]
-        if newline and getattr(self, "image_newline", None) is not None:
-            with gathered([self.image_newline]), torch.no_grad():
-                self.image_newline.copy_(newline[0])
-
-    def load_tower_state(self, state: dict[str, torch.Tensor], path: str) -> None:
-        """Load the vision tower, if the file comes from a run with --tune_vision_tower and holds one.
-
-        Args:
-            state, path: as in `load_adapter_state`; entries may be missing, none may be too many.
-
-        Raises:
-            ValueError: the file's entries do not fit the tower.
-        """
-        tuned = adapter_state(state, "vision_tower")
-        if not tuned:
-            return
-        tower = self.get_vision_tower()
-        parameters = dict(tower.named_parameters())
-        wrong = [key for key in tuned if key not in parameters]
-        with gathered(list(parameters.values())), torch.no_grad():
-            wrong += [k for k, v in tuned.items() if k not in wrong and parameters[k].shape != v.shape]
-            if wrong:
-                raise ValueError(
-                    f"{path} holds another vision tower than {tower.vision_tower_name}: {', '.join(wrong[:3])} does "
-                    "not fit; give the --vision_tower that it was trained with"
-                )
-            for key, value in tuned.items():
-                parameters[key].copy_(value)
-        self.config.tune_vision_tower = True
+            load_connector_state(self, state, path)
+            load_tower_state(self, state, path)
 
 
 class LlavaMetaForCausalLM(ABC):

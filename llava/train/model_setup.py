@@ -15,6 +15,7 @@ from llava.model.loading_report import quiet_loading_report
 from llava.model.multimodal_projector.registry import Connector, find_connector
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_config import check_aspect_ratio
+from llava.model.vision_state import load_connector_state
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -75,7 +76,7 @@ def load_language_model(
         with quiet_loading_report(bool(projector)):
             model = model_class.from_pretrained(path, config=config, **options)
         if projector:
-            model.get_model().load_adapter_state(projector, path)
+            load_connector_state(model.get_model(), projector, path)
     model.config.use_cache = False
     return model
 

@@ -12,6 +12,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.image_inputs import ImageInputs
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import ImageCountError
+from tests.support.vlora_models import pad, random_images
 
 PROMPTS = [[1, 300, -200, 13, 301, 302], [1, 305, 306], [1, -200, 310, 311, 312, 313, 314, -200, 315]]
 
@@ -31,19 +32,6 @@ def acformer(model: Any) -> Any:
     )
     model.model.mm_projector = build_vision_projector(config).eval()
     return model
-
-
-def random_images(count: int) -> torch.Tensor:
-    return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(1))
-
-
-def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    length = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
-    for i, row in enumerate(rows):
-        span = slice(length - len(row), length) if side == "left" else slice(0, len(row))
-        ids[i, span], mask[i, span] = torch.tensor(row), 1
-    return ids, mask
 
 
 @pytest.mark.parametrize("which", ["model", "acformer"])

@@ -4,7 +4,6 @@ import asyncio
 import json
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -22,37 +21,14 @@ from llava.utils import server_error_msg
 from tests.support.serve_doubles import WorkerDouble, old_worker
 from tests.support.serving import Counting, serving, wait_until
 
-QUICK = Timeouts(connect=2, status=0.3, stream=0.3, reply=0.3)
 FRAMES = [{"text": f"p {number}", "error_code": 0} for number in range(3)]
 REQUEST = {"model": "m", "prompt": "p"}
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[tuple[Controller, str]]:
-    """A controller and its address."""
-    state = Controller("shortest_queue")
-    with serving(create_app(state, timeouts=QUICK)) as address:
-        yield state, address
-
-
 @pytest.fixture
-def state(running: tuple[Controller, str]) -> Iterator[Controller]:
-    """Without workers."""
-    yield running[0]
-    running[0].worker_info.clear()
-
-
-@pytest.fixture
-def controller(running: tuple[Controller, str], state: Controller) -> str:
-    return running[1]
-
-
-@pytest.fixture
-def worker(state: Controller) -> Iterator[WorkerDouble]:
-    with old_worker(["m"]) as fake:
-        state.register_worker(fake.url, True, fake.status)
-        fake.frames = list(FRAMES)
-        yield fake
+def worker(worker: WorkerDouble) -> WorkerDouble:
+    worker.frames = list(FRAMES)
+    return worker
 
 
 def ask(controller: str, request: Any = REQUEST) -> list[dict[str, Any]]:
