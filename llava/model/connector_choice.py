@@ -14,7 +14,8 @@ from llava.model.multimodal_projector.mlp import as_mlp
 from llava.model.multimodal_projector.perceiver import Perceiver
 from llava.model.multimodal_projector.published_keys import is_published, settings_of_published
 from llava.model.multimodal_projector.registry import CONNECTORS, DEFAULT_PROJECTOR, find_connector
-from llava.model.vision_config import check_vision_config, connector_setting_names
+from llava.model.multimodal_projector.settings import connector_setting_names
+from llava.model.vision_config import check_vision_config
 from llava.model.weights import read_projector
 from llava.program import RequestError
 

@@ -14,18 +14,12 @@ from llava.model.image_inputs import ImageInputs, Images
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.image_rows import ImageCountError, assign_images, images_to_encode
 from llava.model.multimodal_projector.perceptual_weights import PerceptualWeights
 from llava.model.multimodal_projector.registry import BareParameters, Connector
-from llava.model.splice import (
-    ImageCountError,
-    LanguageInputs,
-    assign_images,
-    count_markers,
-    images_to_encode,
-    mask_slots,
-    splice_rows,
-)
-from llava.model.vision_config import check_stage1_settings, check_vision_config, write_vision_config
+from llava.model.multimodal_projector.settings import check_stage1_settings
+from llava.model.splice import LanguageInputs, count_markers, mask_slots, splice_rows
+from llava.model.vision_config import check_vision_config, write_vision_config
 from llava.model.vision_state import load_connector_state, load_tower_state
 from llava.model.vision_tokenizer import add_image_tokens
 from llava.model.weights import load_weights_only

@@ -20,7 +20,7 @@ from transformers.utils import is_torch_tf32_available
 
 from llava.model.multimodal_encoder.s2 import S2_DEFAULT_SCALES
 from llava.model.multimodal_projector.builder import known_projector_types
-from llava.model.multimodal_projector.registry import CONNECTORS
+from llava.model.multimodal_projector.settings import setting_flags
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +75,7 @@ class DataArguments:
 
 def connector_arguments() -> type:
     """A dataclass with one optional flag per connector setting; the default is None."""
-    settings: dict[str, list[Any]] = {}
-    for connector in CONNECTORS.values():
-        for setting in fields(connector.config_class):
-            settings.setdefault(setting.name, []).append(setting)
-    flags = []
-    for name, variants in settings.items():
-        defaults = ", ".join(dict.fromkeys(str(variant.default) for variant in variants))
-        help_text = f"{variants[0].metadata['help']} (default {defaults})"
-        flags.append((name, variants[0].type | None, field(default=None, metadata={"help": help_text})))
-    return make_dataclass("ConnectorArguments", flags)
+    return make_dataclass("ConnectorArguments", setting_flags())
 
 
 # Flags of transformers 4.37 that have no meaning any more. `None` as default: anything else was given by the user.

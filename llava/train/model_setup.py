@@ -13,8 +13,8 @@ from llava.model.connector_choice import choose_for_training
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
 from llava.model.multimodal_projector.registry import Connector, find_connector
+from llava.model.multimodal_projector.settings import check_aspect_ratio
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
-from llava.model.vision_config import check_aspect_ratio
 from llava.model.vision_state import load_connector_state
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer

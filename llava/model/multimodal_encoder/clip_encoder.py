@@ -9,8 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, PretrainedConfig
 from transformers.models.clip import CLIPImageProcessorPil
 
 from llava.model.checkpoint_kind import has_tuned_tower
-from llava.model.multimodal_encoder.cls_attention import class_token_attention
 from llava.model.multimodal_encoder.s2 import S2_DEFAULT_SCALES, forward_multiscale, parse_scales
+from llava.model.multimodal_projector.class_attention import class_token_attention
 from llava.model.multimodal_projector.vision_features import VisionFeatures
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ import torch
 from llava.model.builder import load_pretrained_model
 from llava.model.image_inputs import ImageInputs
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import ImageCountError, LanguageInputs
+from llava.model.multimodal_projector.image_rows import ImageCountError
+from llava.model.splice import LanguageInputs
 from tests.support.training import losses_of, run_training
 from tests.support.vlora_models import (
     GREEDY,

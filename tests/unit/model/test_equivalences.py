@@ -11,7 +11,7 @@ import torch
 from llava.model.builder import load_pretrained_model
 from llava.model.image_inputs import ImageInputs
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import ImageCountError
+from llava.model.multimodal_projector.image_rows import ImageCountError
 from tests.support.vlora_models import pad, random_images
 
 PROMPTS = [[1, 300, -200, 13, 301, 302], [1, 305, 306], [1, -200, 310, 311, 312, 313, 314, -200, 315]]

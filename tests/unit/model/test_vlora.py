@@ -18,8 +18,9 @@ from llava.model import LlavaLlamaVLoRAForCausalLM, LlavaVLoRAConfig
 from llava.model.builder import load_pretrained_model
 from llava.model.families import read_config
 from llava.model.image_inputs import ImageInputs
+from llava.model.multimodal_projector.image_rows import ImageCountError
 from llava.model.multimodal_projector.vlora import DecoderShape, VLoRAConfig, check_settings
-from llava.model.splice import ImageCountError, LanguageInputs
+from llava.model.splice import LanguageInputs
 from tests.conftest import REPOSITORY
 from tests.support.training import losses_of, run_training
 from tests.support.vlora_models import (
