@@ -188,12 +188,20 @@ _bound: ContextVar[BoundLayer | None] = ContextVar("perceptual_weights_of_the_ru
 _installing = Lock()
 
 
-def install_hooks(layers: nn.ModuleList, weights: BoundWeights) -> None:
-    """Prepare decoder layers for the keyword `perceptual_weights`; a second call for the same letters does nothing.
+def install_hooks(
+    layers: nn.ModuleList, weights: BoundWeights, source: Callable[[], BoundWeights | None] | None = None
+) -> None:
+    """Prepare decoder layers for perceptual weights; a second call for the same letters does nothing.
 
-    The weights travel as a keyword of the decoder's forward, not as state of a module: recomputation in the backward
-    pass, which calls a layer again with the same keywords, finds the same ones. Projections of layers and letters that
-    never have weights get no hook.
+    Projections of layers and letters that never have weights get no hook.
+
+    Args:
+        layers: the decoder's.
+        weights: tells which layers and letters have weights.
+        source: returns the weights to work with, whenever a layer runs. By default they travel as the keyword
+            `perceptual_weights` of the decoder's forward, not as state of a module: recomputation in the backward pass,
+            which calls a layer again with the same keywords, finds the same ones. Decoders of transformers 4 do not
+            pass keywords on to their layers and need a source.
     """
     for index, layer in enumerate(layers):
         own = weights.of_layer(index)
@@ -201,7 +209,8 @@ def install_hooks(layers: nn.ModuleList, weights: BoundWeights) -> None:
         if hasattr(layer.self_attn, MARK) and all(hasattr(point, MARK) for point in points.values()):
             continue
         with _installing:  # several threads may generate with one model
-            _hook_once(layer.self_attn, "register_forward_pre_hook", partial(_enter, index), with_kwargs=True)
+            enter = partial(_enter, index, source)
+            _hook_once(layer.self_attn, "register_forward_pre_hook", enter, with_kwargs=True)
             for letter, point in points.items():
                 if point is not layer.mlp:
                     _hook_once(point, "register_forward_hook", partial(_add, letter))
@@ -222,8 +231,15 @@ def _hook_once(module: nn.Module, register: str, hook: Callable[..., Any], **opt
         setattr(module, MARK, getattr(module, register)(hook, **options))
 
 
-def _enter(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    weights = kwargs.pop("perceptual_weights", None)  # not for the attention function
+def _enter(
+    index: int,
+    source: Callable[[], BoundWeights | None] | None,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    # The keyword is not for the attention function.
+    weights = kwargs.pop("perceptual_weights", None) if source is None else source()
     own = None if weights is None else weights.of_layer(index)
     if own is None:
         _bound.set(None)

@@ -1,0 +1,1 @@
+"""Add the connectors to an existing LLaVA code base: see README.md."""

@@ -1,0 +1,72 @@
+"""The folder that goes into a code base: the connectors, the bridge, and a description of both."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import libcst
+from libcst import matchers
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONNECTORS = REPOSITORY / "llava/model/multimodal_projector"
+BRIDGE = REPOSITORY / "patches/bridge"
+MANIFEST = "manifest.json"
+
+README = """# Vision-language connectors
+
+Copied here by `python -m patches.graft` of the project "LLaVA-1.5 with better vision-language connectors"
+(package `llava`), version {version}. License: Apache-2.0, see LICENSE.
+
+Connectors: {names}.
+
+Do not edit these files: the next version replaces them. The code base calls them in blocks of lines between
+`# >>> llava-connectors` and `# <<< llava-connectors`. `python -m patches.graft --revert PATH` removes the blocks and
+this folder.
+"""
+
+HOST = '''"""What differs between code bases. Written by `patches.graft`."""
+
+# Values of mm_projector_type that the code base's own factory knows and that connectors have too; they stay with it.
+OWN_TYPES: frozenset[str] = frozenset({names})
+'''
+
+
+def version() -> str:
+    """The version of this project."""
+    return re.search(r'^version = "(.+)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE).group(1)
+
+
+def connector_names() -> set[str]:
+    """All values of `mm_projector_type` that the connectors bring; read from the source, which needs no torch."""
+    registered = matchers.Call(func=matchers.Name("register_connector"), args=[matchers.Arg(), matchers.Arg()])
+    names = set()
+    for path in CONNECTORS.glob("*.py"):
+        for call in matchers.findall(libcst.parse_module(path.read_bytes()), registered):
+            if isinstance(call, libcst.Call) and isinstance(call.args[0].value, libcst.SimpleString):
+                names.add(str(call.args[0].value.evaluated_value))
+    return names - {"linear", "identity"}
+
+
+def payload(own_types: set[str]) -> dict[str, bytes]:
+    """The files of the folder by relative path.
+
+    Args:
+        own_types: connector names that stay with the code base.
+    """
+    files = {f"multimodal_projector/{path.name}": path.read_bytes() for path in sorted(CONNECTORS.glob("*.py"))}
+    for path in sorted(BRIDGE.glob("*.py")):
+        source = path.read_bytes()
+        files[path.name] = source.replace(b"from llava.model.multimodal_projector", b"from .multimodal_projector")
+    kept = ", ".join(f'"{name}"' for name in sorted(own_types))
+    files["host.py"] = HOST.format(names=f"{{{kept}}}" if kept else "").encode()
+    files["LICENSE"] = (REPOSITORY / "LICENSE").read_bytes()
+    names = ", ".join(f"`{name}`" for name in sorted(connector_names() - own_types))
+    files["README.md"] = README.format(version=version(), names=names).encode()
+    manifest = {"version": version(), "files": {name: digest(content) for name, content in files.items()}}
+    files[MANIFEST] = (json.dumps(manifest, indent=1) + "\n").encode()
+    return files
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

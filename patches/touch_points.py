@@ -1,0 +1,259 @@
+"""The places where a code base meets the connectors: each is found by name and gets one block of lines."""
+
+from dataclasses import dataclass, field
+
+import libcst
+
+from patches.blocks import Block
+from patches.errors import Obstacle
+from patches.syntax import Function, SourceFile, assignments, calls, code, last_name, statements
+
+FACTORY = "build_vision_projector"
+ENCODE, PREPARE, INITIALIZE = "encode_images", "prepare_inputs_labels_for_multimodal", "initialize_vision_modules"
+SUBCLASS = "__init_subclass__"
+ARGUMENTS = "ModelArguments"
+
+# What encode_images may call, beside the tower and the projector, and still be "tower, projector, return".
+HARMLESS_CALLS = {
+    "get_model",
+    "get_vision_tower",
+    "mm_projector",
+    "to",
+    "type",
+    "type_as",
+    "float",
+    "half",
+    "detach",
+    "print",
+    "rank0_print",
+}
+PREPARE_PARAMETERS = {
+    ("input_ids", "position_ids", "attention_mask", "past_key_values", "labels", "images"),
+    ("input_ids", "attention_mask", "past_key_values", "labels", "images"),  # before LLaVA 1.1.3
+}
+
+
+@dataclass
+class Findings:
+    """What was found in a code base.
+
+    Attributes:
+        blocks: to insert, by file.
+        obstacles: what is missing or taken.
+        notes: what will not work with the connectors, though nothing is in the way.
+        own_types: names of connectors that the code base's own factory knows.
+    """
+
+    blocks: list[tuple[SourceFile, Block]] = field(default_factory=list)
+    obstacles: list[Obstacle] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    own_types: set[str] = field(default_factory=set)
+
+    def refuse(self, where: str, reason: str, remedy: str) -> None:
+        self.obstacles.append(Obstacle(where, reason, remedy))
+
+
+def touch_factory(file: SourceFile, import_from: str, connector_names: set[str], findings: Findings) -> None:
+    """`build_vision_projector(config, ...)`: asks the connectors first."""
+    found = [function for function in file.functions(FACTORY) if function.owner is None]
+    if len(found) != 1:
+        lines = ", ".join(str(file.first_line(function.node)) for function in found)
+        findings.refuse(
+            file.name,
+            f"{FACTORY} is defined {len(found)} times (lines {lines})" if found else f"there is no {FACTORY}",
+            f"keep one function {FACTORY}(config, ...) that builds every projector",
+        )
+        return
+    function = found[0]
+    if not function.parameters:
+        findings.refuse(file.place(function.node), f"{FACTORY} takes no configuration", "give it the model's config")
+        return
+    texts = libcst.matchers.findall(function.node, libcst.matchers.SimpleString())
+    findings.own_types |= {str(text.evaluated_value) for text in texts} & connector_names
+    lines = (
+        f"from {import_from} import build_connector",
+        f"connector = build_connector({function.parameters[0]})",
+        "if connector is not None:",
+        "\treturn connector",
+    )
+    _at_top(file, function.node, lines, findings)
+
+
+def touch_encode_images(file: SourceFile, function: Function, import_from: str, findings: Findings) -> None:
+    """`encode_images(self, images)`: the connectors encode where one of them is the model's projector."""
+    if not function.parameters:
+        findings.refuse(file.place(function.node), f"{ENCODE} takes no images", f"write {ENCODE}(self, images)")
+        return
+    lines = (
+        f"from {import_from} import encode_images as encode_with_connector",
+        f"visual_tokens = encode_with_connector(self, {function.parameters[0]})",
+        "if visual_tokens is not None:",
+        "\treturn visual_tokens",
+    )
+    more = _beside_tower_and_projector(function.node)
+    if more is not None:
+        findings.refuse(
+            file.place(function.node),
+            f"{ENCODE} is more than vision tower and projector: it {more}",
+            "if connectors may replace all of it, insert at its top: " + _as_text(lines),
+        )
+        return
+    _at_top(file, function.node, lines, findings)
+
+
+def _beside_tower_and_projector(node: libcst.FunctionDef) -> str | None:
+    """What `encode_images` does beside "tower, projector, return"."""
+    called = calls(node)
+    held = {
+        target for target, value in assignments(node) if _is_vision_module(value)
+    }  # tower = self.get_vision_tower()
+    foreign = [
+        name
+        for name, _ in called
+        if last_name(name) not in HARMLESS_CALLS and name not in held and not _is_vision_module(name)
+    ]
+    if foreign:
+        return f"calls {', '.join(dict.fromkeys(foreign))}"
+    if not any(name.endswith("mm_projector") or name in held for name, _ in called):
+        return "does not call mm_projector"
+    computes = libcst.matchers.findall(node.body, libcst.matchers.BinaryOperation() | libcst.matchers.Subscript())
+    return f"computes {code(computes[0])}" if computes else None
+
+
+def _is_vision_module(expression: str) -> bool:
+    return expression.endswith(("get_vision_tower()", ".vision_tower", ".mm_projector"))
+
+
+def touch_initialize(file: SourceFile, function: Function, import_from: str, findings: Findings) -> None:
+    """`initialize_vision_modules(self, model_args, ...)`: the connector's settings follow LLaVA's own."""
+    lines = (f"from {import_from} import write_settings", f"write_settings(self, {_first(function)})")
+    keys = ("config.mm_projector_type", "config.mm_hidden_size")
+    build = _build_statement(function.node.body, keys) if function.parameters else None
+    if build is None:
+        findings.refuse(
+            file.place(function.node),
+            f"{INITIALIZE} does not first write {' and '.join(keys)} and then call {FACTORY}",
+            f"in front of the line that builds mm_projector, insert: {_as_text(lines)}",
+        )
+        return
+    _insert(file, file.first_line(build), file.indent(build), lines, findings)
+
+
+def touch_prepare(file: SourceFile, function: Function, import_from: str, findings: Findings) -> None:
+    """`prepare_inputs_labels_for_multimodal(self, ...)`: images that become weights take no place in the sequence."""
+    known = next((names for names in PREPARE_PARAMETERS if tuple(function.parameters[: len(names)]) == names), None)
+    returned = {_tuple_length(node) for node in libcst.matchers.findall(function.node, libcst.matchers.Return())}
+    if known is None or returned - {None} != {len(known)}:
+        findings.refuse(
+            file.place(function.node),
+            f"{PREPARE}({', '.join(function.parameters)}) has other parameters or results than LLaVA's",
+            "insert a call of assemble_inputs at its top, as in patches/README.md, and return its embeddings",
+        )
+        return
+    unchanged = known[1:-2]  # all but input_ids, labels and images
+    results = ", ".join(["None", *unchanged, "assembled.inputs_embeds", "assembled.labels"])
+    lines = (
+        f"from {import_from} import assemble_inputs",
+        "assembled = assemble_inputs(self, input_ids, attention_mask, labels, images)",
+        "if assembled is not None:",
+        f"\treturn {results}",
+    )
+    _at_top(file, function.node, lines, findings)
+
+
+def touch_class(file: SourceFile, node: libcst.ClassDef, import_from: str, findings: Findings) -> None:
+    """The mixin of all causal language models: their `forward` and `generate` carry image weights."""
+    lines = (
+        f"def {SUBCLASS}(cls, **kwargs):",
+        "\tsuper().__init_subclass__(**kwargs)",
+        f"\tfrom {import_from} import carry_weights",
+        "\tcarry_weights(cls)",
+        "",
+    )
+    if any(function.owner is node for function in file.functions(SUBCLASS)):
+        findings.refuse(
+            file.place(node),
+            f"{node.name.value} has a {SUBCLASS} of its own",
+            f"add to it: {_as_text(lines[2:4])}",
+        )
+        return
+    _at_top(file, node, lines, findings)
+
+
+def touch_arguments(file: SourceFile, package: str, findings: Findings) -> None:
+    """`class ModelArguments`: a flag for every setting of a connector."""
+    found = file.classes(ARGUMENTS)
+    lines = (
+        f"from {package}.model.llava_connectors import with_connector_flags",
+        f"{ARGUMENTS} = with_connector_flags({ARGUMENTS})",
+    )
+    if len(found) != 1 or found[0] not in file.module.body:
+        findings.refuse(
+            file.name,
+            f"class {ARGUMENTS} is defined {len(found)} times" if found else f"there is no class {ARGUMENTS}",
+            f"after the class of the model's flags, insert: {_as_text(lines)}",
+        )
+        return
+    last = file.last_line(found[0])
+    if not file.ends_with_newline(last):
+        findings.refuse(f"{file.name}:{last}", "the file does not end with a new line", "add one")
+        return
+    _insert(file, last + 1, b"", lines, findings)
+
+
+def calls_super(function: Function) -> bool:
+    """Whether a method leaves the work to its parent class."""
+    return any(name.startswith("super(") and last_name(name) == function.name for name, _ in calls(function.node))
+
+
+def is_abstract(function: Function) -> bool:
+    """Whether a method has no body to speak of."""
+    body = statements(function.node)
+    text = code(function.node.body) if body is None else "\n".join(code(statement) for statement in body)
+    return text in ("", "pass", "...") or text.startswith("raise NotImplementedError")
+
+
+def _first(function: Function) -> str:
+    return function.parameters[0] if function.parameters else "model_args"
+
+
+def _as_text(lines: tuple[str, ...]) -> str:
+    return "; ".join(line.strip() for line in lines)
+
+
+def _tuple_length(node: libcst.CSTNode) -> int | None:
+    value = getattr(node, "value", None)
+    return len(value.elements) if isinstance(value, libcst.Tuple) else None
+
+
+def _at_top(
+    file: SourceFile, node: libcst.FunctionDef | libcst.ClassDef, lines: tuple[str, ...], findings: Findings
+) -> None:
+    body = statements(node)
+    if not body:
+        findings.refuse(
+            file.place(node),
+            f"the body of {node.name.value} is on one line" if body is None else f"{node.name.value} has no body",
+            f"write its body on lines of its own, or insert at its top: {_as_text(lines)}",
+        )
+        return
+    _insert(file, file.first_line(body[0]), file.indent(body[0]), lines, findings)
+
+
+def _insert(file: SourceFile, line: int, indent: bytes, lines: tuple[str, ...], findings: Findings) -> None:
+    findings.blocks.append((file, Block(line, indent, lines, file.level)))
+
+
+def _build_statement(body: libcst.BaseSuite, keys: tuple[str, ...]) -> libcst.BaseStatement | None:
+    """The statement that calls the factory, if all keys are written in front of it and none after."""
+    if not isinstance(body, libcst.IndentedBlock):
+        return None
+    written = [{key for key in keys for target, _ in assignments(part) if target.endswith(key)} for part in body.body]
+    builds = [any(last_name(name) == FACTORY for name, _ in calls(part)) for part in body.body]
+    if not any(builds) or set().union(*written) != set(keys):
+        return None
+    build, last_write = builds.index(True), max(i for i, own in enumerate(written) if own)
+    if last_write < build:
+        return body.body[build]
+    inner = getattr(body.body[build], "body", None)
+    return _build_statement(inner, keys) if last_write == build and inner is not None else None
