@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ LETTERS = "qkvom"
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 SHARED = "qkv"  # read the same hidden state
 MARK = "_perceptual_weights_hook"  # attribute of modules that have theirs
+# Have a hook called also where its module raises. torch 2.0 has no such hooks; its recomputation never stops early, so
+# only an error leaves state behind there, and the next layer ends it.
+ALWAYS = {"always_call": True} if "always_call" in signature(nn.Module.register_forward_hook).parameters else {}
 
 
 class LayerWeights(NamedTuple):
@@ -215,7 +219,7 @@ def install_hooks(
                 if point is not layer.mlp:
                     _hook_once(point, "register_forward_hook", partial(_add, letter))
             if points:
-                _hook_once(layer.mlp, "register_forward_hook", _finish, always_call=True)
+                _hook_once(layer.mlp, "register_forward_hook", _finish, **ALWAYS)
 
 
 def _point(layer: nn.Module, letter: str) -> nn.Module:

@@ -55,7 +55,10 @@ def _check_count(num_visual_tokens: int, num_patches: int) -> None:
         )
 
 
-@torch.compiler.disable
 def _fixed_scores(seed: int, num_patches: int, device: torch.device) -> torch.Tensor:
     """`[P]` numbers that depend on the seed only, drawn on the CPU so that every device has the same."""
     return torch.rand(num_patches, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+if hasattr(torch, "compiler"):  # not in torch 2.0, whose compiler steps around a generator unasked
+    _fixed_scores = torch.compiler.disable(_fixed_scores)
