@@ -63,9 +63,20 @@ def remove_blocks(source: bytes, name: str) -> bytes:
     return b"".join(kept)
 
 
-def count_blocks(source: bytes) -> int:
-    """How many blocks a file has."""
-    return sum(line.strip() == BEGIN for line in source.splitlines())
+def read_blocks(source: bytes) -> list[tuple[int, bytes]]:
+    """The blocks of a file: the line each begins at, and its code without white space, which formatters change."""
+    blocks: list[tuple[int, bytes]] = []
+    inside = False
+    for number, line in enumerate(source.splitlines(), 1):
+        if line.strip() == BEGIN:
+            blocks.append((number, b""))
+            inside = True
+        elif line.strip() == END:
+            inside = False
+        elif inside:
+            begin, text = blocks.pop()
+            blocks.append((begin, text + b"".join(line.split())))
+    return blocks
 
 
 def _unbalanced(name: str, line: int) -> GraftError:

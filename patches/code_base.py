@@ -1,5 +1,6 @@
 """Find a LLaVA package and its files below a folder."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,9 +45,12 @@ class CodeBase:
 
     @cached_property
     def model_files(self) -> list[Path]:
-        """The Python files of the model, without the connectors."""
-        files = sorted((self.root / "model").rglob("*.py"))
-        return [path for path in files if self.folder not in path.parents]
+        """The Python files of the model, without the connectors and without hidden files and folders, which are no
+        part of a package: copies that a notebook keeps, locks of an editor.
+        """
+        model = self.root / "model"
+        files = [path for path in sorted(model.rglob("*.py")) if path.is_file() and self.folder not in path.parents]
+        return [path for path in files if not any(part.startswith(".") for part in path.relative_to(model).parts)]
 
     def name(self, path: Path) -> str:
         """A file as shown in messages: relative, with the package's folder in front."""
@@ -94,6 +98,8 @@ def _below(folder: Path, depth: int) -> list[Path]:
     roots: list[Path] = []
     for child in sorted(folder.iterdir()):
         if not child.is_dir() or child.is_symlink() or child.name.startswith(".") or child.name in SKIPPED:
+            continue
+        if not os.access(child, os.R_OK | os.X_OK):  # somebody else's data
             continue
         if (child / BUILDER).is_file():
             roots.append(child)

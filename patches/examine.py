@@ -13,6 +13,7 @@ from patches.touch_points import (
     INITIALIZE,
     PREPARE,
     Findings,
+    calls_connectors,
     calls_super,
     is_abstract,
     touch_arguments,
@@ -26,7 +27,7 @@ from patches.touch_points import (
 METHODS = {ENCODE: touch_encode_images, INITIALIZE: touch_initialize, PREPARE: touch_prepare}
 
 
-def examine(code_base: CodeBase, sources: dict[Path, bytes], connector_names: set[str]) -> Findings:
+def examine(code_base: CodeBase, sources: dict[Path, bytes], connector_names: frozenset[str]) -> Findings:
     """Find the touch points.
 
     Args:
@@ -40,17 +41,21 @@ def examine(code_base: CodeBase, sources: dict[Path, bytes], connector_names: se
             touch_factory(file, code_base.connectors_from(file.path), connector_names, findings)
     for name, touch in METHODS.items():
         for file, function in _methods(files, name, findings):
-            touch(file, function, code_base.connectors_from(file.path), findings)
+            if not function.takes_self:
+                findings.refuse(
+                    file.place(function.node), f"{name} does not take self first", f"write {name} as an ordinary method"
+                )
+            elif not calls_connectors(function.node):
+                touch(file, function, code_base.connectors_from(file.path), findings)
+    for file, owner in _parents_of_models(files):
+        touch_class(file, owner, code_base.connectors_from(file.path), findings)
+    _check_factories(code_base, files, findings)
     for file in files:
-        owners = {id(f.owner): f.owner for f in file.functions(PREPARE) if f.owner and not calls_super(f)}
-        for owner in owners.values():
-            touch_class(file, owner, code_base.connectors_from(file.path), findings)
-        _check_factory_import(file, findings)
         _note_direct_calls(file, findings)
     if code_base.train.is_file():
         file = _parse(code_base, code_base.train, sources, findings)
         if file is not None:
-            touch_arguments(file, code_base.package, findings)
+            touch_arguments(file, _model_package(file, code_base), findings)
     else:
         findings.notes.append("no train/train.py: no flags were added, models with connectors can be used, not trained")
     return findings
@@ -77,24 +82,76 @@ def _methods(files: list[SourceFile], name: str, findings: Findings) -> list[tup
     return own
 
 
-def _check_factory_import(file: SourceFile, findings: Findings) -> None:
+def _parents_of_models(files: list[SourceFile]) -> list[tuple[SourceFile, libcst.ClassDef]]:
+    """The classes that define `prepare_inputs_labels_for_multimodal`, without subclasses of one another."""
+    classes = {node.name.value: node for file in files for node in file.all_classes}
+    owners = {
+        function.owner.name.value: (file, function.owner)
+        for file in files
+        for function in file.functions(PREPARE)
+        if function.owner and not calls_super(function) and not is_abstract(function)
+    }
+
+    def inherits(name: str, seen: frozenset[str] = frozenset()) -> bool:
+        bases = {last_name(code(base.value)) for base in classes[name].bases} - seen if name in classes else set()
+        return any(base in owners or inherits(base, seen | bases | {name}) for base in bases - {name})
+
+    return [owner for name, owner in owners.items() if not inherits(name)]
+
+
+def _model_package(file: SourceFile, code_base: CodeBase) -> str:
+    """The absolute name of the folder `model`, as `train.py` imports it: a checkout may be run from any folder."""
+    nodes = libcst.matchers.findall(file.module, libcst.matchers.ImportFrom(module=libcst.matchers.DoNotCare()))
+    modules = [code(node.module).split(".") for node in nodes if node.module is not None and not node.relative]
+    for parts in modules:
+        for count in range(1, len(parts) + 1):
+            if tuple(parts[:count]) == code_base.root.parts[-count:]:
+                return ".".join([*parts[:count], "model"])
+    return "model" if any(parts[0] == "model" for parts in modules) else f"{code_base.package}.model"
+
+
+def _check_factories(code_base: CodeBase, files: list[SourceFile], findings: Findings) -> None:
     """The factory must be the one in builder.py where projectors are built."""
-    if not file.functions(INITIALIZE):
+    builder = code_base.root / BUILDER
+    others = [(file, f) for file in files if file.path != builder for f in file.functions(FACTORY) if not f.owner]
+    if any(calls_connectors(function.node) for _, function in others):
         return
-    for node in libcst.matchers.findall(file.module, libcst.matchers.ImportFrom()):
-        names = [] if isinstance(node.names, libcst.ImportStar) else [code(alias.name) for alias in node.names]
-        module = "" if node.module is None else code(node.module)
-        if FACTORY in names and not module.endswith(("multimodal_projector.builder", "multimodal_projector")):
+    builds = [file for file in files if file.functions(INITIALIZE)]
+    for file, function in others:
+        if file in builds:
             findings.refuse(
-                file.name,
-                f"{FACTORY} comes from {module}, not from {BUILDER}",
-                "import it from there, or insert the block of the factory in that module",
+                file.place(function.node), f"{FACTORY} is defined here, not in {BUILDER}", f"move it to {BUILDER}"
             )
+        else:
+            findings.notes.append(
+                f"{file.place(function.node)}: a second {FACTORY}; connectors are built by {BUILDER} only"
+            )
+    package = builder.parent / "__init__.py"
+    for file in [*builds, *(file for file in files if file.path == package)]:
+        wanted = (".builder",) if file.path == package else (".multimodal_projector.builder", ".multimodal_projector")
+        for module in _imported_from(file, FACTORY):
+            if not f".{module}".endswith(wanted):
+                findings.refuse(
+                    file.name, f"{FACTORY} comes from {module}, not from {BUILDER}", f"move it to {BUILDER}"
+                )
+
+
+def _imported_from(file: SourceFile, name: str) -> list[str]:
+    """The modules that a name is imported from, as written."""
+    found = []
+    for node in libcst.matchers.findall(file.module, libcst.matchers.ImportFrom()):
+        for alias in () if isinstance(node.names, libcst.ImportStar) else node.names:
+            if name in (alias.evaluated_name, alias.evaluated_alias):
+                module = "" if node.module is None else code(node.module)
+                found.append("." * len(node.relative) + module)
+    return found
 
 
 def _note_direct_calls(file: SourceFile, findings: Findings) -> None:
     for function in file.all_functions:
-        if function.name != ENCODE and any(last_name(name) == "mm_projector" for name, _ in calls(function.node)):
+        if function.name == ENCODE and not calls_super(function):
+            continue
+        if any(last_name(name) == "mm_projector" for name, _ in calls(function.node)):
             findings.notes.append(
                 f"{file.place(function.node)}: {function.name} calls mm_projector by itself; with a connector it "
                 "raises an error"

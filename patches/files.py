@@ -16,7 +16,8 @@ def change_tree(changed: dict[Path, bytes], folder: Path, content: dict[str, byt
     """Give files new content and a folder new files, or remove it. A failure leaves everything as it was.
 
     Args:
-        changed: files that exist, with their new content; their permissions stay.
+        changed: files that exist, with their new content; their permissions stay. A hard link of a file keeps the old
+            content.
         folder: replaced as a whole.
         content: its files by relative path; None removes it.
 
@@ -28,14 +29,19 @@ def change_tree(changed: dict[Path, bytes], folder: Path, content: dict[str, byt
         for name, data in (content or {}).items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_bytes(data)
+        # Everything is written before the first file is replaced: replacing takes no space on the disk.
+        copies: list[tuple[Path, Path, Path]] = []
+        for number, (path, data) in enumerate(changed.items()):
+            original, wanted, backup = path.resolve(), Path(work, f"wanted-{number}"), Path(work, f"backup-{number}")
+            wanted.write_bytes(data)
+            shutil.copymode(original, wanted)
+            shutil.copy2(original, backup)
+            copies.append((original, wanted, backup))
         undo: list[tuple[Path, Path]] = []  # where it is now, where it belongs
-        written = [(_write_beside(path.resolve(), data), path.resolve()) for path, data in changed.items()]
         try:
-            for number, (temporary, path) in enumerate(written):
-                backup = Path(work, f"backup-{number}")
-                shutil.copy2(path, backup)
-                undo.append((backup, path))
-                os.replace(temporary, path)
+            for original, wanted, backup in copies:
+                undo.append((backup, original))
+                os.replace(wanted, original)
             if folder.exists():
                 os.rename(folder, old)
                 undo.append((old, folder))
@@ -45,15 +51,3 @@ def change_tree(changed: dict[Path, bytes], folder: Path, content: dict[str, byt
             for kept, path in reversed(undo):
                 shutil.move(kept, path)
             raise
-        finally:
-            for temporary, _ in written:
-                temporary.unlink(missing_ok=True)
-
-
-def _write_beside(path: Path, data: bytes) -> Path:
-    """A temporary file in the same folder, with the permissions of `path`."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    shutil.copymode(path, name)
-    return Path(name)

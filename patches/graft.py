@@ -90,8 +90,9 @@ def print_diff(change: "Change") -> None:
         name = code_base.name(path)
         old_lines, new_lines = (text.decode(errors="replace").splitlines() for text in (state.sources[path], new))
         print("\n".join(difflib.unified_diff(old_lines, new_lines, f"a/{name}", f"b/{name}", lineterm="")))
-    verb = "replaced" if state.folder else "new"
-    print(f"{verb} folder {code_base.name(code_base.folder)}: {len(change.folder or {})} files")
+    if change.folder != state.folder:
+        verb = "replaced" if state.folder else "new"
+        print(f"{verb} folder {code_base.name(code_base.folder)}: {len(change.folder or {})} files")
 
 
 def print_summary(change: "Change") -> None:
@@ -113,10 +114,12 @@ def print_status(state: "State") -> None:
         print("connectors: none")
     else:
         print(f"connectors: version {state.manifest.get('version')} (this program has {version()})")
-    for path, count in state.blocks.items():
-        print(f"  {code_base.name(path)}: {count} inserted block{'s' if count > 1 else ''}")
-    for name in state.edited:
-        print(f"  {code_base.name(code_base.folder)}/{name}: edited since it was copied")
+    for path, blocks in state.blocks.items():
+        print(f"  {code_base.name(path)}: {len(blocks)} inserted block{'s' if len(blocks) > 1 else ''}")
+    for name in state.edited if state.manifest is not None else ():
+        print(f"  {code_base.name(code_base.folder)}/{name}: changed or added since the folder was copied")
+    for place in state.edited_blocks:
+        print(f"  {place}: this inserted block was edited")
 
 
 if __name__ == "__main__":

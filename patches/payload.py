@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import libcst
@@ -37,7 +38,8 @@ def version() -> str:
     return re.search(r'^version = "(.+)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE).group(1)
 
 
-def connector_names() -> set[str]:
+@cache
+def connector_names() -> frozenset[str]:
     """All values of `mm_projector_type` that the connectors bring; read from the source, which needs no torch."""
     registered = matchers.Call(func=matchers.Name("register_connector"), args=[matchers.Arg(), matchers.Arg()])
     names = set()
@@ -45,14 +47,15 @@ def connector_names() -> set[str]:
         for call in matchers.findall(libcst.parse_module(path.read_bytes()), registered):
             if isinstance(call, libcst.Call) and isinstance(call.args[0].value, libcst.SimpleString):
                 names.add(str(call.args[0].value.evaluated_value))
-    return names - {"linear", "identity"}
+    return frozenset(names - {"linear", "identity"})
 
 
-def payload(own_types: set[str]) -> dict[str, bytes]:
+def payload(own_types: set[str], blocks: set[bytes]) -> dict[str, bytes]:
     """The files of the folder by relative path.
 
     Args:
         own_types: connector names that stay with the code base.
+        blocks: the inserted code, by which a later run sees whether somebody has edited it.
     """
     files = {f"multimodal_projector/{path.name}": path.read_bytes() for path in sorted(CONNECTORS.glob("*.py"))}
     for path in sorted(BRIDGE.glob("*.py")):
@@ -63,7 +66,11 @@ def payload(own_types: set[str]) -> dict[str, bytes]:
     files["LICENSE"] = (REPOSITORY / "LICENSE").read_bytes()
     names = ", ".join(f"`{name}`" for name in sorted(connector_names() - own_types))
     files["README.md"] = README.format(version=version(), names=names).encode()
-    manifest = {"version": version(), "files": {name: digest(content) for name, content in files.items()}}
+    manifest = {
+        "version": version(),
+        "files": {name: digest(content) for name, content in files.items()},
+        "blocks": sorted(map(digest, blocks)),
+    }
     files[MANIFEST] = (json.dumps(manifest, indent=1) + "\n").encode()
     return files
 

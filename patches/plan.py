@@ -2,10 +2,11 @@
 
 import ast
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from patches.blocks import count_blocks, insert_blocks, remove_blocks
+from patches.blocks import insert_blocks, read_blocks, remove_blocks
 from patches.code_base import CodeBase
 from patches.errors import GraftError, Obstacle
 from patches.examine import examine
@@ -31,10 +32,21 @@ class State:
     manifest: dict | None
 
     @property
-    def blocks(self) -> dict[Path, int]:
-        """How many blocks each file has, where it has any."""
-        counts = {path: count_blocks(source) for path, source in self.sources.items()}
-        return {path: count for path, count in counts.items() if count}
+    def blocks(self) -> dict[Path, list[tuple[int, bytes]]]:
+        """The blocks of each file that has any, see `read_blocks`."""
+        blocks = {path: read_blocks(source) for path, source in self.sources.items()}
+        return {path: found for path, found in blocks.items() if found}
+
+    @property
+    def edited_blocks(self) -> list[str]:
+        """Where a block begins that is not as it was inserted."""
+        known = (self.manifest or {}).get("blocks")
+        return [
+            f"{self.code_base.name(path)}:{line}"
+            for path, blocks in self.blocks.items()
+            for line, text in blocks
+            if known is not None and digest(text) not in known
+        ]
 
     @property
     def edited(self) -> list[str]:
@@ -43,24 +55,51 @@ class State:
         own = {name: content for name, content in self.folder.items() if name != MANIFEST}
         return [name for name, content in own.items() if known.get(name) != digest(content)]
 
-    def check_folder(self) -> None:
-        """Refuse to replace a folder that holds somebody's work.
+    def check_own(self) -> None:
+        """Refuse to replace a folder or blocks that hold somebody's work.
 
         Raises:
-            GraftError: it is not from here, or was edited.
+            GraftError: they are not from here, or were edited.
         """
-        where = self.code_base.name(self.code_base.folder)
-        if self.folder and self.manifest is None:
-            raise GraftError([Obstacle(where, "there is such a folder already, not from this program", "rename it")])
-        if self.edited:
-            raise GraftError(
-                [
-                    Obstacle(
-                        f"{where}/{name}", "this file was edited since it was copied", "move your change elsewhere"
-                    )
-                    for name in self.edited
-                ]
+        folder = self.code_base.folder
+        where, module = self.code_base.name(folder), folder.with_suffix(".py")
+        if module.exists():
+            remedy = f"rename it: the folder {folder.name} would hide it"
+            raise GraftError([Obstacle(self.code_base.name(module), "there is such a module already", remedy)])
+        if (self.folder and self.manifest is None) or folder.is_symlink() or folder.is_file():
+            raise GraftError([Obstacle(where, "this name is taken already, not by this program", "rename it")])
+        obstacles = [
+            Obstacle(
+                f"{where}/{name}",
+                "this file was changed or added since the folder was copied",
+                "keep your change somewhere else, then remove the file",
             )
+            for name in self.edited
+        ]
+        obstacles += [
+            Obstacle(place, "this inserted block was edited", "move your lines out of it, or remove the whole block")
+            for place in self.edited_blocks
+        ]
+        if obstacles:
+            raise GraftError(obstacles)
+
+    def check_links(self, files: dict[Path, bytes]) -> None:
+        """Refuse to change files that other code bases use too.
+
+        Raises:
+            GraftError: a file is a link to a place outside of the package.
+        """
+        obstacles = [
+            Obstacle(
+                self.code_base.name(path),
+                f"this is a link to {path.resolve()}, outside of the package",
+                "put a copy of the file in place of the link",
+            )
+            for path in files
+            if not path.resolve().is_relative_to(self.code_base.root)
+        ]
+        if obstacles:
+            raise GraftError(obstacles)
 
 
 @dataclass(frozen=True)
@@ -104,7 +143,7 @@ def plan_graft(state: State) -> Change:
     Raises:
         GraftError: a touch point is missing or taken, or the folder holds somebody's work.
     """
-    state.check_folder()
+    state.check_own()
     findings = examine(state.code_base, state.bare, connector_names())
     if findings.obstacles:
         raise GraftError(findings.obstacles)
@@ -114,13 +153,17 @@ def plan_graft(state: State) -> Change:
         if blocks[path]:
             _check(source, state.bare[path], state.code_base.name(path))
     files = {path: source for path, source in wanted.items() if source != state.sources[path]}
-    return Change(state, files, payload(findings.own_types), findings.notes)
+    state.check_links(files)
+    inserted = {text for source in wanted.values() for _, text in read_blocks(source)}
+    return Change(state, files, payload(findings.own_types, inserted), findings.notes)
 
 
 def _check(source: bytes, bare: bytes, name: str) -> None:
     """The result must be Python, and lose nothing when the blocks are removed."""
     try:
-        ast.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes that the file had before
+            ast.parse(source)
     except SyntaxError as error:
         raise GraftError(
             [Obstacle(f"{name}:{error.lineno}", f"with the inserted lines: {error.msg}", "see patches/README.md")]
@@ -133,8 +176,13 @@ def plan_revert(state: State) -> Change:
     """The change that removes the connectors.
 
     Raises:
-        GraftError: the folder holds somebody's work.
+        GraftError: the folder or a block holds somebody's work.
     """
-    state.check_folder()
+    if state.manifest is None and not state.blocks:
+        return Change(state, {}, state.folder)
+    state.check_own()
     files = {path: source for path, source in state.bare.items() if source != state.sources[path]}
-    return Change(state, files, None)
+    state.check_links(files)
+    by_hand = [path for path, source in state.bare.items() if state.code_base.folder.name.encode() in source]
+    notes = [f"{state.code_base.name(path)} still imports the connectors, by hand" for path in by_hand]
+    return Change(state, files, None, notes)

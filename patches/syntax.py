@@ -26,9 +26,17 @@ class Function:
     @property
     def parameters(self) -> list[str]:
         """Names that can be given by position; without `self` in a method."""
-        parameters = self.node.params
-        names = [p.name.value for p in (*parameters.posonly_params, *parameters.params)]
+        names = self._all_parameters
         return names[1:] if self.owner else names
+
+    @property
+    def takes_self(self) -> bool:
+        return self._all_parameters[:1] == ["self"]
+
+    @property
+    def _all_parameters(self) -> list[str]:
+        parameters = self.node.params
+        return [p.name.value for p in (*parameters.posonly_params, *parameters.params)]
 
 
 class SourceFile:
@@ -46,7 +54,7 @@ class SourceFile:
         self.path, self.name, self.source = path, name, source
         try:
             self._wrapper = MetadataWrapper(libcst.parse_module(source), unsafe_skip_copy=True)
-        except (libcst.ParserSyntaxError, UnicodeDecodeError, LookupError) as error:
+        except (libcst.ParserSyntaxError, SyntaxError, UnicodeDecodeError) as error:  # SyntaxError: unknown encoding
             line = getattr(error, "raw_line", None)
             place = name if line is None else f"{name}:{line}"
             remedy = "mend the file, or leave it out of the package, then start again"
@@ -95,9 +103,13 @@ class SourceFile:
     def all_functions(self) -> list[Function]:
         return list(_walk(self.module, None))
 
-    def classes(self, name: str) -> list[libcst.ClassDef]:
-        found = matchers.findall(self.module, matchers.ClassDef(name=matchers.Name(name)))
+    @cached_property
+    def all_classes(self) -> list[libcst.ClassDef]:
+        found = matchers.findall(self.module, matchers.ClassDef())
         return [node for node in found if isinstance(node, libcst.ClassDef)]
+
+    def classes(self, name: str) -> list[libcst.ClassDef]:
+        return [node for node in self.all_classes if node.name.value == name]
 
 
 def _walk(node: libcst.CSTNode, owner: libcst.ClassDef | None) -> Iterator[Function]:
@@ -117,11 +129,24 @@ def statements(node: libcst.FunctionDef | libcst.ClassDef) -> list[libcst.BaseSt
 
 
 def calls(node: libcst.CSTNode) -> list[tuple[str, libcst.Call]]:
-    """All calls inside a node with what is called, as a dotted name: `self.get_model().mm_projector(x)` is
-    `self.get_model().mm_projector`.
+    """All calls inside a node with what is called, as a dotted name without white space: `self.get_model().
+    mm_projector(x)` is `self.get_model().mm_projector`.
     """
     found = matchers.findall(node, matchers.Call())
-    return [(code(call.func), call) for call in found if isinstance(call, libcst.Call)]
+    return [("".join(code(call.func).split()), call) for call in found if isinstance(call, libcst.Call)]
+
+
+def returns(node: libcst.FunctionDef) -> list[libcst.Return]:
+    """The `return` statements of a function, without those of functions inside it."""
+
+    def walk(part: libcst.CSTNode) -> Iterator[libcst.Return]:
+        for child in part.children:
+            if isinstance(child, libcst.Return):
+                yield child
+            elif not isinstance(child, libcst.FunctionDef | libcst.ClassDef):
+                yield from walk(child)
+
+    return list(walk(node.body))
 
 
 def code(node: libcst.CSTNode) -> str:

@@ -1,4 +1,7 @@
-"""The places where a code base meets the connectors: each is found by name and gets one block of lines."""
+"""The places where a code base meets the connectors: each is found by name and gets one block of lines.
+
+A place whose owner has inserted the call by hand stays as it is.
+"""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +9,7 @@ import libcst
 
 from patches.blocks import Block
 from patches.errors import Obstacle
-from patches.syntax import Function, SourceFile, assignments, calls, code, last_name, statements
+from patches.syntax import Function, SourceFile, assignments, calls, code, last_name, returns, statements
 
 FACTORY = "build_vision_projector"
 ENCODE, PREPARE, INITIALIZE = "encode_images", "prepare_inputs_labels_for_multimodal", "initialize_vision_modules"
@@ -18,6 +21,8 @@ HARMLESS_CALLS = {
     "get_model",
     "get_vision_tower",
     "mm_projector",
+    "no_grad",
+    "contiguous",
     "to",
     "type",
     "type_as",
@@ -26,6 +31,13 @@ HARMLESS_CALLS = {
     "detach",
     "print",
     "rank0_print",
+}
+# What else it may not do: it would be left out where a connector encodes.
+FOREIGN_WORK = {
+    "computes": libcst.matchers.BinaryOperation() | libcst.matchers.Subscript() | libcst.matchers.AugAssign(),
+    "loops over": libcst.matchers.For() | libcst.matchers.CompFor(),
+    "sets": libcst.matchers.AssignTarget(target=libcst.matchers.Attribute()),
+    "yields": libcst.matchers.Yield(),
 }
 PREPARE_PARAMETERS = {
     ("input_ids", "position_ids", "attention_mask", "past_key_values", "labels", "images"),
@@ -53,9 +65,11 @@ class Findings:
         self.obstacles.append(Obstacle(where, reason, remedy))
 
 
-def touch_factory(file: SourceFile, import_from: str, connector_names: set[str], findings: Findings) -> None:
+def touch_factory(file: SourceFile, import_from: str, connector_names: frozenset[str], findings: Findings) -> None:
     """`build_vision_projector(config, ...)`: asks the connectors first."""
     found = [function for function in file.functions(FACTORY) if function.owner is None]
+    if any(calls_connectors(function.node) for function in found):
+        return
     if len(found) != 1:
         lines = ", ".join(str(file.first_line(function.node)) for function in found)
         findings.refuse(
@@ -68,13 +82,15 @@ def touch_factory(file: SourceFile, import_from: str, connector_names: set[str],
     if not function.parameters:
         findings.refuse(file.place(function.node), f"{FACTORY} takes no configuration", "give it the model's config")
         return
-    texts = libcst.matchers.findall(function.node, libcst.matchers.SimpleString())
+    texts = libcst.matchers.findall(file.module, libcst.matchers.SimpleString())  # also of a table beside the function
     findings.own_types |= {str(text.evaluated_value) for text in texts} & connector_names
+    for name in sorted(findings.own_types):
+        findings.notes.append(f"{file.name}: --mm_projector_type {name} still means this code base's own projector")
     lines = (
-        f"from {import_from} import build_connector",
-        f"connector = build_connector({function.parameters[0]})",
-        "if connector is not None:",
-        "\treturn connector",
+        f"from {import_from} import build_connector as build_llava_connector",
+        f"llava_connector = build_llava_connector({function.parameters[0]})",
+        "if llava_connector is not None:",
+        "\treturn llava_connector",
     )
     _at_top(file, function.node, lines, findings)
 
@@ -85,10 +101,10 @@ def touch_encode_images(file: SourceFile, function: Function, import_from: str, 
         findings.refuse(file.place(function.node), f"{ENCODE} takes no images", f"write {ENCODE}(self, images)")
         return
     lines = (
-        f"from {import_from} import encode_images as encode_with_connector",
-        f"visual_tokens = encode_with_connector(self, {function.parameters[0]})",
-        "if visual_tokens is not None:",
-        "\treturn visual_tokens",
+        f"from {import_from} import encode_images as encode_with_llava_connector",
+        f"llava_connector_tokens = encode_with_llava_connector(self, {function.parameters[0]})",
+        "if llava_connector_tokens is not None:",
+        "\treturn llava_connector_tokens",
     )
     more = _beside_tower_and_projector(function.node)
     if more is not None:
@@ -102,7 +118,7 @@ def touch_encode_images(file: SourceFile, function: Function, import_from: str, 
 
 
 def _beside_tower_and_projector(node: libcst.FunctionDef) -> str | None:
-    """What `encode_images` does beside "tower, projector, return"."""
+    """What `encode_images` does beside "tower, projector, return"; None if nothing."""
     called = calls(node)
     held = {
         target for target, value in assignments(node) if _is_vision_module(value)
@@ -116,8 +132,17 @@ def _beside_tower_and_projector(node: libcst.FunctionDef) -> str | None:
         return f"calls {', '.join(dict.fromkeys(foreign))}"
     if not any(name.endswith("mm_projector") or name in held for name, _ in called):
         return "does not call mm_projector"
-    computes = libcst.matchers.findall(node.body, libcst.matchers.BinaryOperation() | libcst.matchers.Subscript())
-    return f"computes {code(computes[0])}" if computes else None
+    if any(name == "self.mm_projector" for name, _ in called):
+        return "calls self.mm_projector, so this is not the causal language model, which has get_model()"
+    for name, call in called:
+        if len(call.args) != 1 and (name in held or _is_vision_module(name)):
+            return f"gives {name} more than images or their features"
+    if any(isinstance(each.value, libcst.Tuple | libcst.List | libcst.Dict) for each in returns(node)):
+        return "returns several values"
+    for verb, pattern in FOREIGN_WORK.items():
+        for found in libcst.matchers.findall(node.body, pattern):
+            return f"{verb} {code(found)}"
+    return None
 
 
 def _is_vision_module(expression: str) -> bool:
@@ -126,7 +151,10 @@ def _is_vision_module(expression: str) -> bool:
 
 def touch_initialize(file: SourceFile, function: Function, import_from: str, findings: Findings) -> None:
     """`initialize_vision_modules(self, model_args, ...)`: the connector's settings follow LLaVA's own."""
-    lines = (f"from {import_from} import write_settings", f"write_settings(self, {_first(function)})")
+    lines = (
+        f"from {import_from} import write_settings as write_llava_connector_settings",
+        f"write_llava_connector_settings(self, {_first(function)})",
+    )
     keys = ("config.mm_projector_type", "config.mm_hidden_size")
     build = _build_statement(function.node.body, keys) if function.parameters else None
     if build is None:
@@ -142,19 +170,21 @@ def touch_initialize(file: SourceFile, function: Function, import_from: str, fin
 def touch_prepare(file: SourceFile, function: Function, import_from: str, findings: Findings) -> None:
     """`prepare_inputs_labels_for_multimodal(self, ...)`: images that become weights take no place in the sequence."""
     known = next((names for names in PREPARE_PARAMETERS if tuple(function.parameters[: len(names)]) == names), None)
-    returned = {_tuple_length(node) for node in libcst.matchers.findall(function.node, libcst.matchers.Return())}
+    returned = {_tuple_length(node) for node in returns(function.node)}
     if known is None or returned - {None} != {len(known)}:
+        counts = " or ".join(str(count) for count in sorted(returned - {None})) or "other"
         findings.refuse(
             file.place(function.node),
-            f"{PREPARE}({', '.join(function.parameters)}) has other parameters or results than LLaVA's",
+            f"{PREPARE}({', '.join(function.parameters)}), which returns {counts} values, has other parameters or "
+            "results than LLaVA's",
             "insert a call of assemble_inputs at its top, as in patches/README.md, and return its embeddings",
         )
         return
     unchanged = known[1:-2]  # all but input_ids, labels and images
     results = ", ".join(["None", *unchanged, "assembled.inputs_embeds", "assembled.labels"])
     lines = (
-        f"from {import_from} import assemble_inputs",
-        "assembled = assemble_inputs(self, input_ids, attention_mask, labels, images)",
+        f"from {import_from} import assemble_inputs as assemble_llava_connector_inputs",
+        "assembled = assemble_llava_connector_inputs(self, input_ids, attention_mask, labels, images)",
         "if assembled is not None:",
         f"\treturn {results}",
     )
@@ -170,6 +200,17 @@ def touch_class(file: SourceFile, node: libcst.ClassDef, import_from: str, findi
         "\tcarry_weights(cls)",
         "",
     )
+    if any(function.owner is node and calls_connectors(function.node) for function in file.functions(SUBCLASS)):
+        return
+    if any(function.owner is node for function in file.functions("forward")):
+        call = f"from {import_from} import carry_weights; carry_weights({node.name.value})"
+        if f"carry_weights({node.name.value})" not in file.module.code:
+            findings.refuse(
+                file.place(node),
+                f"{node.name.value} has both {PREPARE} and forward, so it is no parent class of the language models",
+                f"after the class, insert: {call}",
+            )
+        return
     if any(function.owner is node for function in file.functions(SUBCLASS)):
         findings.refuse(
             file.place(node),
@@ -180,17 +221,25 @@ def touch_class(file: SourceFile, node: libcst.ClassDef, import_from: str, findi
     _at_top(file, node, lines, findings)
 
 
-def touch_arguments(file: SourceFile, package: str, findings: Findings) -> None:
-    """`class ModelArguments`: a flag for every setting of a connector."""
+def touch_arguments(file: SourceFile, model: str, findings: Findings) -> None:
+    """`class ModelArguments`: a flag for every setting of a connector.
+
+    Args:
+        model: the absolute name of the package's folder `model`.
+    """
     found = file.classes(ARGUMENTS)
+    if "with_connector_flags" in file.module.code:
+        return
     lines = (
-        f"from {package}.model.llava_connectors import with_connector_flags",
+        f"from {model}.llava_connectors import with_connector_flags",
         f"{ARGUMENTS} = with_connector_flags({ARGUMENTS})",
     )
     if len(found) != 1 or found[0] not in file.module.body:
         findings.refuse(
             file.name,
-            f"class {ARGUMENTS} is defined {len(found)} times" if found else f"there is no class {ARGUMENTS}",
+            f"there is no class {ARGUMENTS}"
+            if not found
+            else f"class {ARGUMENTS} is not defined once, at the top level of the file",
             f"after the class of the model's flags, insert: {_as_text(lines)}",
         )
         return
@@ -202,8 +251,18 @@ def touch_arguments(file: SourceFile, package: str, findings: Findings) -> None:
 
 
 def calls_super(function: Function) -> bool:
-    """Whether a method leaves the work to its parent class."""
-    return any(name.startswith("super(") and last_name(name) == function.name for name, _ in calls(function.node))
+    """Whether a method leaves the work to its parent class, which it calls as `super()` or by name."""
+    bases = [code(base.value) for base in function.owner.bases] if function.owner else []
+    parents = [f"{base}.{function.name}" for base in bases]
+    return any(
+        (name.startswith("super(") and last_name(name) == function.name) or name in parents
+        for name, _ in calls(function.node)
+    )
+
+
+def calls_connectors(node: libcst.CSTNode) -> bool:
+    """Whether the owner of the code base has inserted the call of the connectors by hand."""
+    return "llava_connectors" in code(node)
 
 
 def is_abstract(function: Function) -> bool:
