@@ -315,4 +315,5 @@ def _build_statement(body: libcst.BaseSuite, keys: tuple[str, ...]) -> libcst.Ba
     if last_write < build:
         return body.body[build]
     inner = getattr(body.body[build], "body", None)
-    return _build_statement(inner, keys) if last_write == build and inner is not None else None
+    rest = tuple(key for key in keys if key in written[build])  # the others were written in front of it
+    return _build_statement(inner, rest) if last_write == build and inner is not None else None
