@@ -36,6 +36,8 @@ def examine(code_base: CodeBase, sources: dict[Path, bytes], connector_names: fr
     """
     findings = Findings()
     files = [file for file in (_parse(code_base, path, sources, findings) for path in code_base.model_files) if file]
+    if findings.obstacles:  # what is missing may be in a file that does not parse
+        return findings
     for file in files:
         if file.path == code_base.root / BUILDER:
             touch_factory(file, code_base.connectors_from(file.path), connector_names, findings)

@@ -1,0 +1,271 @@
+"""Code bases that the graft does not fit: it says where and why, what to do by hand, and writes nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.llava_like import (
+    ARCH,
+    BUILDER,
+    LLAMA,
+    TRAIN,
+    Tree,
+    edit,
+    llava_like,
+    snapshot,
+    write_tree,
+)
+from tests.unit.patches.conftest import Graft
+from tests.unit.patches.test_applied import ENCODE, METHODS, PREPARE, subclass
+
+pytest.importorskip("libcst")
+
+
+def edits(*changes: tuple[str, str, str]) -> Callable[[Tree], None]:
+    def change(tree: Tree) -> None:
+        for name, old, new in changes:
+            edit(tree, name, old, new)
+
+    return change
+
+
+def encodes(body: str) -> Callable[[Tree], None]:
+    """`encode_images` with another body."""
+    lines = "".join(f"        {line}\n" for line in body.splitlines())
+    return edits((ARCH, ENCODE, f"    def encode_images(self, images):\n{lines}\n"))
+
+
+def appends(name: str, text: str) -> Callable[[Tree], None]:
+    def change(tree: Tree) -> None:
+        tree[name] = tree.get(name, b"") + text.encode()
+
+    return change
+
+
+def config_after_build(tree: Tree) -> None:
+    line = "        self.config.mm_hidden_size = self.vision_tower.hidden_size\n"
+    build = "            self.mm_projector = build_vision_projector(self.config)\n"
+    edits((ARCH, line, ""), (ARCH, build, build + line))(tree)
+
+
+def factory_elsewhere(tree: Tree) -> None:
+    tree["model/projectors.py"] = tree[BUILDER]
+    edit(tree, ARCH, ".multimodal_projector.builder", ".projectors")
+
+
+def factory_in_package(tree: Tree) -> None:
+    tree["model/multimodal_projector/more.py"] = tree[BUILDER]
+    tree["model/multimodal_projector/__init__.py"] = b"from .more import build as build_vision_projector\n"
+    edit(tree, ARCH, ".multimodal_projector.builder", ".multimodal_projector")
+
+
+def merged_classes(tree: Tree) -> None:
+    """One class is the language model and prepares its inputs."""
+    edit(
+        tree, LLAMA, "class CausalLM(MetaForCausalLM):\n", "class CausalLM:\n" + METHODS.replace("@abstractmethod", "")
+    )
+    edit(tree, ARCH, METHODS, "    pass\n")
+
+
+TOWER = "features = self.get_model().get_vision_tower()(images)\n"
+PROJECTOR = "return self.get_model().mm_projector(features)"
+
+REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reason, remedy
+    "no factory": (
+        edits((BUILDER, "def build_vision_projector", "def build_projector")),
+        "builder.py: there is no build_vision_projector",
+        "keep one function build_vision_projector(config, ...)",
+    ),
+    "two factories": (
+        appends(BUILDER, "\n\ndef build_vision_projector(config):\n    return None\n"),
+        "builder.py: build_vision_projector is defined 2 times (lines 16, 24)",
+        "keep one function",
+    ),
+    "factory from elsewhere": (factory_elsewhere, "build_vision_projector comes from .projectors", "move it to"),
+    "factory from beside": (factory_in_package, "build_vision_projector comes from .more", "move it to"),
+    "factory in the arch": (
+        appends(ARCH, "\n\ndef build_vision_projector(config):\n    return None\n"),
+        "llava_arch.py:53: build_vision_projector is defined here",
+        "move it to model/multimodal_projector/builder.py",
+    ),
+    "factory without configuration": (
+        edits((BUILDER, "(config, delay_load=False, **kwargs)", "(*, config)")),
+        "builder.py:16: build_vision_projector takes no configuration",
+        "give it the model's config",
+    ),
+    "factory on one line": (
+        edits((BUILDER, "def build_vision", "def build_vision_projector(config): return config\n\ndef other")),
+        "the body of build_vision_projector is on one line",
+        "write its body on lines of its own",
+    ),
+    "no prepare": (
+        edits((ARCH, "def prepare_inputs", "def make_inputs")),
+        "no class has a method prepare_inputs_labels_for_multimodal",
+        "write prepare_inputs_labels_for_multimodal as LLaVA-1.5 has it",
+    ),
+    "encode on one line": (
+        edits((ARCH, ENCODE, "    def encode_images(self, images): return self.get_model().mm_projector(images)\n\n")),
+        "the body of encode_images is on one line",
+        "write its body on lines of its own",
+    ),
+    "encode is static": (
+        edits(
+            (ARCH, ENCODE, ENCODE.replace("self, images", "images").replace("    def", "    @staticmethod\n    def"))
+        ),
+        "encode_images does not take self first",
+        "write encode_images as an ordinary method",
+    ),
+    "encode without images": (
+        edits((ARCH, ENCODE, ENCODE.replace("self, images", "self, *images"))),
+        "encode_images takes no images",
+        "write encode_images(self, images)",
+    ),
+    "encode of the inner model": (
+        encodes("return self.mm_projector(self.vision_tower(images))"),
+        "calls self.mm_projector, so this is not the causal language model",
+        "insert at its top: from .llava_connectors import encode_images",
+    ),
+    "encode and more": (
+        encodes(TOWER + "features = self.pool(features)\n" + PROJECTOR),
+        "it calls self.pool",
+        "insert at",
+    ),
+    "encode and scale": (
+        encodes(TOWER + "features *= self.scale\n" + PROJECTOR),
+        "computes features *= self.scale",
+        "insert",
+    ),
+    "encode and cut": (encodes(TOWER + PROJECTOR + "[:, 1:]"), "it computes", "insert at its top"),
+    "encode and keep": (
+        encodes(TOWER + "self.last = features\n" + PROJECTOR),
+        "it sets self.last",
+        "insert at its top",
+    ),
+    "encode in a loop": (encodes("return [self.get_model().mm_projector(i) for i in images]"), "loops over", "insert"),
+    "encode with text": (
+        encodes(TOWER + PROJECTOR[:-1] + ", self.text)"),
+        "more than images or their features",
+        "insert",
+    ),
+    "encode to two": (encodes(TOWER + PROJECTOR + ", features"), "it returns several values", "insert at its top"),
+    "encode without projector": (
+        encodes("return self.get_vision_tower()(images)"),
+        "does not call mm_projector",
+        "insert",
+    ),
+    "subclass encodes more": (
+        subclass("        return self.resample(self.model.mm_projector(images))\n"),
+        "llama.py:16: encode_images is more than vision tower and projector: it calls self.resample",
+        "insert at its top: from ..llava_connectors import",
+    ),
+    "configuration after the build": (
+        config_after_build,
+        "initialize_vision_modules does not first write config.mm_projector_type",
+        "in front of the line that builds mm_projector, insert: from .llava_connectors import write_settings",
+    ),
+    "all on one line": (
+        edits(
+            (ARCH, "        self.config.mm_projector_type = model_args.mm_projector_type\n", ""),
+            (
+                ARCH,
+                "            self.mm_projector = build",
+                "            self.config.mm_projector_type = 'x'; self.mm_projector = build",
+            ),
+        ),
+        "initialize_vision_modules does not first write",
+        "in front of the line that builds",
+    ),
+    "no initialize": (
+        edits((ARCH, "def initialize_vision_modules", "def set_up")),
+        "no class has a method initialize_vision_modules",
+        "write initialize_vision_modules as LLaVA-1.5 has it",
+    ),
+    "prepares other inputs": (
+        edits((ARCH, "labels, images, image_sizes=None", "labels, pixels, images")),
+        "past_key_values, labels, pixels, images), which returns 6 values, has other parameters or results",
+        "patches/README.md",
+    ),
+    "prepares weights too": (
+        lambda tree: tree.update({ARCH: tree[ARCH].replace(b"labels\n\n        def", b"labels, 0\n\n        def")}),
+        "which returns 6 or 7 values",
+        "patches/README.md",
+    ),
+    "prepares a pack": (
+        edits((ARCH, PREPARE, PREPARE[: PREPARE.index("        if images")] + "        return self.pack(images)\n")),
+        "which returns other values",
+        "patches/README.md",
+    ),
+    "own init_subclass": (
+        edits((ARCH, "    @abstractmethod", "    def __init_subclass__(cls):\n        pass\n\n    @abstractmethod")),
+        "llava_arch.py:26: MetaForCausalLM has a __init_subclass__ of its own",
+        "add to it: from .llava_connectors import carry_weights; carry_weights(cls)",
+    ),
+    "one class for all": (
+        merged_classes,
+        "CausalLM has both prepare_inputs_labels_for_multimodal and forward",
+        "after the class, insert: from ..llava_connectors import carry_weights; carry_weights(CausalLM)",
+    ),
+    "flags elsewhere": (
+        edits((TRAIN, "class ModelArguments:", "class Arguments:")),
+        "train/train.py: there is no class ModelArguments",
+        "after the class of the model's flags, insert: from llava.model.llava_connectors import with_connector_flags",
+    ),
+    "flags in if": (
+        edits((TRAIN, "@dataclass\nclass ModelArguments:\n", "if True:\n  @dataclass\n  class ModelArguments:\n")),
+        "class ModelArguments is not defined once, at the top level",
+        "insert: from llava.model.llava_connectors",
+    ),
+    "flags at the end": (
+        lambda tree: tree.update({TRAIN: b"from llava.model import CausalLM\nclass ModelArguments:\n    a: int = 1"}),
+        "train/train.py:3: the file does not end with a new line",
+        "add one",
+    ),
+    "does not parse": (appends(ARCH, "def f(:\n"), "llava_arch.py:51: this file does not parse", "mend the file"),
+    "training does not parse": (appends(TRAIN, "\n  x = (\n"), "train/train.py:", "mend the file"),
+    "unknown encoding": (
+        lambda tree: tree.update({BUILDER: b"# coding: nonsense\n" + tree[BUILDER]}),
+        "builder.py: this file does not parse",
+        "mend the file",
+    ),
+    "own folder": (
+        appends("model/llava_connectors/__init__.py", "mine = 1\n"),
+        "llava/model/llava_connectors: this name is taken already",
+        "rename it",
+    ),
+    "own module": (
+        appends("model/llava_connectors.py", "mine = 1\n"),
+        "llava/model/llava_connectors.py: there is such a module already",
+        "rename it",
+    ),
+    "own file": (
+        appends("model/llava_connectors", "mine\n"),
+        "model/llava_connectors: this name is taken",
+        "rename it",
+    ),
+    "half a block": (
+        appends(BUILDER, "# <<< llava-connectors\n"),
+        "builder.py:22: a bracket of an inserted block has no partner",
+        "remove the rest of this block",
+    ),
+    "grafted project": (
+        appends("model/multimodal_projector/registry.py", ""),
+        "has these connectors already",
+        "as it is",
+    ),
+}
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_named_and_nothing_is_written(name: str, tmp_path: Path, graft: Graft) -> None:
+    change, reason, remedy = REFUSED[name]
+    tree = llava_like()
+    change(tree)
+    write_tree(tree, tmp_path / "llava")
+    before = snapshot(tmp_path)
+    for mode in ("check", "apply"):
+        status, printed = graft(tmp_path, mode)
+        assert status == 1 and printed.startswith("error: nothing was written"), printed
+        assert reason in printed and "by hand: " in printed, printed
+        assert remedy in printed[printed.index(reason) :], printed
+        assert printed.count("by hand: ") == 1, printed
+        assert snapshot(tmp_path) == before
