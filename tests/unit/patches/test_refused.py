@@ -1,10 +1,12 @@
 """Code bases that the graft does not fit: it says where and why, what to do by hand, and writes nothing."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.support.llava_like import (
     ARCH,
     BUILDER,
@@ -255,6 +257,7 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
     ),
 }
 
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_fit_is_named_and_nothing_is_written(name: str, tmp_path: Path, graft: Graft) -> None:
     change, reason, remedy = REFUSED[name]
@@ -269,3 +272,97 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(name: str, tmp_path: 
         assert remedy in printed[printed.index(reason) :], printed
         assert printed.count("by hand: ") == 1, printed
         assert snapshot(tmp_path) == before
+
+
+def lines(indent: int, *code: str) -> str:
+    return "".join(" " * indent + line + "\n" for line in code)
+
+
+HAND_MADE: dict[str, tuple[str, str]] = {  # refused code base: where its owner puts the lines, in front of what
+    "encode and more": (ARCH, "        features = self.get_model()"),
+    "configuration after the build": (ARCH, "        # Stage 2 has"),
+    "own init_subclass": (ARCH, "        pass\n\n    @abstractmethod"),
+    "one class for all": (LLAMA, ""),
+    "flags elsewhere": (TRAIN, "@dataclass\nclass DataArguments"),
+}
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_place_done_by_hand_as_the_message_says_is_left_alone(name: str, tmp_path: Path, graft: Graft) -> None:
+    tree = llava_like()
+    REFUSED[name][0](tree)
+    root = write_tree(tree, tmp_path / "llava")
+    printed = graft(tmp_path)[1]
+    code = printed[printed.index("from ", printed.index("by hand: ")) :].strip().split("; ")
+    place, anchor = HAND_MADE[name]
+    indent = len(anchor) - len(anchor.lstrip(" "))
+    if anchor:
+        edit(tree, place, anchor, lines(indent, *code) + anchor)
+    else:
+        tree[place] += lines(0, *code).encode()
+    if "        return llava_connector_tokens\n" in tree[place].decode():
+        edit(tree, place, "        return llava_connector_tokens", "            return llava_connector_tokens")
+    write_tree(tree, root)
+    before = snapshot(tmp_path)
+    status, printed = graft(tmp_path, "apply")
+    assert status == 0, printed
+    status, printed = graft(tmp_path, "revert")
+    assert (status, snapshot(tmp_path)) == (0, before)
+    assert f"note: llava/{place} still imports the connectors, by hand" in printed
+
+
+def test_only_one_package_is_grafted(tmp_path: Path, graft: Graft) -> None:
+    for name in ("llava", "third_party/llava", "build/lib/llava", ".venv/llava"):
+        write_tree(llava_like(), tmp_path / name)
+    before = snapshot(tmp_path)
+    status, printed = graft(tmp_path, "apply")
+    assert status == 1 and "several LLaVA packages: llava, third_party/llava\n" in printed
+    assert "by hand: give the folder of one of them" in printed
+    assert snapshot(tmp_path) == before
+    assert graft(tmp_path / "llava", "apply")[0] == 0
+    changed = {name for name, entry in snapshot(tmp_path).items() if before.get(name) != entry}
+    assert changed and all(name.startswith("llava/") for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nowhere", "there is no such folder"),
+        ("llava/model/llava_arch.py", "there is no such folder"),
+        ("llava/model", "no LLaVA package"),
+        (str(REPOSITORY), "this package has these connectors already"),
+    ],
+)
+def test_wrong_path(path: str, reason: str, tmp_path: Path, graft: Graft) -> None:
+    write_tree(llava_like(), tmp_path / "llava")
+    before = snapshot(tmp_path)
+    for mode in ("check", "apply", "revert", "status"):
+        status, printed = graft(tmp_path / path, mode)
+        assert status == 1 and reason in printed and "by hand: " in printed
+    assert snapshot(tmp_path) == before
+
+
+def test_files_of_others_are_not_changed_through_links(tmp_path: Path, graft: Graft) -> None:
+    root = write_tree(llava_like(), tmp_path / "checkout/llava")
+    shared = tmp_path / "cache/builder.py"
+    shared.parent.mkdir()
+    (root / BUILDER).rename(shared)
+    (root / BUILDER).symlink_to(shared)
+    before = snapshot(tmp_path)
+    status, printed = graft(root, "apply")
+    assert status == 1 and f"builder.py: this is a link to {shared}, outside of the package" in printed
+    assert "put a copy of the file in place of the link" in printed
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_that_cannot_be_written(tmp_path: Path, graft: Graft) -> None:
+    root = write_tree(llava_like(), tmp_path / "llava")
+    (root / "train").chmod(0o555)
+    before = snapshot(tmp_path)
+    try:
+        status, printed = graft(root, "apply")
+        assert status == 1 and "nothing was changed: " in printed and "train" in printed
+        assert snapshot(tmp_path) == before
+    finally:
+        (root / "train").chmod(0o755)
