@@ -64,7 +64,7 @@ def remove_blocks(source: bytes, name: str) -> bytes:
 
 
 def read_blocks(source: bytes) -> list[tuple[int, bytes]]:
-    """The blocks of a file: the line each begins at, and its code without white space, which formatters change."""
+    """The blocks of a file: the line each begins at, and its code without what formatters change to break lines."""
     blocks: list[tuple[int, bytes]] = []
     inside = False
     for number, line in enumerate(source.splitlines(), 1):
@@ -75,7 +75,7 @@ def read_blocks(source: bytes) -> list[tuple[int, bytes]]:
             inside = False
         elif inside:
             begin, text = blocks.pop()
-            blocks.append((begin, text + b"".join(line.split())))
+            blocks.append((begin, text + b"".join(line.split()).translate(None, b"(),")))
     return blocks
 
 

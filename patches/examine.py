@@ -6,7 +6,7 @@ import libcst
 
 from patches.code_base import BUILDER, CodeBase
 from patches.errors import GraftError
-from patches.syntax import Function, SourceFile, calls, code, last_name
+from patches.syntax import Function, SourceFile, calls, code, find, last_name
 from patches.touch_points import (
     ENCODE,
     FACTORY,
@@ -103,7 +103,7 @@ def _parents_of_models(files: list[SourceFile]) -> list[tuple[SourceFile, libcst
 
 def _model_package(file: SourceFile, code_base: CodeBase) -> str:
     """The absolute name of the folder `model`, as `train.py` imports it: a checkout may be run from any folder."""
-    nodes = libcst.matchers.findall(file.module, libcst.matchers.ImportFrom(module=libcst.matchers.DoNotCare()))
+    nodes = find(file.module, libcst.ImportFrom)
     modules = [code(node.module).split(".") for node in nodes if node.module is not None and not node.relative]
     for parts in modules:
         for count in range(1, len(parts) + 1):
@@ -141,7 +141,7 @@ def _check_factories(code_base: CodeBase, files: list[SourceFile], findings: Fin
 def _imported_from(file: SourceFile, name: str) -> list[str]:
     """The modules that a name is imported from, as written."""
     found = []
-    for node in libcst.matchers.findall(file.module, libcst.matchers.ImportFrom()):
+    for node in find(file.module, libcst.ImportFrom):
         for alias in () if isinstance(node.names, libcst.ImportStar) else node.names:
             if name in (alias.evaluated_name, alias.evaluated_alias):
                 module = "" if node.module is None else code(node.module)

@@ -1,13 +1,11 @@
 """The folder that goes into a code base: the connectors, the bridge, and a description of both."""
 
+import ast
 import hashlib
 import json
 import re
 from functools import cache
 from pathlib import Path
-
-import libcst
-from libcst import matchers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONNECTORS = REPOSITORY / "llava/model/multimodal_projector"
@@ -41,12 +39,12 @@ def version() -> str:
 @cache
 def connector_names() -> frozenset[str]:
     """All values of `mm_projector_type` that the connectors bring; read from the source, which needs no torch."""
-    registered = matchers.Call(func=matchers.Name("register_connector"), args=[matchers.Arg(), matchers.Arg()])
     names = set()
     for path in CONNECTORS.glob("*.py"):
-        for call in matchers.findall(libcst.parse_module(path.read_bytes()), registered):
-            if isinstance(call, libcst.Call) and isinstance(call.args[0].value, libcst.SimpleString):
-                names.add(str(call.args[0].value.evaluated_value))
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            match node:
+                case ast.Call(func=ast.Name("register_connector"), args=[ast.Constant(str(name)), *_]):
+                    names.add(name)
     return frozenset(names - {"linear", "identity"})
 
 

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import libcst
-from libcst import matchers
 from libcst.metadata import MetadataWrapper, PositionProvider
 
 from patches.errors import GraftError, Obstacle
+
+Node = TypeVar("Node", bound=libcst.CSTNode)
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,36 @@ class SourceFile:
 
     @cached_property
     def all_classes(self) -> list[libcst.ClassDef]:
-        found = matchers.findall(self.module, matchers.ClassDef())
-        return [node for node in found if isinstance(node, libcst.ClassDef)]
+        return list(find(self.module, libcst.ClassDef))
 
     def classes(self, name: str) -> list[libcst.ClassDef]:
         return [node for node in self.all_classes if node.name.value == name]
 
 
+def children(node: libcst.CSTNode) -> Iterator[libcst.CSTNode]:
+    """The parts of a node. `CSTNode.children` gives the same ten times slower."""
+    for name in node.__dataclass_fields__:
+        value = getattr(node, name)
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, libcst.CSTNode):
+                yield part
+
+
+def find(node: libcst.CSTNode, *kinds: type[Node], inside: bool = True) -> Iterator[Node]:
+    """All nodes of some kinds inside a node.
+
+    Args:
+        inside: also those of functions and classes inside it.
+    """
+    for child in children(node):
+        if isinstance(child, kinds):
+            yield child
+        if inside or not isinstance(child, libcst.FunctionDef | libcst.ClassDef):
+            yield from find(child, *kinds, inside=inside)
+
+
 def _walk(node: libcst.CSTNode, owner: libcst.ClassDef | None) -> Iterator[Function]:
-    for child in node.children:
+    for child in children(node):
         if isinstance(child, libcst.FunctionDef):
             yield Function(child, owner)
         else:
@@ -132,21 +155,12 @@ def calls(node: libcst.CSTNode) -> list[tuple[str, libcst.Call]]:
     """All calls inside a node with what is called, as a dotted name without white space: `self.get_model().
     mm_projector(x)` is `self.get_model().mm_projector`.
     """
-    found = matchers.findall(node, matchers.Call())
-    return [("".join(code(call.func).split()), call) for call in found if isinstance(call, libcst.Call)]
+    return [("".join(code(call.func).split()), call) for call in find(node, libcst.Call)]
 
 
 def returns(node: libcst.FunctionDef) -> list[libcst.Return]:
     """The `return` statements of a function, without those of functions inside it."""
-
-    def walk(part: libcst.CSTNode) -> Iterator[libcst.Return]:
-        for child in part.children:
-            if isinstance(child, libcst.Return):
-                yield child
-            elif not isinstance(child, libcst.FunctionDef | libcst.ClassDef):
-                yield from walk(child)
-
-    return list(walk(node.body))
+    return list(find(node.body, libcst.Return, inside=False))
 
 
 def code(node: libcst.CSTNode) -> str:
@@ -162,9 +176,9 @@ def last_name(dotted: str) -> str:
 def assignments(node: libcst.CSTNode) -> list[tuple[str, str]]:
     """Target and value of every assignment inside a node, as source."""
     found: list[tuple[str, str]] = []
-    for each in matchers.findall(node, matchers.Assign() | matchers.AnnAssign()):
+    for each in find(node, libcst.Assign, libcst.AnnAssign):
         if isinstance(each, libcst.Assign):
             found += [(code(target.target), code(each.value)) for target in each.targets]
-        elif isinstance(each, libcst.AnnAssign) and each.value is not None:
+        elif each.value is not None:
             found.append((code(each.target), code(each.value)))
     return found

@@ -9,7 +9,7 @@ import libcst
 
 from patches.blocks import Block
 from patches.errors import Obstacle
-from patches.syntax import Function, SourceFile, assignments, calls, code, last_name, returns, statements
+from patches.syntax import Function, SourceFile, assignments, calls, code, find, last_name, returns, statements
 
 FACTORY = "build_vision_projector"
 ENCODE, PREPARE, INITIALIZE = "encode_images", "prepare_inputs_labels_for_multimodal", "initialize_vision_modules"
@@ -34,10 +34,9 @@ HARMLESS_CALLS = {
 }
 # What else it may not do: it would be left out where a connector encodes.
 FOREIGN_WORK = {
-    "computes": libcst.matchers.BinaryOperation() | libcst.matchers.Subscript() | libcst.matchers.AugAssign(),
-    "loops over": libcst.matchers.For() | libcst.matchers.CompFor(),
-    "sets": libcst.matchers.AssignTarget(target=libcst.matchers.Attribute()),
-    "yields": libcst.matchers.Yield(),
+    "computes": (libcst.BinaryOperation, libcst.Subscript, libcst.AugAssign),
+    "loops": (libcst.For, libcst.CompFor),
+    "yields": (libcst.Yield,),
 }
 PREPARE_PARAMETERS = {
     ("input_ids", "position_ids", "attention_mask", "past_key_values", "labels", "images"),
@@ -82,7 +81,7 @@ def touch_factory(file: SourceFile, import_from: str, connector_names: frozenset
     if not function.parameters:
         findings.refuse(file.place(function.node), f"{FACTORY} takes no configuration", "give it the model's config")
         return
-    texts = libcst.matchers.findall(file.module, libcst.matchers.SimpleString())  # also of a table beside the function
+    texts = find(file.module, libcst.SimpleString)  # also of a table beside the function
     findings.own_types |= {str(text.evaluated_value) for text in texts} & connector_names
     for name in sorted(findings.own_types):
         findings.notes.append(f"{file.name}: --mm_projector_type {name} still means this code base's own projector")
@@ -139,9 +138,12 @@ def _beside_tower_and_projector(node: libcst.FunctionDef) -> str | None:
             return f"gives {name} more than images or their features"
     if any(isinstance(each.value, libcst.Tuple | libcst.List | libcst.Dict) for each in returns(node)):
         return "returns several values"
-    for verb, pattern in FOREIGN_WORK.items():
-        for found in libcst.matchers.findall(node.body, pattern):
-            return f"{verb} {code(found)}"
+    for verb, kinds in FOREIGN_WORK.items():
+        for found in find(node.body, *kinds):
+            return f"{verb} ({code(found).splitlines()[0]})"
+    for target, _ in assignments(node):
+        if "." in target:
+            return f"sets {target}"
     return None
 
 

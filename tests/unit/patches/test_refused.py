@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
     ),
     "encode and scale": (
         encodes(TOWER + "features *= self.scale\n" + PROJECTOR),
-        "computes features *= self.scale",
+        "computes (features *= self.scale)",
         "insert",
     ),
     "encode and cut": (encodes(TOWER + PROJECTOR + "[:, 1:]"), "it computes", "insert at its top"),
@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
         "it sets self.last",
         "insert at its top",
     ),
-    "encode in a loop": (encodes("return [self.get_model().mm_projector(i) for i in images]"), "loops over", "insert"),
+    "encode in a loop": (encodes("return [self.get_model().mm_projector(i) for i in images]"), "it loops", "insert"),
     "encode with text": (
         encodes(TOWER + PROJECTOR[:-1] + ", self.text)"),
         "more than images or their features",
