@@ -41,15 +41,16 @@ def examine(code_base: CodeBase, sources: dict[Path, bytes], connector_names: fr
     for file in files:
         if file.path == code_base.root / BUILDER:
             touch_factory(file, code_base.connectors_from(file.path), connector_names, findings)
+    family = _Family(files)
     for name, touch in METHODS.items():
-        for file, function in _methods(files, name, findings):
+        for file, function in _methods(files, name, family, findings):
             if not function.takes_self:
                 findings.refuse(
                     file.place(function.node), f"{name} does not take self first", f"write {name} as an ordinary method"
                 )
             elif not calls_connectors(function.node):
                 touch(file, function, code_base.connectors_from(file.path), findings)
-    for file, owner in _parents_of_models(files):
+    for file, owner in family.parents():
         touch_class(file, owner, code_base.connectors_from(file.path), findings)
     _check_factories(code_base, files, findings)
     for file in files:
@@ -75,41 +76,77 @@ def _parse(code_base: CodeBase, path: Path, sources: dict[Path, bytes], findings
         return None
 
 
-def _methods(files: list[SourceFile], name: str, findings: Findings) -> list[tuple[SourceFile, Function]]:
+def _methods(
+    files: list[SourceFile], name: str, family: "_Family", findings: Findings
+) -> list[tuple[SourceFile, Function]]:
     """All methods of a name that do the work themselves."""
-    found = [(file, function) for file in files for function in file.functions(name) if function.owner]
-    own = [(file, f) for file, f in found if not calls_super(f) and not is_abstract(f)]
+    found = [(file, function) for file in files for function in file.functions(name)]
+    own = [(file, f) for file, f in found if f.owner and not calls_super(f) and not is_abstract(f)]
+    if name == ENCODE and family.owners:  # vision towers may have such a method too
+        own = [(file, f) for file, f in own if family.has(f.owner)]
     if not own:
-        findings.refuse("model/", f"no class has a method {name}", f"write {name} as LLaVA-1.5 has it")
+        kind = "class of the language models" if name == ENCODE else "class"
+        findings.refuse("model/", f"no {kind} has a method {name}", f"write {name} as LLaVA-1.5 has it")
     return own
 
 
-def _parents_of_models(files: list[SourceFile]) -> list[tuple[SourceFile, libcst.ClassDef]]:
-    """The classes that define `prepare_inputs_labels_for_multimodal`, without subclasses of one another."""
-    classes = {node.name.value: node for file in files for node in file.all_classes}
-    owners = {
-        function.owner.name.value: (file, function.owner)
-        for file in files
-        for function in file.functions(PREPARE)
-        if function.owner and not calls_super(function) and not is_abstract(function)
-    }
+class _Family:
+    """The classes that prepare the inputs of a language model, and who inherits from them, by name."""
 
-    def inherits(name: str, seen: frozenset[str] = frozenset()) -> bool:
-        bases = {last_name(code(base.value)) for base in classes[name].bases} - seen if name in classes else set()
-        return any(base in owners or inherits(base, seen | bases | {name}) for base in bases - {name})
+    def __init__(self, files: list[SourceFile]) -> None:
+        self.owners = {
+            id(f.owner): (file, f.owner)
+            for file in files
+            for f in file.functions(PREPARE)
+            if f.owner and not calls_super(f) and not is_abstract(f)
+        }
+        self._names = {node.name.value for _, node in self.owners.values()}
+        self._bases: dict[str, set[str]] = {}
+        for node in (node for file in files for node in file.all_classes):
+            bases = {last_name(code(base.value)) for base in node.bases}
+            self._bases.setdefault(node.name.value, set()).update(bases)
 
-    return [owner for name, owner in owners.items() if not inherits(name)]
+    def parents(self) -> list[tuple[SourceFile, libcst.ClassDef]]:
+        """Those that inherit from no other."""
+        owners = self.owners.values()
+        return [(file, node) for file, node in owners if not self._ancestors(node.name.value) & self._names]
+
+    def has(self, node: libcst.ClassDef) -> bool:
+        """Whether a class is one of them, inherits from one, or is inherited by one."""
+        name = node.name.value
+        return bool(
+            name in self._names
+            or self._ancestors(name) & self._names
+            or any(name in self._ancestors(owner) for owner in self._names)
+        )
+
+    def _ancestors(self, name: str) -> set[str]:
+        found: set[str] = set()
+        left = [name]
+        while left:
+            new = self._bases.get(left.pop(), set()) - found - {name}
+            found |= new
+            left += new
+        return found
 
 
 def _model_package(file: SourceFile, code_base: CodeBase) -> str:
-    """The absolute name of the folder `model`, as `train.py` imports it: a checkout may be run from any folder."""
-    nodes = find(file.module, libcst.ImportFrom)
-    modules = [code(node.module).split(".") for node in nodes if node.module is not None and not node.relative]
+    """The absolute name of the folder `model`, as `train.py` imports it: a package need not be named like its folder,
+    and a checkout may be run from any folder.
+    """
+    imports = [node for node in find(file.module, libcst.ImportFrom) if node.module is not None and not node.relative]
+    modules = [code(node.module).split(".") for node in imports]
     for parts in modules:
         for count in range(1, len(parts) + 1):
             if tuple(parts[:count]) == code_base.root.parts[-count:]:
                 return ".".join([*parts[:count], "model"])
-    return "model" if any(parts[0] == "model" for parts in modules) else f"{code_base.package}.model"
+    for parts in modules:
+        if "model" in parts:
+            end = parts.index("model") + 1
+            below = code_base.root.joinpath("model", *parts[end:])
+            if below.is_dir() or below.with_suffix(".py").is_file():
+                return ".".join(parts[:end])
+    return f"{code_base.package}.model"
 
 
 def _check_factories(code_base: CodeBase, files: list[SourceFile], findings: Findings) -> None:

@@ -110,7 +110,7 @@ def touch_encode_images(file: SourceFile, function: Function, import_from: str, 
         findings.refuse(
             file.place(function.node),
             f"{ENCODE} is more than vision tower and projector: it {more}",
-            "if connectors may replace all of it, insert at its top: " + _as_text(lines),
+            "if connectors may replace all of it, insert at its top:" + _as_text(lines),
         )
         return
     _at_top(file, function.node, lines, findings)
@@ -163,7 +163,7 @@ def touch_initialize(file: SourceFile, function: Function, import_from: str, fin
         findings.refuse(
             file.place(function.node),
             f"{INITIALIZE} does not first write {' and '.join(keys)} and then call {FACTORY}",
-            f"in front of the line that builds mm_projector, insert: {_as_text(lines)}",
+            f"in front of the line that builds mm_projector, insert:{_as_text(lines)}",
         )
         return
     _insert(file, file.first_line(build), file.indent(build), lines, findings)
@@ -205,19 +205,19 @@ def touch_class(file: SourceFile, node: libcst.ClassDef, import_from: str, findi
     if any(function.owner is node and calls_connectors(function.node) for function in file.functions(SUBCLASS)):
         return
     if any(function.owner is node for function in file.functions("forward")):
-        call = f"from {import_from} import carry_weights; carry_weights({node.name.value})"
-        if f"carry_weights({node.name.value})" not in file.module.code:
+        call = f"carry_weights({node.name.value})"
+        if call not in file.module.code:
             findings.refuse(
                 file.place(node),
                 f"{node.name.value} has both {PREPARE} and forward, so it is no parent class of the language models",
-                f"after the class, insert: {call}",
+                f"after the class, insert:{_as_text((lines[2].strip(), call))}",
             )
         return
     if any(function.owner is node for function in file.functions(SUBCLASS)):
         findings.refuse(
             file.place(node),
             f"{node.name.value} has a {SUBCLASS} of its own",
-            f"add to it: {_as_text(lines[2:4])}",
+            f"add to it:{_as_text((lines[2].strip(), lines[3].strip()))}",
         )
         return
     _at_top(file, node, lines, findings)
@@ -242,7 +242,7 @@ def touch_arguments(file: SourceFile, model: str, findings: Findings) -> None:
             f"there is no class {ARGUMENTS}"
             if not found
             else f"class {ARGUMENTS} is not defined once, at the top level of the file",
-            f"after the class of the model's flags, insert: {_as_text(lines)}",
+            f"after the class of the model's flags, insert:{_as_text(lines)}",
         )
         return
     last = file.last_line(found[0])
@@ -279,7 +279,8 @@ def _first(function: Function) -> str:
 
 
 def _as_text(lines: tuple[str, ...]) -> str:
-    return "; ".join(line.strip() for line in lines)
+    """Code in a message."""
+    return "".join(f"\n        {line}".replace("\t", "    ") for line in lines)
 
 
 def _tuple_length(node: libcst.CSTNode) -> int | None:
@@ -295,7 +296,7 @@ def _at_top(
         findings.refuse(
             file.place(node),
             f"the body of {node.name.value} is on one line" if body is None else f"{node.name.value} has no body",
-            f"write its body on lines of its own, or insert at its top: {_as_text(lines)}",
+            f"write its body on lines of its own, or insert at its top:{_as_text(lines)}",
         )
         return
     _insert(file, file.first_line(body[0]), file.indent(body[0]), lines, findings)

@@ -175,6 +175,19 @@ def hidden_copies(tree: Tree) -> None:
     tree["model/.ipynb_checkpoints/llava_arch-checkpoint.py"] = b"def encode_images(:\n"
 
 
+def tower_that_encodes(tree: Tree) -> None:
+    """A class that has nothing to do with language models has a method of that name."""
+    tree["model/multimodal_encoder/clip_encoder.py"] += b"\n    def encode_images(self, images):\n        return 1\n"
+
+
+def split_parents(tree: Tree) -> None:
+    """Encoding and preparing are in classes of their own; an older file is left."""
+    tree["model/old_arch.py"] = tree[ARCH]
+    edit(tree, ARCH, PREPARE, "")
+    edit(tree, ARCH, "class MetaForCausalLM(ABC)", "class Encoding(ABC)")
+    tree[ARCH] += f"class MetaForCausalLM(Encoding):\n{PREPARE}".encode()
+
+
 def imports_of_others(tree: Tree) -> None:
     """An absolute name that has the package's name inside."""
     tree[TRAIN] = (
@@ -211,6 +224,8 @@ APPLIED: dict[str, Callable[[Tree], None]] = {
     "own names": own_names,
     "hidden copies": hidden_copies,
     "imports of others": imports_of_others,
+    "tower that encodes": tower_that_encodes,
+    "split parents": split_parents,
 }
 
 
@@ -262,6 +277,7 @@ def check_use(checkout: Path, plain: dict) -> None:
         ("llava", "src/llava", "llava.model"),
         ("lab.llava", "lab/llava", "lab.llava.model"),
         ("llava", "lab/llava", "llava.model"),  # lab is a package, but train.py is started inside it
+        ("llava", "src", "llava.model"),  # setup.py gives the folder another name
         ("model", "fork", "model"),  # the checkout itself is the package's folder
     ],
 )

@@ -126,7 +126,12 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
     "encode of the inner model": (
         encodes("return self.mm_projector(self.vision_tower(images))"),
         "calls self.mm_projector, so this is not the causal language model",
-        "insert at its top: from .llava_connectors import encode_images",
+        "insert at its top:\n        from .llava_connectors import encode_images",
+    ),
+    "encode in the inner model only": (
+        edits((ARCH, ENCODE, ""), (ARCH, "    def initialize_vision", ENCODE + "    def initialize_vision")),
+        "no class of the language models has a method encode_images",
+        "write encode_images as LLaVA-1.5 has it",
     ),
     "encode and more": (
         encodes(TOWER + "features = self.pool(features)\n" + PROJECTOR),
@@ -159,12 +164,12 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
     "subclass encodes more": (
         subclass("        return self.resample(self.model.mm_projector(images))\n"),
         "llama.py:16: encode_images is more than vision tower and projector: it calls self.resample",
-        "insert at its top: from ..llava_connectors import",
+        "insert at its top:\n        from ..llava_connectors import",
     ),
     "configuration after the build": (
         config_after_build,
         "initialize_vision_modules does not first write config.mm_projector_type",
-        "in front of the line that builds mm_projector, insert: from .llava_connectors import write_settings",
+        "in front of the line that builds mm_projector, insert:\n        from .llava_connectors import write_settings",
     ),
     "all on one line": (
         edits(
@@ -201,22 +206,22 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
     "own init_subclass": (
         edits((ARCH, "    @abstractmethod", "    def __init_subclass__(cls):\n        pass\n\n    @abstractmethod")),
         "llava_arch.py:26: MetaForCausalLM has a __init_subclass__ of its own",
-        "add to it: from .llava_connectors import carry_weights; carry_weights(cls)",
+        "add to it:\n        from .llava_connectors import carry_weights\n        carry_weights(cls)",
     ),
     "one class for all": (
         merged_classes,
         "CausalLM has both prepare_inputs_labels_for_multimodal and forward",
-        "after the class, insert: from ..llava_connectors import carry_weights; carry_weights(CausalLM)",
+        "insert:\n        from ..llava_connectors import carry_weights\n        carry_weights(CausalLM)",
     ),
     "flags elsewhere": (
         edits((TRAIN, "class ModelArguments:", "class Arguments:")),
         "train/train.py: there is no class ModelArguments",
-        "after the class of the model's flags, insert: from llava.model.llava_connectors import with_connector_flags",
+        "of the model's flags, insert:\n        from llava.model.llava_connectors import with_connector_flags",
     ),
     "flags in if": (
         edits((TRAIN, "@dataclass\nclass ModelArguments:\n", "if True:\n  @dataclass\n  class ModelArguments:\n")),
         "class ModelArguments is not defined once, at the top level",
-        "insert: from llava.model.llava_connectors",
+        "insert:\n        from llava.model.llava_connectors",
     ),
     "flags at the end": (
         lambda tree: tree.update({TRAIN: b"from llava.model import CausalLM\nclass ModelArguments:\n    a: int = 1"}),
@@ -274,10 +279,6 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(name: str, tmp_path: 
         assert snapshot(tmp_path) == before
 
 
-def lines(indent: int, *code: str) -> str:
-    return "".join(" " * indent + line + "\n" for line in code)
-
-
 HAND_MADE: dict[str, tuple[str, str]] = {  # refused code base: where its owner puts the lines, in front of what
     "encode and more": (ARCH, "        features = self.get_model()"),
     "configuration after the build": (ARCH, "        # Stage 2 has"),
@@ -293,15 +294,14 @@ def test_place_done_by_hand_as_the_message_says_is_left_alone(name: str, tmp_pat
     REFUSED[name][0](tree)
     root = write_tree(tree, tmp_path / "llava")
     printed = graft(tmp_path)[1]
-    code = printed[printed.index("from ", printed.index("by hand: ")) :].strip().split("; ")
+    code = [line[8:] for line in printed.splitlines() if line.startswith(" " * 8)]
     place, anchor = HAND_MADE[name]
-    indent = len(anchor) - len(anchor.lstrip(" "))
+    indent = anchor[: len(anchor) - len(anchor.lstrip())]
+    inserted = "".join(f"{indent}{line}\n" for line in code)
     if anchor:
-        edit(tree, place, anchor, lines(indent, *code) + anchor)
+        edit(tree, place, anchor, inserted + anchor)
     else:
-        tree[place] += lines(0, *code).encode()
-    if "        return llava_connector_tokens\n" in tree[place].decode():
-        edit(tree, place, "        return llava_connector_tokens", "            return llava_connector_tokens")
+        tree[place] += inserted.encode()
     write_tree(tree, root)
     before = snapshot(tmp_path)
     status, printed = graft(tmp_path, "apply")
