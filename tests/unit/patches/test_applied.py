@@ -246,6 +246,8 @@ def test_graft_works_and_leaves_no_trace(name: str, tmp_path: Path, graft: Graft
     for path in root.rglob("*.py"):
         if not any(part.startswith(".") for part in path.parts):
             ast.parse(path.read_bytes())
+    for path, source in tree.items():
+        assert line_style((root / path).read_bytes()) <= line_style(source) | {b""}
     status, printed = graft(root.parent, "apply")
     assert (status, "up to date" in printed, snapshot(tmp_path)) == (0, True, after)
 
@@ -253,6 +255,12 @@ def test_graft_works_and_leaves_no_trace(name: str, tmp_path: Path, graft: Graft
     shutil.rmtree(tmp_path / "used")
     assert graft(root.parent, "revert")[0] == 0
     assert snapshot(tmp_path) == before
+
+
+def line_style(source: bytes) -> set[bytes]:
+    """Line ends, and what lines begin with."""
+    lines = source.splitlines(keepends=True)
+    return {line[len(line.rstrip(b"\r\n")) :] for line in lines} | {line[:1] for line in lines if line[:1] in b" \t"}
 
 
 def check_use(checkout: Path, plain: dict) -> None:

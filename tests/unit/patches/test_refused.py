@@ -1,6 +1,7 @@
 """Code bases that the graft does not fit: it says where and why, what to do by hand, and writes nothing."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -353,6 +354,11 @@ def test_files_of_others_are_not_changed_through_links(tmp_path: Path, graft: Gr
     assert status == 1 and f"builder.py: this is a link to {shared}, outside of the package" in printed
     assert "put a copy of the file in place of the link" in printed
     assert snapshot(tmp_path) == before
+
+
+def test_without_libcst(tmp_path: Path, graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "libcst", None)
+    assert graft(tmp_path) == (1, "error: this needs libcst: pip install -e '.[patches]'\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
