@@ -1,5 +1,6 @@
 """Change several files and one folder of a tree: all or nothing."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -16,8 +17,8 @@ def change_tree(changed: dict[Path, bytes], folder: Path, content: dict[str, byt
     """Give files new content and a folder new files, or remove it. A failure leaves everything as it was.
 
     Args:
-        changed: files that exist, with their new content; their permissions stay. A hard link of a file keeps the old
-            content.
+        changed: files that exist, with their new content; their owner and permissions stay. A hard link of a file keeps
+            the old content.
         folder: replaced as a whole.
         content: its files by relative path; None removes it.
 
@@ -34,8 +35,10 @@ def change_tree(changed: dict[Path, bytes], folder: Path, content: dict[str, byt
         for number, (path, data) in enumerate(changed.items()):
             original, wanted, backup = path.resolve(), Path(work, f"wanted-{number}"), Path(work, f"backup-{number}")
             wanted.write_bytes(data)
-            shutil.copymode(original, wanted)
+            _make_alike(original, wanted)
+            os.utime(wanted)  # Python compiles it anew
             shutil.copy2(original, backup)
+            _make_alike(original, backup)
             copies.append((original, wanted, backup))
         undo: list[tuple[Path, Path]] = []  # where it is now, where it belongs
         try:
@@ -51,3 +54,11 @@ def change_tree(changed: dict[Path, bytes], folder: Path, content: dict[str, byt
             for kept, path in reversed(undo):
                 shutil.move(kept, path)
             raise
+
+
+def _make_alike(original: Path, copy: Path) -> None:
+    """Give a copy the owner and permissions of the original."""
+    status = original.stat()
+    with contextlib.suppress(PermissionError):  # only root may give files away
+        os.chown(copy, status.st_uid, status.st_gid)
+    shutil.copystat(original, copy)

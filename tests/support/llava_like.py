@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -241,17 +240,21 @@ def write_tree(tree: Tree, package: Path) -> Path:
     return package
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, bytes | str | None]]:
-    """Everything below a folder: mode, and content or where a link leads; without compiled Python."""
-    found: dict[str, tuple[int, bytes | str | None]] = {}
+Entry = tuple[tuple[int, int, int], bytes | str | None]
+
+
+def snapshot(folder: Path) -> dict[str, Entry]:
+    """Everything below a folder: mode and owner, and content or where a link leads; without compiled Python."""
+    found: dict[str, Entry] = {}
     for path in sorted(folder.rglob("*")):
         if "__pycache__" in path.parts:
             continue
-        mode = path.lstat().st_mode
-        if stat.S_ISLNK(mode):
-            found[str(path.relative_to(folder))] = (mode, os.readlink(path))
+        status = path.lstat()
+        owned = (status.st_mode, status.st_uid, status.st_gid)
+        if path.is_symlink():
+            found[str(path.relative_to(folder))] = (owned, os.readlink(path))
         else:
-            found[str(path.relative_to(folder))] = (mode, path.read_bytes() if path.is_file() else None)
+            found[str(path.relative_to(folder))] = (owned, path.read_bytes() if path.is_file() else None)
     return found
 
 
