@@ -66,8 +66,8 @@ def examine(code_base: CodeBase, sources: dict[Path, bytes], connector_names: fr
 
 def _parse(code_base: CodeBase, path: Path, sources: dict[Path, bytes], findings: Findings) -> SourceFile | None:
     """A file that has to do with images; None for others, and for one that does not parse."""
-    words = (FACTORY, *METHODS, "mm_projector", "ModelArguments")
-    if not any(word.encode() in sources[path] for word in words):
+    needed = path in (code_base.root / BUILDER, code_base.train)
+    if not needed and not any(word.encode() in sources[path] for word in (FACTORY, *METHODS, "mm_projector")):
         return None
     try:
         return code_base.parse(path, sources[path])
@@ -82,11 +82,10 @@ def _methods(
     """All methods of a name that do the work themselves."""
     found = [(file, function) for file in files for function in file.functions(name)]
     own = [(file, f) for file, f in found if f.owner and not calls_super(f) and not is_abstract(f)]
-    if name == ENCODE and family.owners:  # vision towers may have such a method too
-        own = [(file, f) for file, f in own if family.has(f.owner)]
+    if name == ENCODE:  # vision towers may have such a method too, and no projector
+        own = [(file, f) for file, f in own if family.has(f.owner) or "mm_projector" in code(f.owner)]
     if not own:
-        kind = "class of the language models" if name == ENCODE else "class"
-        findings.refuse("model/", f"no {kind} has a method {name}", f"write {name} as LLaVA-1.5 has it")
+        findings.refuse("model/", f"no class has a method {name}", f"write {name} as LLaVA-1.5 has it")
     return own
 
 
@@ -161,6 +160,7 @@ def _check_factories(code_base: CodeBase, files: list[SourceFile], findings: Fin
             findings.refuse(
                 file.place(function.node), f"{FACTORY} is defined here, not in {BUILDER}", f"move it to {BUILDER}"
             )
+            return
         else:
             findings.notes.append(
                 f"{file.place(function.node)}: a second {FACTORY}; connectors are built by {BUILDER} only"
@@ -168,11 +168,15 @@ def _check_factories(code_base: CodeBase, files: list[SourceFile], findings: Fin
     package = builder.parent / "__init__.py"
     for file in [*builds, *(file for file in files if file.path == package)]:
         wanted = (".builder",) if file.path == package else (".multimodal_projector.builder", ".multimodal_projector")
-        for module in _imported_from(file, FACTORY):
+        modules = _imported_from(file, FACTORY)
+        for module in modules:
             if not f".{module}".endswith(wanted):
                 findings.refuse(
                     file.name, f"{FACTORY} comes from {module}, not from {BUILDER}", f"move it to {BUILDER}"
                 )
+        if not modules and any(name == FACTORY for name, _ in calls(file.module)):
+            remedy = f"import {FACTORY} from {BUILDER}"
+            findings.refuse(file.name, f"{FACTORY} is called here, but not imported by its name", remedy)
 
 
 def _imported_from(file: SourceFile, name: str) -> list[str]:

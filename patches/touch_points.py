@@ -67,6 +67,10 @@ class Findings:
 def touch_factory(file: SourceFile, import_from: str, connector_names: frozenset[str], findings: Findings) -> None:
     """`build_vision_projector(config, ...)`: asks the connectors first."""
     found = [function for function in file.functions(FACTORY) if function.owner is None]
+    texts = find(file.module, libcst.SimpleString)  # also of a table beside the function
+    findings.own_types |= {str(text.evaluated_value) for text in texts} & connector_names
+    for name in sorted(findings.own_types):
+        findings.notes.append(f"{file.name}: --mm_projector_type {name} still means this code base's own projector")
     if any(calls_connectors(function.node) for function in found):
         return
     if len(found) != 1:
@@ -81,10 +85,6 @@ def touch_factory(file: SourceFile, import_from: str, connector_names: frozenset
     if not function.parameters:
         findings.refuse(file.place(function.node), f"{FACTORY} takes no configuration", "give it the model's config")
         return
-    texts = find(file.module, libcst.SimpleString)  # also of a table beside the function
-    findings.own_types |= {str(text.evaluated_value) for text in texts} & connector_names
-    for name in sorted(findings.own_types):
-        findings.notes.append(f"{file.name}: --mm_projector_type {name} still means this code base's own projector")
     lines = (
         f"from {import_from} import build_connector as build_llava_connector",
         f"llava_connector = build_llava_connector({function.parameters[0]})",
@@ -119,9 +119,7 @@ def touch_encode_images(file: SourceFile, function: Function, import_from: str, 
 def _beside_tower_and_projector(node: libcst.FunctionDef) -> str | None:
     """What `encode_images` does beside "tower, projector, return"; None if nothing."""
     called = calls(node)
-    held = {
-        target for target, value in assignments(node) if _is_vision_module(value)
-    }  # tower = self.get_vision_tower()
+    held = {target for target, value in assignments(node) if _is_vision_module(value)}  # tower = self.vision_tower
     foreign = [
         name
         for name, _ in called

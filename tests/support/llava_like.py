@@ -10,7 +10,7 @@ from pathlib import Path
 Tree = dict[str, bytes]  # files by path relative to the package's folder
 
 ARCH, BUILDER, LLAMA = "model/llava_arch.py", "model/multimodal_projector/builder.py", "model/language_model/llama.py"
-TRAIN = "train/train.py"
+TRAIN, CLIP = "train/train.py", "model/multimodal_encoder/clip_encoder.py"
 
 FILES = {
     "__init__.py": "",
@@ -42,7 +42,7 @@ def build_vision_projector(config, delay_load=False, **kwargs):
         return Projector(kind)
     raise ValueError(f"no such projector: {kind}")
 ''',
-    "model/multimodal_encoder/clip_encoder.py": """class CLIPVisionTower:
+    CLIP: """class CLIPVisionTower:
     hidden_size = 32
 
     def __call__(self, images):

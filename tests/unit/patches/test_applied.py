@@ -11,6 +11,7 @@ import pytest
 from tests.support.llava_like import (
     ARCH,
     BUILDER,
+    CLIP,
     FILES,
     LLAMA,
     STUB,
@@ -140,6 +141,14 @@ def subclass(body: str) -> Callable[[Tree], None]:
     return change
 
 
+def subclass_of_a_subclass(tree: Tree) -> None:
+    """The class in between is in a file that says nothing of images."""
+    subclass("        return self.model.mm_projector(self.get_vision_tower()(images))\n")(tree)
+    edit(tree, LLAMA, "class CausalLM(Base):", "class CausalLM(Between):")
+    edit(tree, LLAMA, "\n\nclass CausalLM", "\n\nfrom .between import Between\n\n\nclass CausalLM")
+    tree["model/language_model/between.py"] = b"from .llama import Base\n\n\nclass Between(Base):\n    pass\n"
+
+
 def subclass_prepares(tree: Tree) -> None:
     """The method is written anew in the language model, which has `forward` as well."""
     edit(tree, LLAMA, "    def forward", PREPARE + "\n    def forward")
@@ -177,7 +186,7 @@ def hidden_copies(tree: Tree) -> None:
 
 def tower_that_encodes(tree: Tree) -> None:
     """A class that has nothing to do with language models has a method of that name."""
-    tree["model/multimodal_encoder/clip_encoder.py"] += b"\n    def encode_images(self, images):\n        return 1\n"
+    tree[CLIP] += b"\n    def encode_images(self, images):\n        return 1\n"
 
 
 def split_parents(tree: Tree) -> None:
@@ -217,6 +226,7 @@ APPLIED: dict[str, Callable[[Tree], None]] = {
     "subclass calls super": subclass("        return super().encode_images(images)\n"),
     "subclass calls parent": subclass("        return Base.encode_images(self, images)\n"),
     "subclass anew": subclass("        return self.model.mm_projector(self.get_vision_tower()(images))\n"),
+    "subclass of a subclass": subclass_of_a_subclass,
     "subclass prepares": subclass_prepares,
     "older signature": older_signature,
     "written in if": written_in_if,

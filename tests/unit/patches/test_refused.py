@@ -11,6 +11,7 @@ from tests.conftest import REPOSITORY
 from tests.support.llava_like import (
     ARCH,
     BUILDER,
+    CLIP,
     LLAMA,
     TRAIN,
     Tree,
@@ -71,6 +72,7 @@ def merged_classes(tree: Tree) -> None:
     edit(tree, ARCH, METHODS, "    pass\n")
 
 
+INNER = "    def encode_images(self, images):\n        return self.mm_projector(self.vision_tower(images))\n\n"
 TOWER = "features = self.get_model().get_vision_tower()(images)\n"
 PROJECTOR = "return self.get_model().mm_projector(features)"
 
@@ -87,6 +89,23 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
     ),
     "factory from elsewhere": (factory_elsewhere, "build_vision_projector comes from .projectors", "move it to"),
     "factory from beside": (factory_in_package, "build_vision_projector comes from .more", "move it to"),
+    "factory by star": (
+        lambda tree: tree.update(
+            {"model/multimodal_projector/more.py": tree[BUILDER], BUILDER: b"from .more import *\n"}
+        ),
+        "builder.py: there is no build_vision_projector",
+        "keep one function build_vision_projector(config, ...)",
+    ),
+    "factory called by star": (
+        edits((ARCH, "builder import build_vision_projector", "builder import *")),
+        "llava_arch.py: build_vision_projector is called here, but not imported by its name",
+        "import build_vision_projector from model/multimodal_projector/builder.py",
+    ),
+    "flags by star": (
+        lambda tree: tree.update({TRAIN: b"from llava.flags import *\n"}),
+        "train/train.py: there is no class ModelArguments",
+        "after the class of the model's flags, insert:",
+    ),
     "factory in the arch": (
         appends(ARCH, "\n\ndef build_vision_projector(config):\n    return None\n"),
         "llava_arch.py:53: build_vision_projector is defined here",
@@ -130,8 +149,16 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
         "insert at its top:\n        from .llava_connectors import encode_images",
     ),
     "encode in the inner model only": (
-        edits((ARCH, ENCODE, ""), (ARCH, "    def initialize_vision", ENCODE + "    def initialize_vision")),
-        "no class of the language models has a method encode_images",
+        edits((ARCH, ENCODE, ""), (ARCH, "    def initialize_vision", INNER + "    def initialize_vision")),
+        "llava_arch.py:16: encode_images is more than vision tower and projector: it calls self.mm_projector",
+        "insert at its top:",
+    ),
+    "only a tower encodes": (
+        edits(
+            (ARCH, ENCODE, ""),
+            (CLIP, "    def __call__", "    def encode_images(self, images):\n        return 1\n\n    def __call__"),
+        ),
+        "no class has a method encode_images",
         "write encode_images as LLaVA-1.5 has it",
     ),
     "encode and more": (
