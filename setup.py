@@ -22,6 +22,7 @@ EXTRAS = {
     "quant": ["bitsandbytes>=0.45"],
     "serve": ["gradio>=6", "fastapi>=0.110", "uvicorn>=0.29", "httpx>=0.27", "prometheus-client>=0.20", "psutil>=5.9"],
     "eval": ["matplotlib>=3.8", "openai>=1.40", "openpyxl>=3.1", "pandas>=2.2"],
+    "patches": ["libcst>=1.1"],
     "vllm": ["vllm>=0.30"],
     "test": [
         "import-linter>=2",

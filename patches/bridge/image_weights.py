@@ -34,12 +34,14 @@ class Call:
         rows: which images each row of the batch shows.
         weights: of the rows with an image.
         slots: `[B, n]` bool, the positions of images that nothing attends to; None if images keep their tokens.
+        padding: `[B, n]` bool, the prompt's padding; older code bases forget it when decoding.
         bound: the weights as layers use them, by number of rows (beam search repeats rows).
     """
 
     rows: list[list[int]] | None = None
     weights: PerceptualWeights | None = None
     slots: torch.Tensor | None = None
+    padding: torch.Tensor | None = None
     bound: dict[int, BoundWeights] = field(default_factory=dict)
 
 
@@ -110,7 +112,7 @@ def assemble_inputs(
     markers = input_ids == IMAGE_TOKEN_INDEX
     real = torch.ones_like(markers) if attention_mask is None else attention_mask.bool()
     slots = markers & real
-    if images is None:
+    if images is None or len(images) == 0:
         if slots.any():
             raise ImageCountError("The text has an image marker, but no image was given")
         return None
@@ -128,7 +130,7 @@ def assemble_inputs(
     if chosen:
         weights = run_connector(model, connector, views[chosen])
         places = {image: place for place, image in enumerate(chosen)}
-        call.slots = slots
+        call.slots, call.padding = slots, ~real
         _use(model, call, weights.for_rows([[places[image] for image in row] for row in call.rows]))
     embeds = model.get_model().get_input_embeddings()(input_ids.masked_fill(markers, 0))
     return Assembled(embeds, None if labels is None else labels.masked_fill(markers, IGNORE_INDEX))
@@ -207,21 +209,25 @@ def _enter_decoder(
     if torch.is_grad_enabled() and decoder.training:
         _recompute_with_weights(decoder)
     if call.slots is not None:
-        slots = call.slots.repeat_interleave(rows // len(call.slots), dim=0)
-        inputs |= _leave_out(slots, inputs.get("attention_mask"), inputs.get("past_key_values"), length)
+        times = rows // len(call.slots)
+        slots, padding = call.slots.repeat_interleave(times, dim=0), call.padding.repeat_interleave(times, dim=0)
+        inputs |= _leave_out(slots, padding, inputs.get("attention_mask"), inputs.get("past_key_values"), length)
     return (), inputs
 
 
-def _leave_out(slots: torch.Tensor, mask: torch.Tensor | None, past: Any, length: int) -> dict[str, torch.Tensor]:
+def _leave_out(
+    slots: torch.Tensor, padding: torch.Tensor, mask: torch.Tensor | None, past: Any, length: int
+) -> dict[str, torch.Tensor]:
     """The mask `[B, m]` without slots, and the positions `[B, length]` with them, m counting what is in the cache."""
     if mask is None:
         mask = slots.new_ones(len(slots), _cached_length(past) + length)
     if mask.ndim != 2:
         raise ValueError(f"Images that become weights need an attention mask [B, n], not {list(mask.shape)}")
-    hidden = torch.zeros_like(mask, dtype=torch.bool)
-    hidden[:, : slots.shape[1]] = slots
-    positions = ((mask.bool() | hidden).long().cumsum(dim=1) - 1).clamp(min=0)
-    return {"attention_mask": mask.masked_fill(hidden, 0), "position_ids": positions[:, -length:]}
+    later = mask.shape[1] - slots.shape[1]
+    slots, padding = (nn.functional.pad(part, (0, later)) for part in (slots, padding))
+    attended = mask.bool() & ~padding & ~slots
+    positions = ((attended | slots).long().cumsum(dim=1) - 1).clamp(min=0)
+    return {"attention_mask": attended.to(mask.dtype), "position_ids": positions[:, -length:]}
 
 
 def _cached_length(past: Any) -> int:

@@ -40,7 +40,7 @@ def run_connector(
 
 
 def read_tower(
-    tower: nn.Module, images: torch.Tensor, connector: Connector, anchor_layer: int | None
+    tower: nn.Module, images: torch.Tensor, connector: Connector, anchor_layer: int | None = None
 ) -> VisionFeatures:
     """Run the tower and return what a connector reads, in the dtype of `images`.
 

@@ -20,7 +20,9 @@ BREACHES = {
         "llava/eval/scoring/pope.py",
         "from llava.model import builder",
     ),
-    "llava never imports the playground": ("llava/utils.py", "import playground"),
+    "llava never imports the playground or the patches": ("llava/utils.py", "import playground"),
+    "The graft runs without torch and never loads what it copies": ("patches/plan.py", "from patches import bridge"),
+    "The bridge needs the connectors and torch only": ("patches/bridge/vision.py", "from llava import constants"),
 }
 
 
@@ -36,6 +38,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packages")
     shutil.copy(REPOSITORY / "pyproject.toml", folder)
     shutil.copytree(REPOSITORY / "llava", folder / "llava")
+    shutil.copytree(REPOSITORY / "patches", folder / "patches")
     shutil.copytree(REPOSITORY / "playground", folder / "playground", ignore=shutil.ignore_patterns("data", "bases"))
     return folder
 

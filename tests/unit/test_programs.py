@@ -15,7 +15,10 @@ PROGRAMS = sorted(
     for path in (REPOSITORY / folder).glob("*.py")
     if '__name__ == "__main__"' in path.read_text()
 )
-MODULES = [f"playground.{name}" for name in ("build_bases", "connector_table", "make_benchmarks", "make_data", "score")]
+MODULES = [
+    "patches.graft",
+    *(f"playground.{name}" for name in ("build_bases", "connector_table", "make_benchmarks", "make_data", "score")),
+]
 HEAVY = ["torch", "transformers", "pandas", "openai", "matplotlib", "gradio", "fastapi", "httpx"]
 
 
@@ -56,5 +59,5 @@ def test_help_by_path(program: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_help_of_the_playground(module: str) -> None:
+def test_help_of_modules(module: str) -> None:
     run(f"sys.argv = ['program', '--help']\ntry: runpy.run_module({module!r}, run_name='__main__')", REPOSITORY)
