@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support import old_llava
 from tests.support.llava_like import (
     ARCH,
     BUILDER,
@@ -29,7 +29,6 @@ from tests.unit.patches.conftest import Graft, graft  # noqa: F401  a fixture
 pytest.importorskip("libcst")
 pytestmark = pytest.mark.e2e
 
-PRISTINE = REPOSITORY / ".venv-llava-torch/pristine/llava"
 LLAMA = "model/language_model/llava_llama.py"
 BLOCKS = {ARCH: 4, BUILDER: 1, TRAIN: 1}
 
@@ -37,9 +36,7 @@ BLOCKS = {ARCH: 4, BUILDER: 1, TRAIN: 1}
 @pytest.fixture(scope="module")
 def pristine() -> Path:
     """The unchanged package."""
-    if not PRISTINE.is_dir():
-        pytest.skip("llava-torch is not here: bash tests/llava_torch/setup.sh")
-    return PRISTINE
+    return old_llava.pristine() / "llava"
 
 
 def read_tree(package: Path) -> Tree:
