@@ -18,30 +18,19 @@ ARGUMENTS = "ModelArguments"
 
 # What encode_images may call, beside the tower and the projector, and still be "tower, projector, return".
 HARMLESS_CALLS = {
-    "get_model",
-    "get_vision_tower",
-    "mm_projector",
-    "no_grad",
-    "contiguous",
-    "to",
-    "type",
-    "type_as",
-    "float",
-    "half",
-    "detach",
-    "print",
-    "rank0_print",
-}
+    "get_model", "get_vision_tower", "mm_projector", "no_grad", "contiguous", "to", "type", "type_as", "float", "half",
+    "detach", "print", "rank0_print",
+}  # fmt: skip
 # What else it may not do: it would be left out where a connector encodes.
 FOREIGN_WORK = {
     "computes": (libcst.BinaryOperation, libcst.Subscript, libcst.AugAssign),
     "loops": (libcst.For, libcst.CompFor),
     "yields": (libcst.Yield,),
 }
-PREPARE_PARAMETERS = {
+PREPARE_PARAMETERS = (
     ("input_ids", "position_ids", "attention_mask", "past_key_values", "labels", "images"),
     ("input_ids", "attention_mask", "past_key_values", "labels", "images"),  # before LLaVA 1.1.3
-}
+)
 
 
 @dataclass
@@ -170,17 +159,7 @@ def touch_initialize(file: SourceFile, function: Function, import_from: str, fin
 def touch_prepare(file: SourceFile, function: Function, import_from: str, findings: Findings) -> None:
     """`prepare_inputs_labels_for_multimodal(self, ...)`: images that become weights take no place in the sequence."""
     known = next((names for names in PREPARE_PARAMETERS if tuple(function.parameters[: len(names)]) == names), None)
-    returned = {_tuple_length(node) for node in returns(function.node)}
-    if known is None or returned - {None} != {len(known)}:
-        counts = " or ".join(str(count) for count in sorted(returned - {None})) or "other"
-        findings.refuse(
-            file.place(function.node),
-            f"{PREPARE}({', '.join(function.parameters)}), which returns {counts} values, has other parameters or "
-            "results than LLaVA's",
-            "insert a call of assemble_inputs at its top, as in patches/README.md, and return its embeddings",
-        )
-        return
-    unchanged = known[1:-2]  # all but input_ids, labels and images
+    unchanged = (known or PREPARE_PARAMETERS[0])[1:-2]  # all but input_ids, labels and images
     results = ", ".join(["None", *unchanged, "assembled.inputs_embeds", "assembled.labels"])
     lines = (
         f"from {import_from} import assemble_inputs as assemble_llava_connector_inputs",
@@ -188,6 +167,16 @@ def touch_prepare(file: SourceFile, function: Function, import_from: str, findin
         "if assembled is not None:",
         f"\treturn {results}",
     )
+    returned = {_tuple_length(node) for node in returns(function.node)} - {None}
+    if known is None or returned != {len(known)}:
+        counts = " or ".join(str(count) for count in sorted(returned)) or "other"
+        findings.refuse(
+            file.place(function.node),
+            f"{PREPARE}({', '.join(function.parameters)}), which returns {counts} values, has other parameters or "
+            "results than LLaVA's",
+            f"insert at its top, with its own names and results:{_as_text(lines)}",
+        )
+        return
     _at_top(file, function.node, lines, findings)
 
 
@@ -241,6 +230,11 @@ def touch_arguments(file: SourceFile, model: str, findings: Findings) -> None:
             if not found
             else f"class {ARGUMENTS} is not defined once, at the top level of the file",
             f"after the class of the model's flags, insert:{_as_text(lines)}",
+        )
+        return
+    if not any(last_name(code(each.decorator).split("(")[0]) == "dataclass" for each in found[0].decorators):
+        findings.refuse(
+            file.place(found[0]), f"{ARGUMENTS} is no dataclass", f"add the flags to it, or insert:{_as_text(lines)}"
         )
         return
     last = file.last_line(found[0])

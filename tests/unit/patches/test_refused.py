@@ -252,9 +252,14 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
         "insert:\n        from llava.model.llava_connectors",
     ),
     "flags at the end": (
-        lambda tree: tree.update({TRAIN: b"from llava.model import CausalLM\nclass ModelArguments:\n    a: int = 1"}),
-        "train/train.py:3: the file does not end with a new line",
+        lambda tree: tree.update({TRAIN: b"import llava\n@dataclass\nclass ModelArguments:\n    a: int = 1"}),
+        "train/train.py:4: the file does not end with a new line",
         "add one",
+    ),
+    "no dataclass": (
+        lambda tree: tree.update({TRAIN: b"class ModelArguments:\n    a: int = 1\n"}),
+        "train/train.py:1: ModelArguments is no dataclass",
+        "ModelArguments = with_connector_flags(ModelArguments)",
     ),
     "does not parse": (appends(ARCH, "def f(:\n"), "llava_arch.py:51: this file does not parse", "mend the file"),
     "training does not parse": (appends(TRAIN, "\n  x = (\n"), "train/train.py:", "mend the file"),
