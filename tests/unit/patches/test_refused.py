@@ -219,17 +219,17 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
     "prepares other inputs": (
         edits((ARCH, "labels, images, image_sizes=None", "labels, pixels, images")),
         "past_key_values, labels, pixels, images), which returns 6 values, has other parameters or results",
-        "patches/README.md",
+        "assembled = assemble_llava_connector_inputs(",
     ),
     "prepares weights too": (
         lambda tree: tree.update({ARCH: tree[ARCH].replace(b"labels\n\n        def", b"labels, 0\n\n        def")}),
         "which returns 6 or 7 values",
-        "patches/README.md",
+        "assembled = assemble_llava_connector_inputs(",
     ),
     "prepares a pack": (
         edits((ARCH, PREPARE, PREPARE[: PREPARE.index("        if images")] + "        return self.pack(images)\n")),
         "which returns other values",
-        "patches/README.md",
+        "assembled = assemble_llava_connector_inputs(",
     ),
     "own init_subclass": (
         edits((ARCH, "    @abstractmethod", "    def __init_subclass__(cls):\n        pass\n\n    @abstractmethod")),
