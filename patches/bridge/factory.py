@@ -1,7 +1,6 @@
 """Build a connector in place of the code base's own projector, from flags and configuration."""
 
 from dataclasses import fields, make_dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +33,8 @@ def build_connector(config: Any) -> Connector | None:
     if not is_offered(getattr(config, "mm_projector_type", None)):
         return None
     connector = build_vision_projector(config)
-    connector._register_load_state_dict_pre_hook(partial(_accept_published_names, connector))
+    connector.projector_type = config.mm_projector_type  # code bases overwrite the configuration's by their flag
+    connector._register_load_state_dict_pre_hook(_accept_published_names, with_module=True)
     connector.register_forward_pre_hook(_refuse_tensors)
     return connector
 
@@ -49,7 +49,10 @@ def _accept_published_names(
     unexpected: list[str],
     errors: list[str],
 ) -> None:
-    """Rename, while weights are loaded, the entries of a published checkpoint."""
+    """Rename the entries of a published checkpoint in `load_state_dict`.
+
+    `from_pretrained` with `low_cpu_mem_usage` places tensors by name and does not come here.
+    """
     own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     mapped = connector.load_published_state(own)
     if mapped is not own:
@@ -85,8 +88,7 @@ def write_settings(model: Any, model_args: Any) -> None:
     """
     config, connector = model.config, getattr(model, "mm_projector", None)
     if isinstance(connector, Connector):
-        names = [name for name, entry in CONNECTORS.items() if type(connector) is entry.connector_class]
-        config.mm_projector_type = names[0]
+        config.mm_projector_type = connector.projector_type
         settings.keep_settings(config, model_args)
     elif not is_offered(config.mm_projector_type):
         return
@@ -108,8 +110,8 @@ def write_settings(model: Any, model_args: Any) -> None:
 
 def with_connector_flags(arguments: type) -> type:
     """Add a flag for every setting of a connector to a dataclass of flags; flags it already has stay as they are."""
-    known = {f.name for f in fields(arguments)}
+    known, is_frozen = {f.name for f in fields(arguments)}, arguments.__dataclass_params__.frozen
     added = [flag for flag in settings.setting_flags() if flag[0] not in known]
-    extended = make_dataclass(arguments.__name__, added, bases=(arguments,))
+    extended = make_dataclass(arguments.__name__, added, bases=(arguments,), frozen=is_frozen)
     extended.__module__, extended.__doc__ = arguments.__module__, arguments.__doc__
     return extended

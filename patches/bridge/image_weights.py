@@ -1,15 +1,19 @@
 """Images that become weights of the decoder (VLoRA): from the images of a call to every layer it runs.
 
-The weights belong to one call of the model's `forward` or `generate` and are gone when it returns. Three places take
-part: the two methods open the call (`carry_weights`); `prepare_inputs_labels_for_multimodal` or `encode_images` fills
-it (`assemble_inputs`, `note_weights`); a hook on the decoder lets its layers work with it, in every decoding step.
+The weights belong to one call of the model's `forward` or `generate` and are gone when it returns; a cache filled in it
+must not be used afterwards. What the same model is asked inside a running `generate` sees the same images.
+
+Three places take part. The two methods open the call (`carry_weights`). `prepare_inputs_labels_for_multimodal` or
+`encode_images` fills it (`assemble_inputs`, `note_weights`). A hook on the decoder lets its layers work with it, in every
+decoding step.
 """
 
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from inspect import signature
+from inspect import isgenerator, signature
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +35,8 @@ class Call:
     """One call of `forward` or `generate`.
 
     Attributes:
+        model: which is called.
+        images: that it was given.
         rows: which images each row of the batch shows.
         weights: of the rows with an image.
         slots: `[B, n]` bool, the positions of images that nothing attends to; None if images keep their tokens.
@@ -38,6 +44,8 @@ class Call:
         bound: the weights as layers use them, by number of rows (beam search repeats rows).
     """
 
+    model: Any
+    images: Any = None
     rows: list[list[int]] | None = None
     weights: PerceptualWeights | None = None
     slots: torch.Tensor | None = None
@@ -52,8 +60,8 @@ class Assembled(NamedTuple):
     labels: torch.Tensor | None
 
 
+_registering = Lock()
 _call: ContextVar[Call | None] = ContextVar("call_with_image_weights", default=None)
-# What the layers work with that run now in this thread.
 _in_use: ContextVar[BoundWeights | None] = ContextVar("weights_in_use", default=None)
 
 
@@ -68,15 +76,22 @@ def carry_weights(model_class: type) -> None:
 def _as_call(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def with_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
-        connector = connector_of(self)
-        if connector is None or connector.space == "input" or _call.get() is not None:  # generate calls forward
+        connector, outer = connector_of(self), _call.get()
+        is_inner = outer is not None and outer.model is self  # generate calls forward
+        if connector is None or connector.space == "input" or is_inner:
             return method(self, *args, **kwargs)
-        call, in_use = _call.set(Call()), _in_use.set(None)
+        call, in_use = _call.set(Call(self)), _in_use.set(None)
         try:
-            return method(self, *args, **kwargs)
+            result = method(self, *args, **kwargs)
         finally:
             _call.reset(call)
             _in_use.reset(in_use)
+        if isgenerator(result):
+            raise TypeError(
+                f"{type(self).__name__}.{method.__name__} is a generator: it would run after the images are gone. Use "
+                "a streamer, or a connector that makes visual tokens"
+            )
+        return result
 
     setattr(with_weights, MARK, True)
     return with_weights
@@ -107,24 +122,38 @@ def assemble_inputs(
             slots.
     """
     connector = connector_of(model)
-    if connector is None or connector.space == "input" or input_ids.shape[1] == 1:
+    if connector is None or connector.space == "input":
+        return None
+    call, has_images = _call.get(), images is not None and len(images) > 0
+    if input_ids.shape[1] == 1:  # a decoding step
+        if has_images and (call is None or call.rows is None):
+            raise ValueError(
+                "The weights of an image act in every step, but this step of a reply came alone: call generate, or "
+                "forward with all tokens and without a cache"
+            )
         return None
     markers = input_ids == IMAGE_TOKEN_INDEX
     real = torch.ones_like(markers) if attention_mask is None else attention_mask.bool()
     slots = markers & real
-    if images is None or len(images) == 0:
+    if not has_images:
         if slots.any():
             raise ImageCountError("The text has an image marker, but no image was given")
         return None
-    call = _call.get()
     if call is None:
         raise RuntimeError("Images that become weights act in a call of the model: use its forward or generate")
+    if call.images is not None and call.images is not images:
+        raise RuntimeError(
+            "The model was given other images inside a running generate (contrastive decoding?); they would replace "
+            "its weights. Use a connector that makes visual tokens"
+        )
+    call.images = images
     views = _single_views(images)
     call.rows = assign_images(slots.sum(dim=1).tolist(), len(views))
     if connector.space == "both":
         return None
     if (slots & (real.cumsum(dim=1) == 1)).any():
         raise ValueError("A row starts with an image; put a token in front of it, for example BOS")
+    _check_decoder(model)
     _check_attention(model, slots, trains=labels is not None)
     chosen = images_to_encode(call.rows, len(views))
     if chosen:
@@ -150,15 +179,23 @@ def note_weights(model: Any, weights: PerceptualWeights) -> None:
 
 def _use(model: Any, call: Call, weights: PerceptualWeights) -> None:
     call.weights, call.bound = weights, {}
+    _check_decoder(model)
     decoder = model.get_model()
+    with _registering:
+        if not hasattr(decoder, MARK):
+            setattr(decoder, MARK, decoder.register_forward_pre_hook(_enter_decoder, with_kwargs=True))
+
+
+def _check_decoder(model: Any) -> None:
+    decoder = model.get_model()
+    if getattr(decoder, "_is_replica", False):
+        raise TypeError("Images cannot become weights under nn.DataParallel; start with torchrun or deepspeed")
     layer = next(iter(getattr(decoder, "layers", [])), None)
     if not hasattr(getattr(layer, "self_attn", None), "q_proj") or getattr(model.config, "pretraining_tp", 1) > 1:
         raise TypeError(
             f"{type(model).__name__} has other decoder layers than Llama's (q_proj, k_proj, v_proj and o_proj, called "
             "as modules, so pretraining_tp 1); images cannot become its weights. Use another connector"
         )
-    if not hasattr(decoder, MARK):
-        setattr(decoder, MARK, decoder.register_forward_pre_hook(_enter_decoder, with_kwargs=True))
 
 
 def _single_views(images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
@@ -174,16 +211,24 @@ def _single_views(images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
 def _check_attention(model: Any, slots: torch.Tensor, trains: bool) -> None:
     """FlashAttention drops masked positions, but the state of a slot predicts the first word of a caption."""
     config, attention = model.config, model.get_model().layers[0].self_attn
+    module = type(attention).forward.__module__
+    if "xformers" in module:  # replaced by the code base, and without any mask
+        raise ValueError("Images cannot become weights with xformers attention, which ignores masks: start train.py")
     is_flash = (
         getattr(config, "_attn_implementation", None) == "flash_attention_2"
         or getattr(config, "_flash_attn_2_enabled", False)
-        or "flash" in type(attention).forward.__module__  # replaced by the code base
+        or "flash" in module  # replaced by the code base
     )
     if is_flash and (trains or slots[:, -1].any()):
         raise ValueError(
             "Images that become weights need attention that keeps masked positions, not FlashAttention: start "
             "train.py instead of train_mem.py, or give attn_implementation sdpa or eager; end prompts with text"
         )
+
+
+def weights_in_use() -> BoundWeights | None:
+    """What the layers work with that run now in this thread."""
+    return _in_use.get()
 
 
 def _enter_decoder(
@@ -194,24 +239,27 @@ def _enter_decoder(
     if call is None or call.weights is None:
         _in_use.set(None)
         return None
-    inputs = dict(zip(signature(decoder.forward).parameters, args)) | kwargs
+    inputs = dict(zip(signature(decoder.forward).parameters, args)) | kwargs if args else dict(kwargs)
     ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     rows, length = (ids if embeds is None else embeds).shape[:2]
     if rows % call.weights.num_rows:
         raise ValueError(f"The images are of {call.weights.num_rows} rows, but the batch has {rows}")
+    past = inputs.get("past_key_values")
     if rows not in call.bound:
+        if not call.bound and _cached_length(past) > 0:
+            raise ValueError("A cache that was filled in another call saw other weights of images; start without it")
         times = rows // call.weights.num_rows
         weights = call.weights if times == 1 else call.weights.repeat_rows(times)
-        call.bound[rows] = weights.bind(decoder.get_input_embeddings().weight.dtype)
+        call.bound[rows] = weights.bind(decoder.dtype)
     bound = call.bound[rows]
-    install_hooks(decoder.layers, bound, source=_in_use.get)
+    install_hooks(decoder.layers, bound, source=weights_in_use)
     _in_use.set(bound)
     if torch.is_grad_enabled() and decoder.training:
         _recompute_with_weights(decoder)
     if call.slots is not None:
         times = rows // len(call.slots)
         slots, padding = call.slots.repeat_interleave(times, dim=0), call.padding.repeat_interleave(times, dim=0)
-        inputs |= _leave_out(slots, padding, inputs.get("attention_mask"), inputs.get("past_key_values"), length)
+        inputs |= _leave_out(slots, padding, inputs.get("attention_mask"), past, length)
     return (), inputs
 
 
@@ -231,7 +279,7 @@ def _leave_out(
 
 
 def _cached_length(past: Any) -> int:
-    if past is None:
+    if past is None or past == ():
         return 0
     return past.get_seq_length() if hasattr(past, "get_seq_length") else past[0][0].shape[-2]
 

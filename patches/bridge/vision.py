@@ -1,6 +1,7 @@
 """Run the code base's own vision tower, looking at what it encodes, and a connector after it."""
 
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from llava.model.multimodal_projector.registry import Connector
 from llava.model.multimodal_projector.settings import check_connector
 from llava.model.multimodal_projector.vision_features import VisionFeatures
 
-MARK = "_llava_connectors_hook"  # attribute of modules that have theirs
+_registering = Lock()
 
 # Hidden states of the CLIP calls in this thread, while `read_tower` listens.
 _heard: ContextVar[list[tuple[torch.Tensor, ...]] | None] = ContextVar("clip_hidden_states", default=None)
@@ -21,6 +22,8 @@ _heard: ContextVar[list[tuple[torch.Tensor, ...]] | None] = ContextVar("clip_hid
 def connector_of(model: Any) -> Connector | None:
     """The connector of a causal language model; None where the code base's own projector is in its place."""
     connector = getattr(model.get_model(), "mm_projector", None)
+    if hasattr(connector, "modules_to_save"):  # PEFT's wrapper
+        connector = connector.modules_to_save[connector.active_adapter]
     return connector if isinstance(connector, Connector) else None
 
 
@@ -30,12 +33,18 @@ def run_connector(
     """The connector's output for images `[N, 3, H, W]`.
 
     Raises:
-        ValueError: the connector does not fit the tower.
+        ValueError: the connector does not fit the tower, or is quantised and makes weights.
     """
     tower, config = model.get_vision_tower(), model.config
     features = read_tower(tower, images, connector, getattr(config, "mm_anchor_layer", None))
     check_connector(config, tower.config.num_attention_heads, features.patches.shape[1], connector)
-    dtype = next((p.dtype for p in connector.parameters()), images.dtype)
+    dtypes = {p.dtype for p in connector.parameters()}
+    if connector.space != "input" and not all(dtype.is_floating_point for dtype in dtypes):
+        raise ValueError(
+            f"The weights of {type(connector).__name__} are quantised, and it cannot work with them; add mm_projector "
+            "to llm_int8_skip_modules where the model is loaded"
+        )
+    dtype = next((p.dtype for p in connector.parameters() if p.dtype.is_floating_point), images.dtype)
     return connector(features.to(dtype))
 
 
@@ -64,8 +73,9 @@ def read_tower(
             f"The vision tower {type(tower).__name__} is not a CLIP of transformers, whose class token the connectors "
             "need; use a CLIP tower, or a projector of this code base"
         )
-    if not hasattr(clip, MARK):
-        setattr(clip, MARK, clip.register_forward_hook(_note))
+    with _registering:  # several threads may come here first; replicas share the hooks of their original
+        if _note not in clip._forward_hooks.values():
+            clip.register_forward_hook(_note)
     token = _heard.set([])
     try:
         tower(images)

@@ -33,6 +33,9 @@ class LayerWeights(NamedTuple):
     inputs: dict[str, torch.Tensor]
     outputs: dict[str, torch.Tensor]
 
+    def to(self, device: torch.device) -> "LayerWeights":
+        return LayerWeights(*({key: x.to(device) for key, x in part.items()} for part in self))
+
 
 class BoundWeights(NamedTuple):
     """Perceptual weights in the form that decoder layers use: sliced, cast and concatenated once, not in every step.
@@ -250,11 +253,14 @@ def _enter(
         return
     shared: dict[str, torch.Tensor] = {}
     hidden = args[0] if args else kwargs["hidden_states"]
+    rows = weights.rows
+    if next(iter(own.inputs.values())).device != hidden.device:  # a decoder on several devices
+        own, rows = own.to(hidden.device), None if rows is None else rows.to(hidden.device)
     for letters, a in own.inputs.items():
         if letters[0] in SHARED:
-            low = _low_rank(hidden, a, weights.rows)
+            low = _low_rank(hidden, a, rows)
             shared.update(zip(letters, low.chunk(len(letters), dim=-1), strict=True))
-    _bound.set(BoundLayer(own, weights.rows, shared))
+    _bound.set(BoundLayer(own, rows, shared))
 
 
 def _add(letter: str, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:

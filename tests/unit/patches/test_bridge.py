@@ -3,7 +3,9 @@
 `python -m pytest tests/unit/patches/test_bridge.py` also runs in environments with transformers 4.31 to 4.37.
 """
 
-from dataclasses import dataclass, fields
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, make_dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, LogitsProcessor, LogitsProcessorList
 
 from llava.model.multimodal_projector.visual_anchors import gather_tokens, select_visual_anchors
 from llava.model.multimodal_projector.weight_merging import merged
@@ -124,6 +126,75 @@ def test_batches_and_beams(host: type) -> None:
     assert both == alone and both[0] != both[1]
 
 
+def test_a_model_with_hooks_can_be_copied() -> None:
+    model, images = build("vlora"), pixels(1)
+    expected = reference_greedy(model, IDS, images)
+    model.generate(torch.tensor([IDS]), images=images, **GREEDY)
+    twin = copy.deepcopy(model)
+    assert twin.generate(torch.tensor([IDS]), images=images, **GREEDY)[0].tolist()[-6:] == expected
+
+
+class Asking(LogitsProcessor):
+    """Asks a model something in every step of another's reply."""
+
+    def __init__(self, model: Any, images: torch.Tensor) -> None:
+        self.model, self.images = model, images
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.model(torch.tensor([IDS]), images=self.images)
+        return scores
+
+
+def test_a_call_inside_a_reply() -> None:
+    model, other, images = build("vlora"), build("vlora"), pixels(2)
+    expected = reference_greedy(model, IDS, images[:1])
+
+    def ask(inner: Any, seen: torch.Tensor) -> list[int]:
+        processors = LogitsProcessorList([Asking(inner, seen)])
+        return model.generate(
+            torch.tensor([IDS]), images=images[:1], logits_processor=processors, **GREEDY
+        )[0].tolist()[-6:]  # fmt: skip
+
+    assert ask(other, images[1:]) == expected
+    with pytest.raises(RuntimeError, match="other images inside a running generate"):
+        ask(model, images[1:])
+    assert model.generate(torch.tensor([IDS]), images=images[:1], **GREEDY)[0].tolist()[-6:] == expected
+
+
+def test_a_cache_does_not_outlive_its_call() -> None:
+    model, images = build("vlora"), pixels(1)
+    with torch.no_grad():
+        past = model(torch.tensor([IDS]), images=images, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="this step of a reply came alone"):
+            model(torch.tensor([[7]]), images=images, past_key_values=past)
+        with pytest.raises(ValueError, match="filled in another call"):
+            model(torch.tensor([IDS]), images=images, past_key_values=past)
+
+
+def test_first_requests_of_many_threads_add_one_hook() -> None:
+    model, images = build("vlora"), pixels(4)
+    expected = [reference_greedy(model, IDS, image[None]) for image in images]
+    for hooks in (model.get_vision_tower().vision_tower._forward_hooks, model.model._forward_pre_hooks):
+        hooks.clear()
+
+    def reply(image: torch.Tensor) -> list[int]:
+        return model.generate(torch.tensor([IDS]), images=image[None], **GREEDY)[0].tolist()[-6:]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(reply, images)) == expected
+    assert len(model.model._forward_pre_hooks) == 1
+
+
+def test_a_wrapped_connector_is_found() -> None:
+    model, images = build("acformer"), pixels(1)
+    expected = model.encode_images(images)
+    wrapper = nn.Module()
+    wrapper.modules_to_save = nn.ModuleDict({"mine": model.model.mm_projector})
+    wrapper.active_adapter = "mine"
+    model.model.mm_projector = wrapper
+    assert torch.equal(model.encode_images(images), expected)
+
+
 def gradients(model: Any, recompute: bool, calls: int = 1) -> dict[str, torch.Tensor]:
     model.train()
     if recompute:
@@ -166,6 +237,35 @@ def call_outside(model: Any) -> None:
     bridge.assemble_inputs(model, torch.tensor([IDS]), None, None, pixels(1))
 
 
+def replica(model: Any) -> None:
+    model.model._is_replica = True
+    model(torch.tensor([IDS]), images=pixels(1))
+
+
+def quantised(model: Any) -> None:
+    model.model.mm_projector.visual_proj.weight = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+    model(torch.tensor([IDS]), images=pixels(1))
+
+
+def xformers(model: Any) -> None:
+    class Attention(type(model.model.layers[0].self_attn)):
+        def forward(self, *args: Any) -> None:
+            raise AssertionError
+
+    Attention.forward.__module__ = "llama_xformers_attn_monkey_patch"
+    model.model.layers[0].self_attn.__class__ = Attention
+    model(torch.tensor([IDS]), images=pixels(1))
+
+
+def streaming(model: Any) -> None:
+    class Streaming(type(model)):
+        def generate(self, inputs: torch.Tensor, images: torch.Tensor) -> Any:
+            yield self(inputs, images=images)
+
+    model.__class__ = Streaming
+    model.generate(torch.tensor([IDS]), images=pixels(1))
+
+
 def flash(model: Any) -> None:
     model.config._flash_attn_2_enabled = True
     model(torch.tensor([IDS]), labels=torch.tensor([IDS]), images=pixels(1))
@@ -176,6 +276,10 @@ def flash(model: Any) -> None:
     [
         (call_outside, RuntimeError, "use its forward or generate"),
         (flash, ValueError, "not FlashAttention"),
+        (xformers, ValueError, "xformers attention, which ignores masks"),
+        (replica, TypeError, "under nn.DataParallel"),
+        (quantised, ValueError, "are quantised"),
+        (streaming, TypeError, "is a generator"),
         (lambda m: m(torch.tensor([IDS])), ValueError, "no image was given"),
         (lambda m: m(torch.tensor([IDS]), images=pixels(0)), ValueError, "no image was given"),
         (lambda m: m(torch.tensor([IDS, IDS]), images=pixels(1)), ValueError, "only 1 were given"),
@@ -269,3 +373,5 @@ def test_flags_are_added_once() -> None:
     assert isinstance(parsed, ModelArguments) and extended.__name__ == "ModelArguments"
     assert (parsed.mm_num_visual_tokens, parsed.weights_sep, parsed.vlora_alpha) == (65, False, 4.0)
     assert parsed.vlora_dim == 7 and parsed.mm_random_seed is None
+    frozen = bridge.with_connector_flags(make_dataclass("ModelArguments", ["version"], frozen=True))
+    assert frozen("v1").vlora_dim is None
