@@ -4,8 +4,8 @@ The weights belong to one call of the model's `forward` or `generate` and are go
 must not be used afterwards. What the same model is asked inside a running `generate` sees the same images.
 
 Three places take part. The two methods open the call (`carry_weights`). `prepare_inputs_labels_for_multimodal` or
-`encode_images` fills it (`assemble_inputs`, `note_weights`). A hook on the decoder lets its layers work with it, in every
-decoding step.
+`encode_images` fills it (`assemble_inputs`, `note_weights`). A hook on the decoder lets its layers work with it, in
+every decoding step.
 """
 
 import functools
