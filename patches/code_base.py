@@ -11,7 +11,7 @@ from patches.syntax import SourceFile
 BUILDER = "model/multimodal_projector/builder.py"
 FOLDER = "model/llava_connectors"
 SKIPPED = {"build", "dist", "node_modules", "site-packages", "venv"}  # unless the path given leads into them
-OWN = "model/multimodal_projector/registry.py"  # of the package that the connectors come from
+OWN = "model/multimodal_projector/visual_anchors.py"  # of the package that the connectors come from
 SEARCH_DEPTH = 3
 
 
