@@ -289,7 +289,7 @@ REFUSED: dict[str, tuple[Callable[[Tree], None], str, str]] = {  # change, reaso
         "remove the rest of this block",
     ),
     "grafted project": (
-        appends("model/multimodal_projector/registry.py", ""),
+        appends("model/multimodal_projector/visual_anchors.py", ""),
         "has these connectors already",
         "as it is",
     ),
