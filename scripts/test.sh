@@ -7,4 +7,5 @@ ensure_venv "train,quant,serve,eval,patches,test"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 python -m ruff check . && python -m ruff format --check . || fail "ruff has findings; 'ruff check --fix . && ruff format .' fixes most"
 lint-imports --no-logo || fail "an import crosses a boundary; [tool.importlinter] in pyproject.toml lists them"
-exec python -m pytest -n "${TEST_JOBS:-2}" --dist loadfile "$@"
+# In the order of their names the long files (e2e) start early, and the many short ones fill the end.
+exec python -m pytest -n "${TEST_JOBS:-2}" --dist loadfile --no-loadscope-reorder "$@"

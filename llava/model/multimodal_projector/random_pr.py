@@ -1,8 +1,6 @@
 """Random-PR: random tokens of the image as queries of the resampler."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -44,7 +42,7 @@ class RandomPr(ResamplerConnector):
         if self.training:
             scores = torch.rand(batch, num_patches, device=media.device)
         else:
-            scores = _uncompiled_scores()(self.seed, num_patches, media.device).expand(batch, -1)
+            scores = _fixed_scores(self.seed, num_patches, media.device).expand(batch, -1)
         drawn = scores.topk(num_visual_tokens - 1, dim=1).indices.sort(dim=1).values + 1
         return gather_tokens(media, torch.cat([drawn.new_zeros(batch, 1), drawn], dim=1))
 
@@ -55,14 +53,6 @@ def _check_count(num_visual_tokens: int, num_patches: int) -> None:
             f"mm_num_visual_tokens {num_visual_tokens} cannot be drawn from the class token and {num_patches} patches. "
             f"Legal values for this tower are 1 to {num_patches + 1}"
         )
-
-
-@cache
-def _uncompiled_scores() -> Callable[[int, int, torch.device], torch.Tensor]:
-    """`_fixed_scores` for the compiler to step around; made at first use, because it loads the compiler."""
-    if not hasattr(torch, "compiler"):  # torch 2.0, whose compiler steps around a generator unasked
-        return _fixed_scores
-    return torch.compiler.disable(_fixed_scores)
 
 
 def _fixed_scores(seed: int, num_patches: int, device: torch.device) -> torch.Tensor:
