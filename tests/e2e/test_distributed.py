@@ -112,18 +112,16 @@ def test_vlora_with_images_on_one_process_only(connector: list[str], tmp_path: P
     flags = [*data, *connector, "--max_steps", "6", "--per_device_train_batch_size", "1", "--weight_decay", "0.01"]
     flags += ["--B_matrix_lr", "2e-3", "--gradient_checkpointing", "True"]
     one = run_training(tmp_path / "one", *flags, "--gradient_accumulation_steps", "2").state.log_history
-    two = launch(tmp_path / "two", "zero2", *flags)
-    three = launch(tmp_path / "three", "zero3", *flags)
     assert len(losses(one)) == 6
-    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    assert losses(three) == pytest.approx(losses(two), abs=1e-5)
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "three")]
-    assert weights[0].keys() == weights[1].keys() == weights[2].keys()
-    learned = [tensor for name, tensor in weights[0].items() if "Bs" in name.split(".")]
+    weights = load_file(tmp_path / "one/model.safetensors")
+    learned = [tensor for name, tensor in weights.items() if "Bs" in name.split(".")]
     assert learned and all(tensor.count_nonzero() for tensor in learned)
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-4, msg=name)
-        torch.testing.assert_close(weights[2][name], tensor, rtol=0, atol=1e-4, msg=name)
+    for zero in ("zero2", "zero3") if connector is EVERYTHING else ("zero3",):
+        assert losses(launch(tmp_path / zero, zero, *flags)) == pytest.approx(losses(one), abs=1e-5)
+        found = load_file(tmp_path / zero / "model.safetensors")
+        assert found.keys() == weights.keys()
+        for name, tensor in weights.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("mode, zero, flags", [("stage1", "zero2", STAGE1), ("lora", "zero3", LORA)])

@@ -38,7 +38,7 @@ WEIGHTS = {"vlora_dim": 32, "vlora_heads": 4, "vlora_depth": 1, "vlora_rank": 4,
 SETTINGS = TOKENS | WEIGHTS | {"mm_abstractor_depth": 1}
 # Token ids with no, one and two images.
 ROWS = [[1, 300, -200, 13, 301, 302], [1, 305, 306, 307], [1, 310, -200, 311, -200, 312, 313]]
-STEPS = 12
+STEPS = 8
 STAGES = {
     "acformer-stage1": ["--tune_mm_mlp_adapter", "True", "--version", "plain"],
     "acformer-stage2": ["--version", "v1", "--image_aspect_ratio", "pad"],
@@ -208,7 +208,7 @@ def test_models_without_our_connectors_are_untouched(work: Path, tmp_path: Path)
 def recorded_losses(work: Path, run: str) -> list[float]:
     log = json.loads((work / f"llava-{run}/trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
-    assert len(losses) == STEPS and losses[-1] < 0.5 * losses[0]
+    assert len(losses) == STEPS and losses[-1] < 0.8 * losses[0]
     return losses
 
 
