@@ -10,9 +10,10 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036  other code bases may run on an older one
     raise ImportError("The LLaVA connectors need Python 3.10 or newer; `python -m patches.graft --revert` removes them")
 
+from .calls import carry_weights
 from .encoding import encode_images
 from .factory import build_connector, with_connector_flags, write_settings
-from .image_weights import assemble_inputs, carry_weights
+from .image_weights import assemble_inputs
 
 __all__ = [
     "assemble_inputs",

@@ -1,5 +1,6 @@
 """Run the code base's own vision tower, looking at what it encodes, and a connector after it."""
 
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any
@@ -17,6 +18,16 @@ _registering = Lock()
 
 # Hidden states of the CLIP calls in this thread, while `read_tower` listens.
 _heard: ContextVar[list[tuple[torch.Tensor, ...]] | None] = ContextVar("clip_hidden_states", default=None)
+
+
+def hook_once(hooks: Mapping[int, Any], hook: Callable[..., Any], register: Callable[..., Any], **options: Any) -> None:
+    """Register a hook that is not among a module's `hooks`.
+
+    Several threads may come here first. Replicas of nn.DataParallel share the hooks of their original.
+    """
+    with _registering:
+        if hook not in hooks.values():
+            register(hook, **options)
 
 
 def connector_of(model: Any) -> Connector | None:
@@ -73,9 +84,7 @@ def read_tower(
             f"The vision tower {type(tower).__name__} is not a CLIP of transformers, whose class token the connectors "
             "need; use a CLIP tower, or a projector of this code base"
         )
-    with _registering:  # several threads may come here first; replicas share the hooks of their original
-        if _note not in clip._forward_hooks.values():
-            clip.register_forward_hook(_note)
+    hook_once(clip._forward_hooks, _note, clip.register_forward_hook)
     token = _heard.set([])
     try:
         tower(images)
