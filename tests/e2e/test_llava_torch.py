@@ -85,6 +85,10 @@ def answers(model: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
     return results
 
 
+def load(path: Path | str) -> Any:
+    return torch.load(path, weights_only=True)
+
+
 def assert_same(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], name: str) -> None:
     assert theirs.keys() == ours.keys()
     for key, value in ours.items():
@@ -193,7 +197,11 @@ def test_every_connector_answers_as_ours(work: Path, name: str) -> None:
     _, model, _, _ = load_pretrained_model(
         str(work / f"llava-{name}"), None, f"llava-{name}", device="cpu", dtype=torch.float32
     )
-    assert_same(torch.load(work / f"llava-{name}.pt"), answers(model, torch.load(work / "images.pt")), name)
+    assert_same(
+        load(work / f"llava-{name}.pt"),
+        answers(model, load(work / "images.pt")),
+        name,
+    )
 
 
 def test_models_without_our_connectors_are_untouched(work: Path, tmp_path: Path) -> None:
@@ -201,7 +209,7 @@ def test_models_without_our_connectors_are_untouched(work: Path, tmp_path: Path)
     model = work / "llava-mlp2x_gelu"
     job = {"do": "logits", "model": str(model), "rows": ROWS, "images": str(work / "images.pt"), "out": "plain.pt"}
     run_jobs(work / "pristine", [job], tmp_path)
-    plain, grafted = torch.load(tmp_path / "plain.pt"), torch.load(f"{model}.pt")
+    plain, grafted = load(tmp_path / "plain.pt"), load(f"{model}.pt")
     assert all(torch.equal(plain[key], grafted[key]) for key in plain)
 
 
@@ -230,7 +238,11 @@ def test_training_follows_ours(work: Path, tmp_path: Path, run: str) -> None:
 def test_our_package_opens_what_it_trained(work: Path, run: str) -> None:
     path = str(work / f"llava-{run}")
     _, model, _, _ = load_pretrained_model(path, None, f"llava-{run}", device="cpu", dtype=torch.float32)
-    assert_same(torch.load(f"{path}.pt"), answers(model, torch.load(work / "images.pt")), run)
+    assert_same(
+        load(f"{path}.pt"),
+        answers(model, load(work / "images.pt")),
+        run,
+    )
 
 
 def test_lora_opens_in_both(work: Path) -> None:

@@ -31,7 +31,7 @@ def logits(model: str, rows: list[list[int]], images: str, out: str) -> None:
     network.get_vision_tower().load_model()
     network.get_vision_tower().float()
     network.generation_config.eos_token_id = None
-    pixels = torch.load(images)
+    pixels = torch.load(images, weights_only=True)
     results: dict[str, torch.Tensor] = {}
     options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
     used = 0

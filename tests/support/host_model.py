@@ -93,8 +93,8 @@ class HostMixin:
         return None, None, torch.stack(rows), None
 
 
-class NewHost(HostMixin, LlamaForCausalLM):
-    """`generate` puts the images into embeddings, once."""
+class Host(HostMixin, LlamaForCausalLM):
+    """The model of both hosts."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
@@ -109,6 +109,10 @@ class NewHost(HostMixin, LlamaForCausalLM):
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
         )
 
+
+class NewHost(Host):
+    """`generate` puts the images into embeddings, once."""
+
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor, images: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
         inputs, mask, embeds, _ = self.prepare(inputs, attention_mask, None, images)
@@ -118,20 +122,8 @@ class NewHost(HostMixin, LlamaForCausalLM):
         return super().generate(**given, **kwargs)
 
 
-class OldHost(HostMixin, LlamaForCausalLM):
+class OldHost(Host):
     """The stock `generate` hands the images to `forward` in every step."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(config)
-        self.model = HostModel(config)
-
-    def forward(
-        self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, images=None, **kwargs: Any
-    ) -> Any:
-        input_ids, attention_mask, inputs_embeds, labels = self.prepare(input_ids, attention_mask, labels, images)
-        return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
-        )
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, images: Any = None, **kwargs: Any) -> dict:
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
