@@ -40,7 +40,7 @@ class Demo:
 
     def logged(self, kind: str) -> list[dict[str, Any]]:
         """Lines of one type in the chat log."""
-        lines = [json.loads(line) for path in self.folder.glob("*-conv.json") for line in path.open()]
+        lines = [json.loads(line) for path in sorted(self.folder.glob("*-conv.json")) for line in path.open()]
         return [line for line in lines if line["type"] == kind]
 
 

@@ -65,7 +65,7 @@ def asking(text: str, **options: Any) -> Chat:
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in folder.glob("*-conv.json") for line in path.open()]
+    return [json.loads(line) for path in sorted(folder.glob("*-conv.json")) for line in path.open()]
 
 
 def test_a_whole_exchange(
