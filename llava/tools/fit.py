@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 
-from llava.program import RequestError, run_program
+from llava.program import run_program
 from llava.tools.machine import PEAK_TFLOPS
 
 

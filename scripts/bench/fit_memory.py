@@ -9,7 +9,7 @@ sizes alone. Activations are compared, too: both numbers without weights, gradie
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from common import add_common_flags, markdown_table, publish, random_images
@@ -19,7 +19,7 @@ from torch import nn
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaLlamaForCausalLM
 from llava.tools.fitting.decoder import DecoderMemory, LoraShape
-from llava.tools.fitting.memory import StepMemory, step_memory
+from llava.tools.fitting.memory import StepMemory, mask_bytes, step_memory
 from llava.tools.fitting.parameters import count_parameters, trace_on_meta
 from llava.tools.fitting.states import Engine, States
 from llava.tools.fitting.storages import LiveStorages
@@ -30,6 +30,15 @@ GEOMETRY = Geometry(
     VisionShape(width=64, blocks=3, heads=4, side=8, patch_values=4 * 4 * 3),
     ResamplerShape(depth=2, heads=4, dim_head=16),
     GeneratorShape(width=32, depth=2, rank=8, skip=2),
+    generator_heads=4,
+)
+GROUPED = replace(GEOMETRY, llm=replace(GEOMETRY.llm, kv_heads=2))
+# Wider and deeper, to see that nothing depends on the size.
+LARGER = Geometry(
+    LLMShape(512, 8, 1376, 2048, heads=8, kv_heads=8, head_dim=64),
+    VisionShape(width=256, blocks=4, heads=4, side=12, patch_values=4 * 4 * 3),
+    ResamplerShape(depth=3, heads=4, dim_head=32),
+    GeneratorShape(width=64, depth=2, rank=16, skip=4),
     generator_heads=4,
 )
 LORA_TARGETS = r".*layers\.\d+\.(self_attn|mlp)\.[a-z]+_proj"
@@ -53,11 +62,13 @@ class Case:
     text: int = 96
     dropout: float = 0.05
     geometry: Geometry = GEOMETRY
+    pads: bool = False
+    note: str = ""
 
     def __str__(self) -> str:
         mode = {"1": "stage 1", "2": "stage 2", "lora": "LoRA"}[self.stage]
         kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.connector}, {mode}, {'recomputed' if self.recomputes else 'kept'}, {kind}"
+        return f"{self.connector}, {mode}, {'recomputed' if self.recomputes else 'kept'}, {kind}{self.note}"
 
 
 CASES = [
@@ -68,7 +79,19 @@ CASES = [
         for recomputes in (False, True)
     ),
     *(Case(name, stage, True) for name in ("c_abstractor", "visionzip", "acformer_vlora") for stage in ("1", "2")),
-    Case("acformer", "lora", False, dropout=0.0),
+    Case("acformer", "lora", False, dropout=0.0, note=", no dropout"),
+    *(
+        Case("mlp2x_gelu", stage, recomputes, pads=True, note=", padded")
+        for stage in "12"
+        for recomputes in (False, True)
+    ),
+    *(Case("acformer", stage, True, geometry=GROUPED, note=", grouped queries") for stage in "12"),
+    *(
+        Case(connector, stage, recomputes, geometry=LARGER, note=", larger")
+        for connector in ("acformer", "vlora")
+        for stage in ("1", "2")
+        for recomputes in (False, True)
+    ),
     *(Case("acformer", stage, recomputes, torch.bfloat16) for stage in ("1", "2") for recomputes in (False, True)),
 ]
 
@@ -100,6 +123,10 @@ def measure(case: Case, model: nn.Module) -> int:
     ids = torch.randint(0, case.geometry.llm.vocab_size, (case.batch, case.text), generator=generator)
     ids[:, 3] = IMAGE_TOKEN_INDEX
     labels = ids.masked_fill(ids == IMAGE_TOKEN_INDEX, -100)
+    mask = None
+    if case.pads:
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        mask[1:, -7:] = False
     images = random_images(case.geometry.vision, case.batch, "cpu", case.dtype)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-6)
@@ -109,7 +136,7 @@ def measure(case: Case, model: nn.Module) -> int:
     optimizer.zero_grad()
     moments = [value for state in optimizer.state.values() for value in state.values()]
     with LiveStorages(known=[ids, labels, images], counted=[*model.parameters(), *moments]) as storages:
-        model(ids, labels=labels, images=images).loss.backward()
+        model(ids, labels=labels, images=images, attention_mask=mask).loss.backward()
         optimizer.step()
     return storages.peak
 
@@ -120,9 +147,9 @@ def compute(case: Case, model: nn.Module) -> StepMemory:
     connector, llm, value = inner.model.mm_projector, case.geometry.llm, case.dtype.itemsize
     parameters = count_parameters(model, value)
     if case.dtype == torch.float32:
-        states = Engine(1, half=False, zero=None, optimizer="adamw_torch", hidden_size=128, step="loop").states(
-            parameters
-        )
+        states = Engine(
+            1, half=False, zero=None, optimizer="adamw_torch", hidden_size=llm.hidden_size, step="loop"
+        ).states(parameters)
     else:  # AdamW on bf16 parameters, which no recipe does
         trained = value * parameters.trained
         states = States(
@@ -143,15 +170,17 @@ def compute(case: Case, model: nn.Module) -> StepMemory:
         lora=LoraShape(8, case.dropout, mask=value) if case.stage == "lora" else None,
         generator=None if connector.space == "input" else case.geometry.generator,
     )
+    length = case.text - 1 + max(connector.num_visual_tokens, 1)
     own = sum(p.numel() for p in connector.parameters() if p.requires_grad)
     return step_memory(
         states,
         decoder,
         connector_memory,
         tower_memory,
-        positions=case.batch * (case.text - 1 + max(connector.num_visual_tokens, 1)),
+        positions=case.batch * length,
         images=case.batch,
         own_gradients=value * own,
+        inputs=mask_bytes(case.batch, length, value) if case.pads else 0,
     )
 
 

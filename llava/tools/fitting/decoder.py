@@ -86,7 +86,7 @@ class DecoderMemory:
         return (s + self.lora.mask) * (5 * d + self._queries + self.llm.intermediate_size) + narrow
 
     def weighted_layer_bytes(self) -> int:
-        """What perceptual weights add to a layer that has them: `s (2 d + 5 r)`; a decoder that trains keeps 2 d anyway.
+        """What perceptual weights add to a layer that has them: `s (2 d + 5 r)`, in a decoder that trains `5 s r`.
 
         The products with A need their inputs: the hidden state in front of q, k and v, and that of the feed-forward.
         """
@@ -130,18 +130,16 @@ class DecoderMemory:
                 extra -= s * llm.hidden_size  # what the first norm keeps is the layer's input, which is counted
         return positions * extra
 
-    def image_bytes(self, images: int) -> int:
-        """Perceptual weights in the form that the layers use, and their gradients, for a batch.
+    def image_gradients(self, images: int) -> int:
+        """Gradients of the perceptual weights of a batch, at the first weighted layer.
 
-        A of q, k and v is copied side by side. In the backward pass every layer's gradient comes in a tensor of all
-        layers' size, which is added to the sum of the earlier ones.
+        Every layer's gradient comes letter by letter in a tensor of all layers' size, which is added to the sum of
+        the earlier ones. The weights themselves are the connector's result.
         """
         if self.generator is None:
             return 0
         values = images * self.generator.image_values(self.llm)
-        widths = dict(zip(self.generator.letters, self.generator.in_widths(self.llm), strict=True))
-        shared = sum(width for letter, width in widths.items() if letter in "qkv") / sum(widths.values())
-        return round(self.value * values * (shared + 1 + max(shared, 1 / len(widths))))
+        return round(self.value * values * (1 + 1 / len(self.generator.letters)))
 
 
 def loss_bytes(positions: int, vocabulary: int, value: int) -> tuple[int, int]:

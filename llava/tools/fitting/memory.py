@@ -10,6 +10,11 @@ from llava.tools.fitting.traced import TracedMemory
 LOSS_CHUNK = 1024
 
 
+def mask_bytes(rows: int, length: int, value: int) -> int:
+    """The attention mask of padded rows: boolean, and as a bias of the attention's precision."""
+    return rows * length**2 * (1 + value)
+
+
 @dataclass(frozen=True)
 class StepMemory:
     """Bytes on one device.
@@ -77,19 +82,16 @@ def step_memory(
         loss += decoder.value * positions * llm.hidden_size  # gradient of the last hidden states
     saved = decoder.saved(positions)
     layer = decoder.backward_extra(positions)
-    shared = connector.saved + tower.saved
-    per_image = decoder.image_bytes(images)
-    last_layer = base + shared + per_image + decoder.saved_layers(positions) + layer
-    first_layer = base + shared + per_image + decoder.one_layer(positions) + layer
+    shared = connector.saved + (tower.saved if tower.backward_peak else 0)
+    last_layer = base + shared + decoder.saved_layers(positions) + layer
+    first_layer = base + shared + decoder.one_layer(positions) + layer + decoder.image_gradients(images)
+    visual = connector.backward_peak + tower.backward_peak
     moments = {
         "vision tower": base + kept + tower.forward_peak,
-        "loss": base + kept + shared + per_image + saved + loss,
+        "loss": base + kept + shared + saved + loss,
         "backward, last layer": last_layer + first,
         "backward, first layer": first_layer + most,
-        "backward, connector": base
-        + states.gradients
-        + max(connector.backward_peak + tower.backward_peak - own_gradients, 0)
-        + (tower.saved if tower.backward_peak == 0 else 0),
+        "backward, connector": base + states.gradients + max(visual - own_gradients, 0),
         "optimizer step": base + states.gradients + states.step,
     }
-    return StepMemory(states, saved, layer, shared + per_image, loss, tower.forward_peak, moments)
+    return StepMemory(states, saved, layer, shared, loss, tower.forward_peak, moments)

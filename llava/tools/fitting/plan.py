@@ -9,13 +9,13 @@ from functools import cached_property
 
 import torch
 
+from llava.program import RequestError
 from llava.tools.connector_costs import Shapes
 from llava.tools.fitting.arithmetic import Rows, StepFlops, lora_parameters, step_flops
-from llava.program import RequestError
 from llava.tools.fitting.decoder import DecoderMemory, LoraShape
 from llava.tools.fitting.flags import parse_flags
 from llava.tools.fitting.launch import Launch, record_launch
-from llava.tools.fitting.memory import StepMemory, step_memory
+from llava.tools.fitting.memory import StepMemory, mask_bytes, step_memory
 from llava.tools.fitting.model import MetaModel, build_meta_model
 from llava.tools.fitting.parameters import count_parameters, trace_on_meta
 from llava.tools.fitting.states import Engine, Parameters, ZeroConfig
@@ -146,7 +146,7 @@ class Plan:
         tower, connector = trace_on_meta(meta.tower, meta.connector, images, dtype)
         trained = [p for part in (meta.tower, meta.connector) for p in part.parameters() if p.requires_grad]
         pixels = images * 3 * meta.tower.config.image_size**2 * 4
-        mask = 0 if f.packing else rows * length**2 * (1 + self.value)  # boolean, and as a bias
+        mask = 0 if f.packing else mask_bytes(rows, length, self.value)
         return step_memory(
             states,
             self.decoder,

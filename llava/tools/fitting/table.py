@@ -15,7 +15,7 @@ CONNECTORS = [
     ("acformer_vlora", 145),
 ]
 # The recipe of the VLoRA scripts, for the connector that has both.
-VLORA_FLAGS = "--vlora_depth 8 --vlora_rank 64 --vlora_type qkvom --skip_layers 4".split()
+VLORA_FLAGS = ["--vlora_depth", "8", "--vlora_rank", "64", "--vlora_type", "qkvom", "--skip_layers", "4"]
 SIZES = ("7b", "13b")
 STAGES = {"pretrain": "Stage 1", "finetune": "Stage 2"}
 HEADER = [

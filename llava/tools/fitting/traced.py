@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.utils._pytree import tree_iter
 
@@ -18,10 +19,10 @@ from llava.tools.fitting.storages import LiveStorages
 
 @dataclass(frozen=True)
 class TracedMemory:
-    """Bytes beside parameters and inputs.
+    """Bytes beside parameters.
 
     Attributes:
-        saved: alive after the forward pass, the result included.
+        saved: alive after the forward pass: the result, and what the backward pass needs, inputs included.
         forward_peak: the most during the forward pass.
         backward_peak: the most during the backward pass, gradients of the parameters included; 0 without one.
     """
@@ -46,12 +47,12 @@ class _Method(nn.Module):
 def trace(
     module: nn.Module, method: Callable[..., Any], dtype: torch.dtype, make_inputs: Callable[[], Iterable[Any]]
 ) -> TracedMemory:
-    """Run a method of a module on the meta device, and its backward pass if any parameter requires a gradient.
+    """Run a method of a module on tensors without data, and its backward pass if any parameter requires a gradient.
 
     Args:
         method: bound; called with the inputs.
         dtype: of the parameters.
-        make_inputs: makes them, without data.
+        make_inputs: makes them.
     """
     with FakeTensorMode():
         state = {
@@ -60,18 +61,17 @@ def trace(
             )
             for name, p in [*module.named_parameters(), *module.named_buffers()]
         }
-        inputs = list(make_inputs())
-        known = [value for value in [*state.values(), *tree_iter(inputs)] if isinstance(value, torch.Tensor)]
-        with LiveStorages(known) as storages:
-            outputs = functional_call(_Method(module, method), state, tuple(inputs))
+        with LiveStorages(known=state.values()) as storages:
+            outputs = functional_call(_Method(module, method), state, tuple(make_inputs()))
             saved, forward_peak = storages.live, storages.peak
             differentiable = [x for x in tree_iter(outputs) if isinstance(x, torch.Tensor) and x.requires_grad]
             if not differentiable:
                 return TracedMemory(saved, forward_peak)
             storages.peak = storages.live
             gradients = [torch.empty_like(x) for x in differentiable]
-            del outputs
-            torch.autograd.backward(differentiable, gradients)
+            edges = [get_gradient_edge(x) for x in differentiable]
+            del outputs, differentiable  # what comes after the module has consumed them
+            torch.autograd.backward(edges, gradients)
             return TracedMemory(saved, forward_peak, storages.peak)
 
 
