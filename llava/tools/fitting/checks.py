@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llava.model.multimodal_projector.settings import check_stage1_settings
 from llava.model.vision_state import load_connector_state, load_tower_state
 from llava.model.weights import load_weights_only
+from llava.tools.fitting.flags import elastic_budgets
 from llava.tools.fitting.launch import Launch
 from llava.tools.fitting.model import MetaModel
 from llava.tools.fitting.states import ZeroConfig
@@ -107,6 +108,14 @@ def model_problems(flags: Namespace, meta: MetaModel) -> Iterator[Problem]:
             f"--image_aspect_ratio anyres needs one token per patch, but {name} gives "
             f"{connector.num_visual_tokens} tokens that are not a grid: use pad or square, or mlp2x_gelu"
         )
+    budgets = elastic_budgets(flags)
+    if budgets and not connector.is_elastic:
+        yield Problem(f"--mm_elastic_budgets: {name} has a fixed number of visual tokens; use for example acformer")
+    for budget in budgets if connector.is_elastic else []:
+        try:
+            connector.count_tokens(budget, meta.vision.heads, meta.vision.patches)
+        except ValueError as error:
+            yield Problem(f"--mm_elastic_budgets {budget}: {error}")
     if connector.num_visual_tokens >= flags.model_max_length:
         yield Problem(
             f"--model_max_length {flags.model_max_length} leaves no text beside {connector.num_visual_tokens} visual "

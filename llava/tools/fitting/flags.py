@@ -40,3 +40,17 @@ def _add_engine_flags(parser: ArgumentParser, known: set[str]) -> None:
         parser.add_argument(f"--{name}", type=string_to_bool, nargs="?", const=True, default=False)
     if "packing_length" not in known:
         parser.add_argument("--packing_length", type=int, default=None)
+    if "mm_elastic_budgets" not in known:
+        parser.add_argument("--mm_elastic_budgets", default=None)
+
+
+def elastic_budgets(flags: Namespace) -> list[int]:
+    """The budgets of `--mm_elastic_budgets 17,33,65`; empty without it.
+
+    Raises:
+        RequestError: they are no numbers.
+    """
+    try:
+        return [int(part) for part in str(flags.mm_elastic_budgets or "").replace(",", " ").split()]
+    except ValueError:
+        raise RequestError(f"--mm_elastic_budgets {flags.mm_elastic_budgets} must be numbers, as in 17,33,65") from None

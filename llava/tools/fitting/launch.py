@@ -47,7 +47,7 @@ def record_launch(script: str, flags: list[str]) -> Launch:
     else in the script is run as it is.
 
     Raises:
-        RequestError: there is no such script, it fails, or it starts no training program.
+        RequestError: there is no such script, it fails, or it starts no training or several.
     """
     if not os.path.isfile(script):
         raise RequestError(f"There is no script {script}; give one of scripts/v1_5/*.sh")
@@ -67,11 +67,14 @@ def record_launch(script: str, flags: list[str]) -> Launch:
             raise RequestError(f"{script} did not reach its training command within {SECONDS} s") from error
         if done.returncode:
             raise RequestError(f"{script} ends with status {done.returncode}: {done.stderr.strip() or 'no message'}")
-        recorded = [path.read_text(encoding="utf-8").split("\0")[:-1] for path in sorted(calls.iterdir())]
+        recorded = [path.read_text(encoding="utf-8").split("\0")[:-1] for path in calls.iterdir()]
+    launches = []
     for call in recorded:
-        for place, argument in enumerate(call):
-            if os.path.basename(argument) in TRAINERS:
-                return Launch(call[0], call[1:place], call[place + 1 :])
-    raise RequestError(
-        f"{script} starts no training: none of {', '.join(TRAINERS)} was called by {LAUNCHERS[0]} or others"
-    )
+        place = next((i for i, argument in enumerate(call) if os.path.basename(argument) in TRAINERS), None)
+        if place is not None:
+            launches.append(Launch(call[0], call[1:place], call[place + 1 :]))
+    if not launches:
+        raise RequestError(f"{script} starts no training: nothing in it calls {', '.join(TRAINERS)} with a launcher")
+    if len(launches) > 1:
+        raise RequestError(f"{script} starts {len(launches)} trainings; give the script of one stage")
+    return launches[0]

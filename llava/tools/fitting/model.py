@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import ClipBackbone, CLIPVisionTower
 from llava.model.multimodal_projector.registry import Connector
 from llava.model.vision_config import write_vision_config
+from llava.tools.fitting.flags import elastic_budgets
+from llava.tools.fitting.parameters import trace_on_meta
+from llava.tools.fitting.traced import TracedMemory
 from llava.tools.flops import GeneratorShape, LLMShape, ResamplerShape, VisionShape
 
 _VICUNA_7B = {
@@ -57,6 +60,14 @@ class MetaModel:
     model: PreTrainedModel
     tower: CLIPVisionTower
     connector: Connector
+    _traces: dict[Any, tuple[TracedMemory, TracedMemory]] = field(default_factory=dict, compare=False, repr=False)
+
+    def trace(self, images: int, dtype: torch.dtype) -> tuple[TracedMemory, TracedMemory]:
+        """Memory of tower and connector for a batch of images, as `requires_grad` now stands; traced once."""
+        key = images, dtype, self.tower.is_trainable, any(p.requires_grad for p in self.connector.parameters())
+        if key not in self._traces:
+            self._traces[key] = trace_on_meta(self.tower, self.connector, images, dtype)
+        return self._traces[key]
 
     @property
     def visual_tokens(self) -> int:
@@ -118,7 +129,7 @@ def stored_config(name: str) -> dict[str, Any]:
 
 
 def build_meta_model(flags: Namespace) -> MetaModel:
-    """The model that the flags describe, by the code that training builds it with.
+    """The model that the flags describe, by the code that training builds it with; of several budgets the largest.
 
     Raises:
         OSError: a configuration cannot be read.
@@ -137,6 +148,7 @@ def build_meta_model(flags: Namespace) -> MetaModel:
         config.image_aspect_ratio = flags.image_aspect_ratio
         described = copy(flags)
         described.vision_tower = folder
+        described.mm_num_visual_tokens = max(elastic_budgets(flags), default=flags.mm_num_visual_tokens)
         with torch.device("meta"), no_init_weights():
             tower = build_vision_tower(config if is_llava else described, delay_load=True)
             write_vision_config(config, described, tower, has_projector=is_llava)

@@ -17,7 +17,7 @@ from llava.tools.fitting.flags import parse_flags
 from llava.tools.fitting.launch import Launch, record_launch
 from llava.tools.fitting.memory import StepMemory, mask_bytes, step_memory
 from llava.tools.fitting.model import MetaModel, build_meta_model
-from llava.tools.fitting.parameters import count_parameters, trace_on_meta
+from llava.tools.fitting.parameters import count_parameters
 from llava.tools.fitting.states import Engine, Parameters, ZeroConfig
 from llava.tools.fitting.workload import Batching, TextLengths, Workload, count_records
 from llava.tools.flops import GENERATOR
@@ -143,7 +143,7 @@ class Plan:
         views = MAX_VIEWS if f.image_aspect_ratio == "anyres" else 1
         images = rows * work.most_images_per_row * views
         dtype = torch.bfloat16 if self.value == 2 else torch.float32
-        tower, connector = trace_on_meta(meta.tower, meta.connector, images, dtype)
+        tower, connector = meta.trace(images, dtype)
         trained = [p for part in (meta.tower, meta.connector) for p in part.parameters() if p.requires_grad]
         pixels = images * 3 * meta.tower.config.image_size**2 * 4
         mask = 0 if f.packing else mask_bytes(rows, length, self.value)

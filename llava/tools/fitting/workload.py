@@ -70,8 +70,9 @@ class Workload:
     """What a run computes.
 
     Attributes:
+        records: samples of the data; 0 if unknown.
+        max_steps: replaces the epochs if positive.
         visual_tokens: positions per image.
-        longest: positions of the longest row that memory must hold.
     """
 
     records: int
@@ -105,7 +106,7 @@ class Workload:
         """Positions of the longest row of the whole run, which memory must hold."""
         if self.batching.pack_length is not None:
             return self.batching.pack_length
-        return round(self.visual_tokens + self.text.longest_of(max(self.records, 2)))
+        return round(self.visual_tokens + self.text.longest_of(self.records or 10**6))
 
     @property
     def images_per_row(self) -> float:
