@@ -30,6 +30,21 @@ HEADER = [
     "hours",
 ]
 
+CHOICES_OF = [("mlp2x_gelu", 576), ("acformer", 145), ("vlora", 0)]
+CHOICES = {
+    "padded, all logits": {"packing": False, "chunked_loss": False},
+    "padded, loss in chunks": {"packing": False, "chunked_loss": True},
+    "padded, loss in chunks, 4 samples": {
+        "packing": False, "chunked_loss": True, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4,
+    },
+    "packed, 8 packs": {"packing": True, "per_device_train_batch_size": 8},
+    "packed, 4 packs": {"packing": True, "per_device_train_batch_size": 4},
+    "packed, 4 packs, kept activations": {
+        "packing": True, "per_device_train_batch_size": 4, "gradient_checkpointing": False,
+    },
+}  # fmt: skip
+CHOICE_HEADER = ["peak", "left of {:g}", "samples/step", "computed/needed", "hours"]
+
 
 def markdown_tables(assumptions: Assumptions) -> str:
     """One table per stage and size."""
@@ -39,7 +54,16 @@ def markdown_tables(assumptions: Assumptions) -> str:
             rows = [_cells(name, tokens, _plan(stage, size, name, tokens, assumptions)) for name, tokens in CONNECTORS]
             header = [cell.format(assumptions.gpu_memory) for cell in HEADER]
             parts.append(f"### {title}, {size.upper()}\n\n{_table(header, rows)}")
+    for name, tokens in CHOICES_OF:
+        plan = _plan("finetune", "7b", name, tokens, assumptions)
+        header = ["stage 2, 7B", *(cell.format(assumptions.gpu_memory) for cell in CHOICE_HEADER)]
+        rows = [_choice_cells(choice, plan.changed(**flags)) for choice, flags in CHOICES.items()]
+        parts.append(f"### Choices for {_label(name, tokens)}\n\n{_table(header, rows)}")
     return "\n\n".join(parts)
+
+
+def _label(connector: str, tokens: int) -> str:
+    return f"{connector} {tokens}" if tokens else connector
 
 
 def _plan(stage: str, size: str, connector: str, tokens: int, assumptions: Assumptions) -> Plan:
@@ -66,15 +90,25 @@ def _cells(connector: str, tokens: int, plan: Plan) -> list[str]:
     memory = plan.memory
     states = memory.states
     gib = [states.weights + states.optimizer, memory.decoder + memory.connector, memory.loss, memory.peak]
-    left = plan.assumptions.gpu_memory - plan.needed / GIB
     return [
-        f"{connector} {tokens}" if tokens else connector,
+        _label(connector, tokens),
         *(f"{value / GIB:.1f}" for value in gib),
-        f"{left:.1f}" if left >= 0 else f"**{left:.1f}**",
+        _left(plan),
         f"{plan.flops.total / 1e12:,.0f}",
         f"{plan.seconds_per_step:.2f}",
         f"{plan.hours:.1f}",
     ]
+
+
+def _choice_cells(choice: str, plan: Plan) -> list[str]:
+    work = plan.workload
+    peak = f"{plan.memory.peak / GIB:.1f}"
+    return [choice, peak, _left(plan), f"{work.samples_per_step:.0f}", f"{work.padding:.2f}x", f"{plan.hours:.1f}"]
+
+
+def _left(plan: Plan) -> str:
+    left = plan.assumptions.gpu_memory - plan.needed / GIB
+    return f"{left:.1f}" if left >= 0 else f"**{left:.1f}**"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
