@@ -72,7 +72,7 @@ def step_memory(
     """
     llm = decoder.llm
     base = states.weights + states.optimizer + states.buffers + inputs
-    kept = states.gradients if accumulates else 0
+    kept = states.gradients if accumulates or states.holds_gradients else 0
     first = max(kept, states.first_gradients)
     most = max(kept, states.gradients - states.late_gradients)
 

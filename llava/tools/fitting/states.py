@@ -4,14 +4,15 @@ N parameters train, F do not, on W devices. In half precision DeepSpeed keeps, b
 
     stage   weights       gradients   masters and Adam   at the optimizer step
     0       2 N + 2 F     2 N         12 N               4 N
-    1       2 N + 2 F     2 N         12 N / W           4 N / W
-    2       2 N + 2 F     2 N / W     12 N / W           4 N / W
-    3       2 (N + F)/W   2 N / W     12 N / W           4 min(N / W, sub-group)
+    1       2 N + 2 F     2 N         12 N / W           6 N / W
+    2       2 N + 2 F     2 N / W     12 N / W           6 N / W
+    3       2 (N + F)/W   2 N / W     12 N / W           6 min(N / W, sub-group)
 
-At the step the device's part of the gradients is copied to float32. Stage 3 also holds gathered parameters, at most
-`stage3_max_live_parameters`; stages 1 to 3 two buckets for gradients on their way. Offloading moves optimizer states
-and gradients, or the weights, to the host. Without DeepSpeed what trains is float32: 4 N, 4 N, 8 N, the buckets of
-several devices another 4 N, and under autocast the copies in half precision 2 N.
+At the step the device's part of the gradients is copied to float32, in stages 1 to 3 by way of one flat tensor. Stage 3
+holds the gradients from the start, and gathered parameters, at most `stage3_max_live_parameters`. Stages 1 to 3 have
+two buckets for gradients on their way, stage 0 one of half a billion values. Offloading moves optimizer states and
+gradients, or the weights, to the host. Without DeepSpeed what trains is float32: 4 N, 4 N, 8 N, the buckets of several
+devices another 4 N, and under autocast the copies in half precision 2 N.
 """
 
 import json
@@ -22,6 +23,7 @@ from llava.program import RequestError
 
 FLOAT32 = 4
 ADAM_MOMENTS = 2
+ALLREDUCE_BUCKET = 5 * 10**8  # values
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class States:
         late_gradients: those that are not there yet when it is in the first layer.
         step: in addition during the optimizer step.
         host: on the host, because of offloading; of this device's part.
+        holds_gradients: their memory is taken all the time.
     """
 
     weights: int
@@ -111,6 +114,7 @@ class States:
     late_gradients: int
     step: int
     host: int = 0
+    holds_gradients: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,9 @@ class Engine:
         parts = self.devices if zero.stage >= 1 else 1
         gradient_parts = self.devices if zero.stage >= 2 else 1
         weights = value * p.trained + p.frozen_bytes
-        buffers = 2 * value * (zero.bucket or self.hidden_size**2) if zero.stage >= 1 else 0
+        buffers = 2 * value * (zero.bucket or self.hidden_size**2)
+        if zero.stage == 0:
+            buffers = value * min(p.trained, ALLREDUCE_BUCKET)
         if zero.stage >= 2:
             buffers += value * p.largest  # a gradient larger than the bucket travels alone
         host = 0
@@ -173,10 +179,20 @@ class Engine:
         masters = FLOAT32 * p.trained if self.half else 0
         optimizer = (masters + self._moments(p.trained)) // parts
         gradients = value * p.trained // gradient_parts
-        step = FLOAT32 * p.trained // parts if self.half else 0
-        if zero.stage == 3:
-            step = min(step, FLOAT32 * zero.sub_group)
+        flat = value if zero.stage >= 1 else 0
+        per_value = flat + (FLOAT32 if self.half else 0)
+        step = per_value * min(p.trained // parts, zero.sub_group if zero.stage == 3 else p.trained)
         if zero.offloads_optimizer:
             host, optimizer, gradients, step = host + optimizer + gradients, 0, 0, 0
         share = gradients / max(p.trained, 1)
-        return States(weights, gradients, optimizer, buffers, round(share * p.last), round(share * p.late), step, host)
+        return States(
+            weights,
+            gradients,
+            optimizer,
+            buffers,
+            round(share * p.last),
+            round(share * p.late),
+            step,
+            host,
+            zero.stage == 3,
+        )

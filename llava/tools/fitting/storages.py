@@ -13,7 +13,8 @@ class LiveStorages(TorchDispatchMode):
     """While it is entered, every storage that an operator returns is counted until it is freed.
 
     Storages, not tensors: views count once, and what autograd keeps for the backward pass counts as long as it keeps
-    it. Temporaries inside an operator are not seen. Works on any device, and on tensors without storage too.
+    it. Temporaries inside an operator are not seen. Fake tensors count as what they stand for, tensors on the meta
+    device count nothing.
 
     Attributes:
         live: bytes alive now.
@@ -38,7 +39,7 @@ class LiveStorages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and not value.is_meta:
                 self._add(value)
         return result
 
