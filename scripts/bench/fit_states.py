@@ -70,6 +70,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_flags(parser)
+    parser.set_defaults(dtype="bf16")
     parser.add_argument("--stage", type=int, choices=range(4), help="measure this stage only, print JSON")
     parser.add_argument("--port", default="29571", help="of the process group")
     args = parser.parse_args()

@@ -10,6 +10,7 @@ from llava.program import RequestError
 
 LAUNCHERS = ("deepspeed", "torchrun", "accelerate", "srun", "mpirun", "python", "python3")
 TRAINERS = ("train_mem.py", "train_xformers.py", "train.py")
+RECIPES = "lib/train.sh"  # what the scripts of the connectors share; calls the training program
 SECONDS = 60
 # A file per call, named by the process; arguments end with NUL, so that any text in them survives.
 RECORDER = """#!/bin/sh
@@ -44,13 +45,16 @@ def record_launch(script: str, flags: list[str]) -> Launch:
     """Run `bash script flags...` with recording launchers first in the PATH.
 
     The shell resolves the script's variables, so the caller's environment counts as in a real start. Everything
-    else in the script is run as it is.
+    else in the script is run as it is, so a script that does not look like a training script is not run at all.
 
     Raises:
         RequestError: there is no such script, it fails, or it starts no training or several.
     """
     if not os.path.isfile(script):
         raise RequestError(f"There is no script {script}; give one of scripts/v1_5/*.sh")
+    text = Path(script).read_text(encoding="utf-8")
+    if not any(name in text for name in (*TRAINERS, RECIPES)):
+        raise RequestError(f"{script} was not run: it names none of {', '.join((*TRAINERS, RECIPES))}")
     with tempfile.TemporaryDirectory() as folder:
         programs, calls = Path(folder, "bin"), Path(folder, "calls")
         programs.mkdir()
@@ -74,7 +78,7 @@ def record_launch(script: str, flags: list[str]) -> Launch:
         if place is not None:
             launches.append(Launch(call[0], call[1:place], call[place + 1 :]))
     if not launches:
-        raise RequestError(f"{script} starts no training: nothing in it calls {', '.join(TRAINERS)} with a launcher")
+        raise RequestError(f"{script} starts no training: it never got to {' or '.join(TRAINERS)}")
     if len(launches) > 1:
         raise RequestError(f"{script} starts {len(launches)} trainings; give the script of one stage")
     return launches[0]

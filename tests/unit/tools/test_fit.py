@@ -56,8 +56,8 @@ def test_every_launcher_is_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("echo done\n", "starts no training"),
-        ("echo broken >&2; exit 3\n", "status 3: broken"),
+        ("false && python train.py || echo done\n", "starts no training"),
+        ("echo broken >&2; exit 3; python train.py\n", "status 3: broken"),
         ("python a/train.py\npython a/train.py\n", "starts 2 trainings"),
     ],
 )
@@ -72,6 +72,12 @@ def problems_of(name: str, *flags: str) -> list[str]:
     """What is wrong with a script on 8 GPUs, without computing what it needs."""
     launch, plan = plan_script(name, list(flags), assumptions())
     return [problem.message for problem in find_problems(launch, plan.flags, plan.zero, plan.meta, 8)]
+
+
+def test_other_scripts_are_not_run(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="was not run: it names none of"):
+        record_launch(script(tmp_path, f"touch {tmp_path}/done\n"), [])
+    assert not (tmp_path / "done").exists()
 
 
 # The work
