@@ -9,6 +9,7 @@ import torch
 
 from llava.program import RequestError
 from llava.tools import fit
+from llava.tools.fitting import table
 from llava.tools.fitting.checks import find_problems, launcher_problems
 from llava.tools.fitting.launch import record_launch
 from llava.tools.fitting.plan import Assumptions, Plan, plan_script
@@ -268,3 +269,20 @@ def test_stage1_file_of_another_width(tmp_path: Path) -> None:
     assert any("vlora_dim 1024, this one 512. Give --vlora_dim 1024" in p for p in problems_of(VLORA, *given))
     (tmp_path / "config.json").write_text(json.dumps({"mm_projector_type": "vlora", "vlora_depth": 4}))
     assert any("trained with vlora_depth 4, but --vlora_depth 8" in p for p in problems_of(VLORA, *given))
+
+
+def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut down to one connector; the numbers are those of its plans."""
+    monkeypatch.setattr(table, "CONNECTORS", [("pooling", 145)])
+    monkeypatch.setattr(table, "SIZES", ("13b",))
+    monkeypatch.setattr(table, "CHOICES_OF", [("pooling", 145)])
+    shown = table.markdown_tables(assumptions())
+    assert "### Stage 1, 13B" in shown and "### Choices for pooling 145" in shown and "left of 80" in shown
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if line[:1] == "|"]
+    stage1, stage2 = (row for row in rows if row[0] == "pooling 145")
+    monkeypatch.setenv("SIZE", "13b")
+    _, plan = plan_script(ACFORMER, ["--mm_projector_type", "pooling"], assumptions())
+    assert (stage2[4], stage2[-1]) == (f"{plan.memory.peak / 2**30:.1f}", f"{plan.hours:.1f}")
+    assert float(stage1[-1]) < float(stage2[-1])
+    packed = next(row for row in rows if row[0] == "packed, 4 packs")
+    assert packed[4] == "1.03x" and float(packed[-1]) < float(stage2[-1]) / 2
