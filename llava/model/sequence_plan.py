@@ -117,6 +117,7 @@ class AttentionPlan(HostPlan):
 
     @property
     def longest(self) -> int:
+        """Length of the longest sequence of a packed batch."""
         return max(self.lengths)
 
 
