@@ -122,6 +122,7 @@ class LlavaMetaForCausalLM(ABC):
         """Images or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`, `PerceptualWeights`, or both (see `space`).
 
         Args:
+            images: float, or uint8 pixels, which the tower normalises.
             num_visual_tokens: T in this call, instead of the model's own.
 
         Raises:
@@ -135,6 +136,8 @@ class LlavaMetaForCausalLM(ABC):
             )
         if num_visual_tokens is not None and num_visual_tokens < 1:
             raise ValueError(f"num_visual_tokens must be 1 or more, not {num_visual_tokens}")
+        if images.dtype == torch.uint8:
+            images = tower.normalize(images)
         dtype = next((p.dtype for p in connector.parameters()), images.dtype)
         if not isinstance(connector, Connector):  # replaced or wrapped by the user: called as in LLaVA
             return connector(tower(images).to(dtype))
