@@ -75,10 +75,23 @@ def load_language_model(
         projector = choose_for_training(config, path, vars(model_args))
         with quiet_loading_report(bool(projector)):
             model = model_class.from_pretrained(path, config=config, **options)
+        _forget_unused_prefixes(model)
         if projector:
             load_connector_state(model.get_model(), projector, path)
     model.config.use_cache = False
     return model
+
+
+def _forget_unused_prefixes(model: PreTrainedModel) -> None:
+    """Keep the names of a tower in the checkpoint as they are.
+
+    Under ZeRO-3 transformers remembers every prefix that it could have removed from the names while loading, removed or
+    not, and would add all of them when it saves: `vision_model.vision_model` could not be opened again.
+    """
+    from transformers.core_model_loading import PrefixChange
+
+    remembered = getattr(model, "_weight_conversions", None) or []
+    model._weight_conversions = [entry for entry in remembered if not isinstance(entry, PrefixChange)] or None
 
 
 def own_projector_type(path: str) -> str | None:
