@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from llava.files import write_folder_atomically, write_text_atomically
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, has_tuned_tower
 from llava.model.weights import save_torch_atomically
+from llava.tokenizer_files import save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +136,26 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
         save_adapter(trainer.model, trainer.args, output_dir, trainer.args.should_save, weights_path)
         return
     trainer.save_model(output_dir)
+
+
+def rehearse_save(model: Any, tokenizer: Any, output_dir: str) -> None:
+    """Write configurations and tokenizer to a scratch folder, so that what cannot be saved fails before training.
+
+    Raises:
+        RuntimeError: they cannot be written; the message has the reason.
+    """
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".rehearsal-") as folder:
+            model.config.save_pretrained(folder)
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config.save_pretrained(folder)
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, folder)
+    except Exception as error:
+        raise RuntimeError(
+            f"The trained model could not be saved to {output_dir}, so training does not start: {error}"
+        ) from error
 
 
 def latest_complete_checkpoint(output_dir: str) -> str | None:

@@ -19,6 +19,7 @@ from llava.tokenizer_files import save_tokenizer
 from llava.train.checkpoint import (
     get_mm_adapter_state_maybe_zero_3,
     maybe_zero_3,
+    rehearse_save,
     save_adapter,
     save_lora,
 )
@@ -66,6 +67,16 @@ class SamplerEpoch(TrainerCallback):
         self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+class SaveRehearsal(TrainerCallback):
+    """`rehearse_save` before the first step, when transformers has aligned the configurations with the tokenizer."""
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **kwargs: Any
+    ) -> None:
+        if args.should_save:
+            rehearse_save(model, processing_class, args.output_dir)
+
+
 class LLaVATrainer(Trainer):
     """Trains a LLaVA model; the mode follows from the arguments: adapter (stage 1), LoRA, or full."""
 
@@ -76,6 +87,7 @@ class LLaVATrainer(Trainer):
         self._seen = {"samples": 0, "tokens": 0, "since": time.perf_counter()}
         if self.is_adapter_mode:
             self.args.save_total_limit = None  # the connector's checkpoints are small and all kept
+        self.add_callback(SaveRehearsal())
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)

@@ -79,7 +79,19 @@ def load_language_model(
         if projector:
             load_connector_state(model.get_model(), projector, path)
     model.config.use_cache = False
+    settle_generation_config(model)
     return model
+
+
+def settle_generation_config(model: PreTrainedModel) -> None:
+    """Let sampling values, such as Vicuna's `temperature` and `top_p`, stand with `do_sample`.
+
+    Without it transformers refuses to save the configuration once anything in it was changed, the pad token included.
+    """
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        model.generation_config.do_sample = True
 
 
 def _forget_unused_prefixes(model: PreTrainedModel) -> None:
