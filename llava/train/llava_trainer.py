@@ -16,10 +16,10 @@ from llava.files import write_folder_atomically
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
 from llava.model.weights import load_weights_only
 from llava.tokenizer_files import save_tokenizer
+from llava.train.callbacks import CheckSaving, NoExtraCheckpoint
 from llava.train.checkpoint import (
     get_mm_adapter_state_maybe_zero_3,
     maybe_zero_3,
-    rehearse_save,
     save_adapter,
     save_lora,
 )
@@ -67,16 +67,6 @@ class SamplerEpoch(TrainerCallback):
         self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
-class SaveRehearsal(TrainerCallback):
-    """`rehearse_save` before the first step, when transformers has aligned the configurations with the tokenizer."""
-
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **kwargs: Any
-    ) -> None:
-        if args.should_save:
-            rehearse_save(model, processing_class, args.output_dir)
-
-
 class LLaVATrainer(Trainer):
     """Trains a LLaVA model; the mode follows from the arguments: adapter (stage 1), LoRA, or full."""
 
@@ -87,7 +77,8 @@ class LLaVATrainer(Trainer):
         self._seen = {"samples": 0, "tokens": 0, "since": time.perf_counter()}
         if self.is_adapter_mode:
             self.args.save_total_limit = None  # the connector's checkpoints are small and all kept
-        self.add_callback(SaveRehearsal())
+        self.add_callback(CheckSaving())
+        self.add_callback(NoExtraCheckpoint())
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
