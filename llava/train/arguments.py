@@ -7,7 +7,6 @@ ignored with a warning.
 import functools
 import logging
 import os
-import sys
 import warnings
 from dataclasses import dataclass, field, fields, make_dataclass
 from datetime import timedelta
@@ -211,7 +210,6 @@ def parse_arguments(args: list[str] | None = None) -> tuple[ModelArguments, Data
     Raises:
         ValueError: an unknown flag, or `--on_bad_sample` is neither error nor skip.
     """
-    prepare_single_process(sys.argv[1:] if args is None else args)
     connector_class = connector_arguments()
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, connector_class))
     model_args, data_args, training_args, connector_args = parser.parse_args_into_dataclasses(args=args)
@@ -220,16 +218,3 @@ def parse_arguments(args: list[str] | None = None) -> tuple[ModelArguments, Data
     if data_args.on_bad_sample not in ("error", "skip"):
         raise ValueError(f"--on_bad_sample must be error or skip, not {data_args.on_bad_sample!r}")
     return model_args, data_args, training_args
-
-
-def prepare_single_process(args: list[str]) -> None:
-    """Describe a world of one process where DeepSpeed runs without a launcher; else it looks for MPI."""
-    if "--deepspeed" not in args or "RANK" in os.environ:
-        return
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update(alone)

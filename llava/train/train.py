@@ -29,6 +29,7 @@ from llava.train.data import (
     LazySupervisedDataset,
     make_supervised_data_module,
 )
+from llava.train.launch import prepare_launch
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import (
     add_vision,
@@ -75,12 +76,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-local_rank: int | None = int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
+
+def is_first_of_node() -> bool:
+    """Whether this process speaks for its node."""
+    return int(os.environ.get("LOCAL_RANK", -1)) in (-1, 0)
 
 
 def rank0_print(*args: object) -> None:
     """Print on the first process only."""
-    if local_rank in (None, -1, 0):
+    if is_first_of_node():
         print(*args)
 
 
@@ -89,7 +93,8 @@ def train(attn_implementation: str | None = None) -> None:
 
     A run that finds a complete `checkpoint-*` in its output folder resumes from the newest one.
     """
-    logging.basicConfig(level=logging.INFO if local_rank in (None, -1, 0) else logging.WARNING)
+    prepare_launch(sys.argv[1:])
+    logging.basicConfig(level=logging.INFO if is_first_of_node() else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     model_args, data_args, training_args = parse_arguments()
     model = load_language_model(model_args, training_args, attn_implementation)
