@@ -17,10 +17,10 @@ import transformers
 from llava import conversation as conversation_lib
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoint import (
+    checkpoint_to_resume,
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
     get_peft_state_non_lora_maybe_zero_3,
-    latest_complete_checkpoint,
     maybe_zero_3,
     safe_save_model_for_hf_trainer,
 )
@@ -113,7 +113,7 @@ def train(attn_implementation: str | None = None) -> None:
 
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
-    checkpoint = latest_complete_checkpoint(training_args.output_dir)
+    checkpoint = checkpoint_to_resume(training_args.output_dir)
     if checkpoint is not None:
         rank0_print(f"Resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -174,6 +174,6 @@ def test_every_script_parses_and_names_known_flags() -> None:
         subprocess.run(["bash", "-n", str(script)], check=True)
         flags = set(re.findall(r"^ +(--\w+)", text, flags=re.M))
         assert flags and flags <= known, (script.name, flags - known)
-        assert "${LAUNCHER:-deepspeed " in text or ". \"$(dirname" in text, script.name
+        assert "${LAUNCHER:-deepspeed " in text or '. "$(dirname' in text, script.name
         for path in re.findall(r"\./scripts/\w+\.json|llava/train/\w+\.py", text):
             assert (REPOSITORY / path).is_file(), (script.name, path)
