@@ -7,7 +7,6 @@ ignored with a warning.
 import functools
 import logging
 import os
-import sys
 import warnings
 from dataclasses import dataclass, field, fields, make_dataclass
 from datetime import timedelta
@@ -230,7 +229,6 @@ def parse_arguments(args: list[str] | None = None) -> tuple[ModelArguments, Data
     Raises:
         ValueError: an unknown flag, or a value that a flag does not have.
     """
-    prepare_single_process(sys.argv[1:] if args is None else args)
     connector_class = connector_arguments()
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, connector_class))
     model_args, data_args, training_args, connector_args = parser.parse_args_into_dataclasses(args=args)
@@ -262,16 +260,3 @@ def settle_packing(args: TrainingArguments) -> None:
         raise ValueError("--packing_length has no effect without --packing True")
     if args.loss_average == "sample" and not args.chunked_loss:
         raise ValueError("--loss_average sample needs --chunked_loss True or --packing True")
-
-
-def prepare_single_process(args: list[str]) -> None:
-    """Describe a world of one process where DeepSpeed runs without a launcher; else it looks for MPI."""
-    if "--deepspeed" not in args or "RANK" in os.environ:
-        return
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update(alone)

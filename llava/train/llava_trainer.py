@@ -16,6 +16,7 @@ from llava.files import write_folder_atomically
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
 from llava.model.weights import load_weights_only
 from llava.tokenizer_files import save_tokenizer
+from llava.train.callbacks import CheckSaving, NoExtraCheckpoint
 from llava.train.checkpoint import (
     get_mm_adapter_state_maybe_zero_3,
     maybe_zero_3,
@@ -78,6 +79,8 @@ class LLaVATrainer(Trainer):
         self._seen = Throughput()
         if self.is_adapter_mode:
             self.args.save_total_limit = None  # the connector's checkpoints are small and all kept
+        self.add_callback(CheckSaving())
+        self.add_callback(NoExtraCheckpoint())
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)

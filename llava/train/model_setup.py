@@ -82,10 +82,35 @@ def load_language_model(
         projector = choose_for_training(config, path, vars(model_args))
         with quiet_loading_report(bool(projector)):
             model = model_class.from_pretrained(path, config=config, **options)
+        _forget_unused_prefixes(model)
         if projector:
             load_connector_state(model.get_model(), projector, path)
     model.config.use_cache = False
+    settle_generation_config(model)
     return model
+
+
+def settle_generation_config(model: PreTrainedModel) -> None:
+    """Let sampling values, such as Vicuna's `temperature` and `top_p`, stand with `do_sample`.
+
+    Without it transformers refuses to save the configuration once anything in it was changed, the pad token included.
+    """
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        model.generation_config.do_sample = True
+
+
+def _forget_unused_prefixes(model: PreTrainedModel) -> None:
+    """Keep the names of a tower in the checkpoint as they are.
+
+    Under ZeRO-3 transformers remembers every prefix that it could have removed from the names while loading, removed or
+    not, and would add all of them when it saves: `vision_model.vision_model` could not be opened again.
+    """
+    from transformers.core_model_loading import PrefixChange
+
+    remembered = getattr(model, "_weight_conversions", None) or []
+    model._weight_conversions = [entry for entry in remembered if not isinstance(entry, PrefixChange)] or None
 
 
 def own_projector_type(path: str) -> str | None:

@@ -17,10 +17,10 @@ import transformers
 from llava import conversation as conversation_lib
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoint import (
+    checkpoint_to_resume,
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
     get_peft_state_non_lora_maybe_zero_3,
-    latest_complete_checkpoint,
     maybe_zero_3,
     safe_save_model_for_hf_trainer,
 )
@@ -29,6 +29,7 @@ from llava.train.data import (
     LazySupervisedDataset,
     make_supervised_data_module,
 )
+from llava.train.launch import prepare_launch
 from llava.train.lengths import measure_samples
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import (
@@ -79,12 +80,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-local_rank: int | None = int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
+
+def is_first_of_node() -> bool:
+    """Whether this process speaks for its node."""
+    return int(os.environ.get("LOCAL_RANK", -1)) in (-1, 0)
 
 
 def rank0_print(*args: object) -> None:
     """Print on the first process only."""
-    if local_rank in (None, -1, 0):
+    if is_first_of_node():
         print(*args)
 
 
@@ -93,7 +97,8 @@ def train(attn_implementation: str | None = None) -> None:
 
     A run that finds a complete `checkpoint-*` in its output folder resumes from the newest one.
     """
-    logging.basicConfig(level=logging.INFO if local_rank in (None, -1, 0) else logging.WARNING)
+    prepare_launch(sys.argv[1:])
+    logging.basicConfig(level=logging.INFO if is_first_of_node() else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     model_args, data_args, training_args = parse_arguments()
     model = load_language_model(model_args, training_args, attn_implementation)
@@ -117,7 +122,7 @@ def train(attn_implementation: str | None = None) -> None:
     if training_args.packing:
         data_module["train_dataset"] = pack(data_module["train_dataset"], data_args.layout, training_args)
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
-    checkpoint = latest_complete_checkpoint(training_args.output_dir)
+    checkpoint = checkpoint_to_resume(training_args.output_dir)
     if checkpoint is not None:
         rank0_print(f"Resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
