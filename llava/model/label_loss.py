@@ -64,5 +64,6 @@ def _chunked(
 
 def _has_fused_loss(rows: torch.Tensor, weight: torch.Tensor) -> bool:
     """torch has it since 2.13. On CPUs the loop is faster; under autocast the operation is unknown."""
-    is_plain = rows.dtype == weight.dtype and not torch.is_autocast_enabled(rows.device.type)
-    return hasattr(F, "linear_cross_entropy") and rows.device.type == "cuda" and is_plain
+    if rows.device.type != "cuda" or not hasattr(F, "linear_cross_entropy"):
+        return False
+    return rows.dtype == weight.dtype and not torch.is_autocast_enabled("cuda")
