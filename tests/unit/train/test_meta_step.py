@@ -17,20 +17,17 @@ from llava.model.planned_attention import PLANNED_SDPA
 from llava.train.planning import BatchLayout, PlanningCollator
 
 VICUNA = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,     "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "max_position_embeddings": 4096,
 }  # fmt: skip
 TOWER = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
-    "image_size": 336, "patch_size": 14, "projection_dim": 768,
+    "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+    "projection_dim": 768,
 }  # fmt: skip
 VLORA = {
-    "vlora_depth": 8,
-    "vlora_rank": 64,
-    "vlora_type": "qkvom",
-    "skip_layers": 4,
-    "vlora_pos_num": 576,
+    "vlora_depth": 8, "vlora_rank": 64, "vlora_type": "qkvom", "skip_layers": 4, "vlora_pos_num": 576,
     "vlora_alpha": 64,
-}
+}  # fmt: skip
 TOKENS = {"pixel_shuffle": 144, "c_abstractor": 144}
 CONNECTORS = [name.replace("<k>", "2") for name in known_projector_types() if name != "identity"]
 ROWS = [[1, 29871, -200, 13] + [300] * 60, [1] + [301] * 500, [1, -200] + [302] * 33]
