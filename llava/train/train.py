@@ -29,6 +29,7 @@ from llava.train.data import (
     LazySupervisedDataset,
     make_supervised_data_module,
 )
+from llava.train.deepspeed_config import warn_of_overruled_flags
 from llava.train.launch import prepare_launch
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import (
@@ -97,6 +98,7 @@ def train(attn_implementation: str | None = None) -> None:
     logging.basicConfig(level=logging.INFO if is_first_of_node() else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     model_args, data_args, training_args = parse_arguments()
+    warn_of_overruled_flags(training_args)
     model = load_language_model(model_args, training_args, attn_implementation)
     # LoRA and the connector are initialised before the Trainer seeds; after loading, which may draw numbers or not.
     transformers.set_seed(training_args.seed)
