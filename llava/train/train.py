@@ -39,6 +39,7 @@ from llava.train.model_setup import (
     load_language_model,
     prepare_tokenizer,
     settle_kbit_dtypes,
+    settle_saved_dtype,
     settle_trained_dtype,
     smart_tokenizer_and_embedding_resize,
 )
@@ -122,6 +123,7 @@ def train(attn_implementation: str | None = None) -> None:
     trainer.save_state()
 
     model.config.use_cache = True
+    settle_saved_dtype(model, training_args)
     if training_args.lora_enable:
         trainer.save_model(training_args.output_dir)
     else:
