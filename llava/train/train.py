@@ -31,6 +31,7 @@ from llava.train.data import (
 )
 from llava.train.deepspeed_config import warn_of_overruled_flags
 from llava.train.launch import prepare_launch
+from llava.train.liger import apply_liger_kernels
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import (
     add_vision,
@@ -113,6 +114,7 @@ def train(attn_implementation: str | None = None) -> None:
     if training_args.bits in (4, 8):
         settle_kbit_dtypes(model, training_args)
     settle_trained_dtype(model, training_args)
+    apply_liger_kernels(model, training_args)
 
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
