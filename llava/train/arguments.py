@@ -19,6 +19,7 @@ from transformers.utils import is_torch_tf32_available
 from llava.model.multimodal_encoder.s2 import S2_DEFAULT_SCALES
 from llava.model.multimodal_projector.builder import known_projector_types
 from llava.model.multimodal_projector.settings import setting_flags
+from llava.train.planning import AVERAGES
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,12 @@ class DataArguments:
     is_multimodal: bool = field(default=False, metadata={"help": "Set by the program: True with a vision tower."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     image_aspect_ratio: str = field(
-        default="square", metadata={"help": "pad: pad to a square; anything else: the processor's own cropping."}
+        default="square",
+        metadata={"help": "pad: pad to a square; anyres: crops; anything else: the processor's own cropping."},
+    )
+    image_grid_pinpoints: str | None = field(
+        default=None,
+        metadata={"help": "Canvases of anyres in pixels, [[w, h], ...]; default: up to 3 x 1 and 2 x 2 crops."},
     )
     on_bad_sample: str = field(
         default="error",
@@ -126,6 +132,19 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
     )
     group_by_modality_length: bool = field(
         default=False, metadata={"help": "Every optimizer step sees images only or text only, of similar lengths."}
+    )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Put several samples side by side in one row; --per_device_train_batch_size counts rows."},
+    )
+    packing_length: int | None = field(
+        default=None, metadata={"help": "Positions of a packed row, visual tokens counted; default: model_max_length."}
+    )
+    chunked_loss: bool = field(
+        default=False, metadata={"help": "Compute logits where a label is only, in chunks; always so with --packing."}
+    )
+    loss_average: str = field(
+        default="token", metadata={"help": "token: all labels of a batch weigh the same; sample: all samples do."}
     )
     # Renamed since transformers 4.37.
     evaluation_strategy: str | None = field(default=None, metadata={"help": "Now eval_strategy."})
@@ -202,7 +221,7 @@ def parse_arguments(args: list[str] | None = None) -> tuple[ModelArguments, Data
     Connector settings become attributes of the model arguments.
 
     Raises:
-        ValueError: an unknown flag, or `--on_bad_sample` is neither error nor skip.
+        ValueError: an unknown flag, or a value that a flag does not have.
     """
     connector_class = connector_arguments()
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, connector_class))
@@ -211,4 +230,27 @@ def parse_arguments(args: list[str] | None = None) -> tuple[ModelArguments, Data
         setattr(model_args, setting.name, getattr(connector_args, setting.name))
     if data_args.on_bad_sample not in ("error", "skip"):
         raise ValueError(f"--on_bad_sample must be error or skip, not {data_args.on_bad_sample!r}")
+    settle_packing(training_args)
     return model_args, data_args, training_args
+
+
+def settle_packing(args: TrainingArguments) -> None:
+    """Complete the flags of packing and of the loss.
+
+    Raises:
+        ValueError: they contradict one another.
+    """
+    if args.loss_average not in AVERAGES:
+        raise ValueError(f"--loss_average must be {' or '.join(AVERAGES)}, not {args.loss_average!r}")
+    if args.packing:
+        args.chunked_loss = True
+        args.packing_length = args.packing_length or args.model_max_length
+        if args.packing_length < args.model_max_length:
+            raise ValueError(
+                f"--packing_length {args.packing_length} is shorter than a sample may be (--model_max_length "
+                f"{args.model_max_length}); raise the one or lower the other"
+            )
+    elif args.packing_length is not None:
+        raise ValueError("--packing_length has no effect without --packing True")
+    if args.loss_average == "sample" and not args.chunked_loss:
+        raise ValueError("--loss_average sample needs --chunked_loss True or --packing True")

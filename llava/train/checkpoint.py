@@ -73,7 +73,7 @@ def get_mm_adapter_state_maybe_zero_3(
 
 def adapter_keys(args: Any) -> list[str]:
     """Name parts of the parameters that a stage-1 file holds."""
-    keys = ["mm_projector"]
+    keys = ["mm_projector", "image_newline"]
     if getattr(args, "mm_use_im_start_end", False):
         keys += ["embed_tokens", "embed_in"]
     return keys

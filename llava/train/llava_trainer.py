@@ -1,8 +1,8 @@
 """The Trainer: sampling, optimizer groups, saving and resuming in three modes."""
 
 import logging
+import math
 import os
-import time
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ from llava.train.checkpoint import (
     save_lora,
 )
 from llava.train.disk_space import RunSize, gigabytes
-from llava.train.progress import TrainingProgress
+from llava.train.lengths import lengths_of
+from llava.train.packing import PackedDataset, PackSampler
+from llava.train.progress import Throughput, TrainingProgress
 from llava.train.sampler import (
     LengthGroupedSampler,
     get_length_grouped_indices,
@@ -64,7 +66,7 @@ def _part_of(name: str) -> str:
 class SamplerEpoch(TrainerCallback):
     """Set the sampler's epoch when an epoch begins: accelerate does not when it resumes inside one."""
 
-    def __init__(self, sampler: LengthGroupedSampler) -> None:
+    def __init__(self, sampler: LengthGroupedSampler | PackSampler) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -78,7 +80,7 @@ class LLaVATrainer(Trainer):
         super().__init__(*args, **kwargs)
         # The loss is the mean over one micro-batch, averaged over ranks and accumulation steps.
         self.model_accepts_loss_kwargs = False
-        self._seen = {"samples": 0, "tokens": 0, "since": time.perf_counter()}
+        self._seen = Throughput()
         if self.is_adapter_mode and self.args.save_total_limit:
             self._keep_small_checkpoints()
         self.add_callback(CheckSaving())
@@ -109,15 +111,22 @@ class LLaVATrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if dataset is None or not self.args.group_by_modality_length:
+        steps = self.args.world_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if isinstance(dataset, PackedDataset):
+            lengths = {None: lengths_of(dataset.measured, dataset.layout)}
+            with_image = dataset.measured[:, 1] > 0 if self.args.group_by_modality_length else None
+            epochs = math.ceil(self.args.num_train_epochs)
+            sampler = PackSampler(
+                lengths, self.args.packing_length, steps * self.args.train_batch_size, with_image, seed, epochs
+            )
+            logger.info("Packing: %s.", sampler.describe())
+        elif dataset is not None and self.args.group_by_modality_length:
+            sampler = LengthGroupedSampler(
+                self.args.train_batch_size, steps, dataset.modality_lengths, group_by_modality=True, seed=seed
+            )
+        else:
             return super()._get_train_sampler(dataset)
-        sampler = LengthGroupedSampler(
-            self.args.train_batch_size,
-            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
-            lengths=dataset.modality_lengths,
-            group_by_modality=True,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
         self.add_callback(SamplerEpoch(sampler))
         return sampler
 
@@ -170,29 +179,25 @@ class LLaVATrainer(Trainer):
 
     # Throughput
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        if self.model.training and "attention_mask" in inputs:  # counted before the tensors leave the CPU
-            text = int(inputs["attention_mask"].sum())
-            self._seen["samples"] += len(inputs["input_ids"])
-            self._seen["tokens"] += text + self._visual_tokens(inputs)
-        return super()._prepare_inputs(inputs)
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Counts what a batch contains, from its plan alone."""
+        plan = inputs.get("plan")
+        if plan is not None:
+            self._seen.add(plan)
+        return super().training_step(model, inputs, *args, **kwargs)
 
-    def _visual_tokens(self, inputs: dict[str, Any]) -> int:
-        """Positions that splicing adds to a batch: visual tokens minus the markers that they replace."""
-        model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if inputs.get("images") is None or not hasattr(model, "num_visual_tokens"):
-            return 0
-        markers = int((inputs["input_ids"] < 0).sum())
-        return markers * (max(model.num_visual_tokens, 1) - 1)  # perceptual weights leave the marker in place
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """transformers' estimate for a batch, six operations per weight and position."""
+        plan = inputs.get("plan")
+        if plan is None:
+            return super().floating_point_ops(inputs)
+        return 6 * plan.num_positions * self.model.num_parameters(exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add samples/s and language model tokens/s over all ranks since the last log."""
+        """Add the throughput since the last log."""
         if "loss" in logs:
-            seconds = time.perf_counter() - self._seen["since"]
-            logs["samples_per_second"] = round(self._seen["samples"] * self.args.world_size / seconds, 2)
-            logs["llm_tokens_per_second"] = round(self._seen["tokens"] * self.args.world_size / seconds, 1)
-            self._seen = {"samples": 0, "tokens": 0, "since": time.perf_counter()}
+            logs |= self._seen.figures(self.args.world_size, self.args.gradient_accumulation_steps)
+            self._seen = Throughput()
         super().log(logs, *args, **kwargs)
 
     # Saving

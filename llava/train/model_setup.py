@@ -8,17 +8,21 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from llava.conversation import conv_templates
 from llava.extras import require_extra
+from llava.images import parse_pinpoints
+from llava.model.anyres import CropLayout
 from llava.model.checkpoint_kind import checkpoint_kind, read_config_dict
 from llava.model.connector_choice import choose_for_training
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
 from llava.model.multimodal_projector.registry import Connector, find_connector
 from llava.model.multimodal_projector.settings import check_aspect_ratio
+from llava.model.planned_attention import PLANNED_FLASH, PLANNED_SDPA
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_state import load_connector_state
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.planning import BatchLayout
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +60,15 @@ def load_language_model(
     }
     path = model_args.model_name_or_path
     projector_type = own_projector_type(path) or model_args.mm_projector_type
-    if attn_implementation is not None and find_connector(projector_type).connector_class.space == "parameter":
+    half = training_args.bf16 or training_args.fp16
+    flash = attn_implementation == "flash_attention_2" and half  # it takes half precision only
+    if flash and find_connector(projector_type).connector_class.space == "parameter":
         logger.info("The masked slot of %s is not supported by FlashAttention: using sdpa.", projector_type)
-        options["attn_implementation"] = "sdpa"
-    elif attn_implementation is not None:
-        half = training_args.bf16 or training_args.fp16
-        options["attn_implementation"] = attn_implementation if half else "sdpa"  # FlashAttention takes half precision
+        flash = False
+    if model_args.vision_tower is None:
+        options["attn_implementation"] = "flash_attention_2" if flash else "sdpa"
+    else:
+        options["attn_implementation"] = PLANNED_FLASH if flash else PLANNED_SDPA
     if training_args.bits in (4, 8):
         options |= _quantisation(training_args)
     if model_args.vision_tower is None:
@@ -224,10 +231,13 @@ def add_vision(
     tower.requires_grad_(False)  # also one that came with the checkpoint
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
+    data_args.uint8_images = True
 
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
     check_aspect_ratio(config, inner.mm_projector)
+    if data_args.image_aspect_ratio == "anyres":
+        config.image_grid_pinpoints = data_args.image_grid_pinpoints = settle_pinpoints(data_args, tower)
     check_recomputation(inner.mm_projector, args)
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
@@ -236,6 +246,8 @@ def add_vision(
     if model_args.tune_mm_mlp_adapter:
         model.requires_grad_(False)
         inner.mm_projector.requires_grad_(True)
+        if hasattr(inner, "image_newline"):
+            inner.image_newline.requires_grad_(True)
     if args.freeze_mm_mlp_adapter:
         inner.mm_projector.requires_grad_(False)
     if model_args.tune_vision_tower:
@@ -256,6 +268,38 @@ def add_vision(
     args.mm_use_im_start_end = model_args.mm_use_im_start_end
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+
+
+def settle_pinpoints(data_args: DataArguments, tower: Any) -> list[list[int]]:
+    """The canvases of anyres, (width, height) in pixels.
+
+    Raises:
+        ValueError: a canvas is not made of whole crops of the tower's size.
+    """
+    side = tower.config.image_size
+    if data_args.image_grid_pinpoints is None:
+        return [[side * w, side * h] for w, h in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+    pinpoints = [list(canvas) for canvas in parse_pinpoints(data_args.image_grid_pinpoints)]
+    if not pinpoints or any(len(canvas) != 2 or any(n < side or n % side for n in canvas) for canvas in pinpoints):
+        raise ValueError(
+            f"--image_grid_pinpoints {data_args.image_grid_pinpoints}: widths and heights must be multiples of the "
+            f"vision tower's {side} pixels"
+        )
+    return pinpoints
+
+
+def batch_layout(model: Any, data_args: DataArguments, args: TrainingArguments) -> BatchLayout:
+    """How batches of this run are laid out."""
+    tower = model.get_vision_tower()
+    return BatchLayout(
+        space=model.space,
+        num_visual_tokens=model.num_visual_tokens,
+        max_length=args.model_max_length,
+        packed=args.packing,
+        chunked_loss=args.chunked_loss,
+        loss_average=args.loss_average,
+        crops=CropLayout.of_config(model.config, tower) if data_args.image_aspect_ratio == "anyres" else None,
+    )
 
 
 def check_recomputation(projector: Connector, args: TrainingArguments) -> None:

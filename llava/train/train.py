@@ -31,10 +31,12 @@ from llava.train.data import (
 )
 from llava.train.deepspeed_config import warn_of_overruled_flags
 from llava.train.launch import prepare_launch
+from llava.train.lengths import measure_samples
 from llava.train.liger import apply_liger_kernels
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import (
     add_vision,
+    batch_layout,
     find_all_linear_names,
     freeze_and_adapt,
     load_language_model,
@@ -44,6 +46,8 @@ from llava.train.model_setup import (
     settle_trained_dtype,
     smart_tokenizer_and_embedding_resize,
 )
+from llava.train.packing import PackedDataset
+from llava.train.planning import BatchLayout
 from llava.train.preprocess import (
     preprocess,
     preprocess_llama_2,
@@ -111,12 +115,17 @@ def train(attn_implementation: str | None = None) -> None:
     training_args.tune_mm_mlp_adapter = False
     if model_args.vision_tower is not None:
         add_vision(model, tokenizer, model_args, data_args, training_args)
+        data_args.layout = batch_layout(model, data_args, training_args)
+    elif training_args.chunked_loss:
+        raise ValueError("--packing and --chunked_loss need a model with a vision tower (--vision_tower)")
     if training_args.bits in (4, 8):
         settle_kbit_dtypes(model, training_args)
     settle_trained_dtype(model, training_args)
     apply_liger_kernels(model, training_args)
 
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
+    if training_args.packing:
+        data_module["train_dataset"] = pack(data_module["train_dataset"], data_args.layout, training_args)
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
     checkpoint = checkpoint_to_resume(training_args.output_dir)
     if checkpoint is not None:
@@ -132,6 +141,13 @@ def train(attn_implementation: str | None = None) -> None:
         safe_save_model_for_hf_trainer(trainer=trainer, output_dir=training_args.output_dir)
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() == 1:
         torch.distributed.destroy_process_group()
+
+
+def pack(dataset: LazySupervisedDataset, layout: BatchLayout, args: TrainingArguments) -> PackedDataset:
+    """Measure the samples, once per machine, and serve them by packs."""
+    with args.main_process_first(desc="measuring samples"):
+        measured = measure_samples(dataset, args.dataloader_num_workers, args.local_process_index == 0)
+    return PackedDataset(dataset, measured, layout)
 
 
 def leave() -> None:

@@ -177,7 +177,7 @@ def test_flag_list_is_frozen() -> None:
         assert {key: by_name[key] for key in defaults} == defaults
     added = {
         "ModelArguments": {"s2", "s2_scales", "tune_vision_tower"},
-        "DataArguments": {"on_bad_sample"},
+        "DataArguments": {"on_bad_sample", "image_grid_pinpoints"},
     }
     for name, extra in added.items():
         assert {f.name for f in fields(ours[name])} == set(recorded[name]) | extra
