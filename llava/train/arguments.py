@@ -10,7 +10,6 @@ import os
 import warnings
 from dataclasses import dataclass, field, fields, make_dataclass
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -174,11 +173,6 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
         if self.logging_dir:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
         self.report_to = usable_loggers(self.report_to)
-        if self.use_liger_kernel and not (torch.cuda.is_available() and find_spec("liger_kernel")):
-            logger.warning(
-                "--use_liger_kernel needs a GPU and liger-kernel (pip install liger-kernel); training without it."
-            )
-            self.use_liger_kernel = False
         if not torch.cuda.is_available():
             self.use_cpu = True  # or --bf16 True is refused
         if not is_torch_tf32_available():

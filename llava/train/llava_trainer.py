@@ -24,6 +24,7 @@ from llava.train.checkpoint import (
     save_lora,
 )
 from llava.train.data import LazySupervisedDataset
+from llava.train.disk_space import RunSize, gigabytes
 from llava.train.lengths import lengths_of
 from llava.train.packing import ElasticSampler, PackedDataset, PackSampler
 from llava.train.progress import Throughput, TrainingProgress
@@ -46,6 +47,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+
+# Bytes of a checkpoint in stage 1. Connectors that give tokens stay below, perceptual weights do not.
+SMALL_CHECKPOINT = 2_000_000_000
 
 # Parts of the model that can have a learning rate of their own.
 RATE_FLAGS = {"connector": "mm_projector_lr", "B": "B_matrix_lr", "tower": "vision_tower_lr"}
@@ -78,8 +82,8 @@ class LLaVATrainer(Trainer):
         # The loss is the mean over one micro-batch, averaged over ranks and accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._seen = Throughput()
-        if self.is_adapter_mode:
-            self.args.save_total_limit = None  # the connector's checkpoints are small and all kept
+        if self.is_adapter_mode and self.args.save_total_limit:
+            self._keep_small_checkpoints()
         self.add_callback(CheckSaving())
         self.add_callback(NoExtraCheckpoint())
         if not self.args.disable_tqdm:
@@ -94,6 +98,15 @@ class LLaVATrainer(Trainer):
     @property
     def is_lora_mode(self) -> bool:
         return getattr(self.args, "lora_enable", False)
+
+    def _keep_small_checkpoints(self) -> None:
+        """Lift --save_total_limit in stage 1, whose checkpoints have always all been kept, if they are small."""
+        size = RunSize.of_run(self.model, self.args).checkpoint
+        if size >= SMALL_CHECKPOINT:
+            logger.info("A checkpoint of the connector has %s: --save_total_limit counts.", gigabytes(size))
+            return
+        logger.info("All checkpoints of the connector are kept, %s each.", gigabytes(size))
+        self.args.save_total_limit = None
 
     # Sampling and optimizer
 

@@ -341,18 +341,23 @@ def settle_trained_dtype(model: torch.nn.Module, args: TrainingArguments) -> Non
     """Cast trainable parameters where the mixed-precision engine requires a dtype.
 
     DeepSpeed in bf16 keeps float32 masters itself and ZeRO-3 takes one dtype only, while the connector and LoRA's
-    matrices are made in float32 beside a bf16 language model. Without DeepSpeed, --fp16 scales gradients of float32
-    parameters only.
+    matrices are made in float32 beside a bf16 language model. Without DeepSpeed, what trains is float32 and computes
+    under autocast: bf16 has 8 bits of precision, so a step of 2e-5 is lost in the rounding of most weights, and --fp16
+    scales gradients of float32 parameters only. What is frozen keeps its dtype.
     """
-    if args.deepspeed and args.bf16:
-        made, wanted = torch.float32, torch.bfloat16
-    elif args.fp16 and not args.deepspeed:
-        made, wanted = torch.float16, torch.float32
+    if args.deepspeed:
+        made, wanted = (torch.float32, torch.bfloat16) if args.bf16 else (None, None)
     else:
-        return
+        made, wanted = compute_dtype(args), torch.float32
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype == made:
             parameter.data = parameter.data.to(wanted)
+
+
+def settle_saved_dtype(model: torch.nn.Module, args: TrainingArguments) -> None:
+    """Let a whole model that trained in float32 under --bf16 be saved in bfloat16, as by DeepSpeed."""
+    if args.bf16 and not args.deepspeed and not args.lora_enable and not args.tune_mm_mlp_adapter:
+        model.to(torch.bfloat16)
 
 
 def settle_kbit_dtypes(model: Any, args: TrainingArguments) -> None:

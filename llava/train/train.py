@@ -29,8 +29,10 @@ from llava.train.data import (
     LazySupervisedDataset,
     make_supervised_data_module,
 )
+from llava.train.deepspeed_config import warn_of_overruled_flags
 from llava.train.launch import prepare_launch
 from llava.train.lengths import measure_samples
+from llava.train.liger import apply_liger_kernels
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import (
     add_vision,
@@ -40,6 +42,7 @@ from llava.train.model_setup import (
     load_language_model,
     prepare_tokenizer,
     settle_kbit_dtypes,
+    settle_saved_dtype,
     settle_trained_dtype,
     smart_tokenizer_and_embedding_resize,
 )
@@ -101,6 +104,7 @@ def train(attn_implementation: str | None = None) -> None:
     logging.basicConfig(level=logging.INFO if is_first_of_node() else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     model_args, data_args, training_args = parse_arguments()
+    warn_of_overruled_flags(training_args)
     model = load_language_model(model_args, training_args, attn_implementation)
     # LoRA and the connector are initialised before the Trainer seeds; after loading, which may draw numbers or not.
     transformers.set_seed(training_args.seed)
@@ -117,6 +121,7 @@ def train(attn_implementation: str | None = None) -> None:
     if training_args.bits in (4, 8):
         settle_kbit_dtypes(model, training_args)
     settle_trained_dtype(model, training_args)
+    apply_liger_kernels(model, training_args)
 
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
     layout = getattr(data_args, "layout", None)
@@ -130,6 +135,7 @@ def train(attn_implementation: str | None = None) -> None:
     trainer.save_state()
 
     model.config.use_cache = True
+    settle_saved_dtype(model, training_args)
     if training_args.lora_enable:
         trainer.save_model(training_args.output_dir)
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.train import checkpoint, disk_space
+from llava.train import checkpoint, disk_space, llava_trainer
 from tests.support.training import run_training
 
 FULL = ["--version", "v1", "--data_path", "train/data.json", "--max_steps", "1", "--save_strategy", "no"]
@@ -79,3 +79,17 @@ def test_too_little_disk_space_is_refused_before_the_first_step(
     assert trainer.state.global_step == 3
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage(0, 0, 0))  # a disk that does not tell
     assert run_training(tmp_path / "unknown", *flags).state.global_step == 3
+
+
+def test_small_checkpoints_of_the_connector_are_all_kept_and_large_ones_counted(
+    tmp_path: Path, llava_vectors: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = [*STEPS, "--tune_mm_mlp_adapter", "True", "--save_steps", "1", "--save_total_limit", "1"]
+    caplog.set_level("INFO", logger="llava")
+    run_training(tmp_path / "small", *flags)
+    assert checkpoints(tmp_path / "small") == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+    assert caplog.text.count("All checkpoints of the connector are kept") == 1
+    monkeypatch.setattr(llava_trainer, "SMALL_CHECKPOINT", 1000)
+    run_training(tmp_path / "large", *flags)
+    assert checkpoints(tmp_path / "large") == {"checkpoint-3"}
+    assert caplog.text.count("--save_total_limit counts") == 1

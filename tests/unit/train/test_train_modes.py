@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llava.model import LlavaLlamaForCausalLM, LlavaMistralForCausalLM
 from llava.model.builder import load_pretrained_model
@@ -142,3 +143,20 @@ def test_a_checkpoints_settings_win_and_are_named(
         trainer = run_training(tmp_path / "again", *V1, *flags, *again)
     assert trainer.model.config.mm_num_visual_tokens == 5  # no weight depends on it
     assert "mm_resampler_depth 1 is kept" in caplog.text
+
+
+def test_bf16_trains_in_float32_and_saves_bf16(tmp_path: Path, llava_vectors: Path) -> None:
+    """Without DeepSpeed. At 2e-5 a bf16 weight would stay where it is: its neighbours are 0.4 % away."""
+    full, steps = tmp_path / "llava", ["--bf16", "True", "--learning_rate", "2e-5", "--max_steps", "3"]
+    run_training(full, *V1, *steps, "--save_strategy", "steps", "--save_steps", "2")
+    name = "model.layers.1.mlp.down_proj.weight"
+    before = load_file("assets/base-llama/model.safetensors")[name].bfloat16()
+    masters = load_file(full / "checkpoint-2/model.safetensors")[name]
+    assert masters.dtype == torch.float32
+    assert (masters == before).float().mean() < 0.01
+    assert {value.dtype for value in load_file(full / "model.safetensors").values()} == {torch.bfloat16}
+
+    for mode in ("tune_mm_mlp_adapter", "lora_enable"):  # from a checkpoint whose connector is bf16
+        trainer = run_training(tmp_path / mode, *V1, *steps, f"--{mode}", "True", "--model_name_or_path", str(full))
+        dtypes = {(p.requires_grad, p.dtype) for p in trainer.model.parameters()}
+        assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
