@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Sequence[Size]) -> torch.Tensor:
+def to_pixels(image: Image.Image, processor, as_uint8: bool = False) -> torch.Tensor:
+    """One image through the processor, ``[3, H, W]``.
+
+    Args:
+        as_uint8: leave rescaling and normalisation to the vision tower; a quarter of the bytes travels to the device.
+    """
+    options = {"do_rescale": False, "do_normalize": False} if as_uint8 else {}
+    return processor.preprocess(image, return_tensors="pt", **options)["pixel_values"][0]
+
+
+def process_anyres_image(
+    image: Image.Image, processor, grid_pinpoints: str | Sequence[Size], as_uint8: bool = False
+) -> torch.Tensor:
     """Whole image and tiles as ``[1 + tiles, 3, H, W]``: first the image squashed to a square, then the tiles."""
     import torch
 
@@ -29,7 +41,7 @@ def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Se
     resolution = select_best_resolution(image.size, parse_pinpoints(grid_pinpoints))
     tiles = divide_to_patches(resize_and_pad_image(image, resolution), processor.crop_size["height"])
     pieces = [image.resize((side, side)), *tiles]
-    return torch.stack([processor.preprocess(piece, return_tensors="pt")["pixel_values"][0] for piece in pieces])
+    return torch.stack([to_pixels(piece, processor, as_uint8) for piece in pieces])
 
 
 def process_images(images: Sequence[Image.Image], image_processor, model_cfg) -> torch.Tensor | list[torch.Tensor]:
@@ -62,7 +74,7 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
     return torch.stack(tensors) if same_shape else tensors
 
 
-def preprocess_padded(image: Image.Image, image_processor) -> torch.Tensor:
+def preprocess_padded(image: Image.Image, image_processor, as_uint8: bool = False) -> torch.Tensor:
     """One RGB image padded to a square with the processor's mean colour, as ``[3, H, W]``."""
     background = tuple(int(255 * mean) for mean in image_processor.image_mean)
-    return image_processor.preprocess(expand2square(image, background), return_tensors="pt")["pixel_values"][0]
+    return to_pixels(expand2square(image, background), image_processor, as_uint8)

@@ -5,7 +5,8 @@ import base64
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
@@ -41,19 +42,38 @@ def open_image(
     Raises:
         ImageError: the file is missing, is not an image, is damaged, or has too many pixels or a side outside `sides`.
     """
+    with _opened(source, max_pixels, formats) as (image, name):
+        width, height = image.size
+        if not (sides[0] <= min(width, height) and max(width, height) <= sides[1]):
+            raise ImageError(
+                f"{name} has {width} x {height} pixels; each side must have {sides[0]} to {sides[1]}. Scale it."
+            )
+        if width * height > max_pixels:
+            raise ImageError(
+                f"{name} has {width} x {height} pixels, more than the limit of {max_pixels}; scale it down first."
+            )
+        return image.copy() if mode is None else image.convert(mode)
+
+
+def image_size(path: str | os.PathLike) -> Size:
+    """(width, height) of an image file in pixels, from its header.
+
+    Raises:
+        ImageError: the file is missing or is not an image.
+    """
+    with _opened(path) as (image, _):
+        return image.size
+
+
+@contextmanager
+def _opened(
+    source: str | os.PathLike | bytes, max_pixels: int = MAX_IMAGE_PIXELS, formats: Sequence[str] | None = None
+) -> Iterator[tuple[Image.Image, str]]:
+    """The image, not decoded yet, and its name for messages. Whatever Pillow raises becomes an `ImageError`."""
     name = "image data" if isinstance(source, bytes) else f"image '{os.fspath(source)}'"
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
-            width, height = image.size
-            if not (sides[0] <= min(width, height) and max(width, height) <= sides[1]):
-                raise ImageError(
-                    f"{name} has {width} x {height} pixels; each side must have {sides[0]} to {sides[1]}. Scale it."
-                )
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"{name} has {width} x {height} pixels, more than the limit of {max_pixels}; scale it down first."
-                )
-            return image.copy() if mode is None else image.convert(mode)
+            yield image, name
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist; check the path.") from error
     except Image.DecompressionBombError as error:

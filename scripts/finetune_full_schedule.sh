@@ -5,7 +5,7 @@
 MODEL_VERSION=${MODEL_VERSION:-vicuna-v1-3-7b}
 PROMPT_VERSION=${PROMPT_VERSION:-v1}
 
-deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
+${LAUNCHER:-deepspeed --master_port ${MASTER_PORT:-29500}} llava/train/train_mem.py \
     --deepspeed ./scripts/zero2.json \
     --model_name_or_path ./checkpoints/$MODEL_VERSION \
     --version $PROMPT_VERSION \

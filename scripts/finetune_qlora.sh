@@ -6,7 +6,7 @@ MODEL_VERSION=${MODEL_VERSION:-vicuna-v1-3-7b}
 PROMPT_VERSION=${PROMPT_VERSION:-v1}
 # Its own folder: shared with finetune_lora.sh, one run would go on from the other's checkpoints.
 
-deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
+${LAUNCHER:-deepspeed --master_port ${MASTER_PORT:-29500}} llava/train/train_mem.py \
     --deepspeed ./scripts/zero2.json \
     --lora_enable True \
     --bits 4 \

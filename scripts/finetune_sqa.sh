@@ -4,7 +4,7 @@
 # The prompt format of the base.
 PROMPT_VERSION=${PROMPT_VERSION:-v1}
 
-deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
+${LAUNCHER:-deepspeed --master_port ${MASTER_PORT:-29500}} llava/train/train_mem.py \
     --deepspeed ./scripts/zero2.json \
     --model_name_or_path lmsys/vicuna-13b-v1.3 \
     --version $PROMPT_VERSION \

@@ -4,7 +4,7 @@
 # Choose the base and its prompt format here (or in the environment).
 MODEL_VERSION=${MODEL_VERSION:-vicuna-v1-3-7b}
 
-deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_xformers.py \
+${LAUNCHER:-deepspeed --master_port ${MASTER_PORT:-29500}} llava/train/train_xformers.py \
     --deepspeed ./scripts/zero2.json \
     --model_name_or_path ./checkpoints/$MODEL_VERSION \
     --version plain \

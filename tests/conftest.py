@@ -2,12 +2,15 @@
 
 import os
 import signal
+import tempfile
 import threading
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_cache = tempfile.TemporaryDirectory(prefix="llava-test-cache-")
+os.environ["LLAVA_CACHE"] = _cache.name
 # A shell starts background jobs with SIGINT ignored, and a program cannot trap what it inherits ignored. Tests that
 # interrupt programs need them to start as in a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():

@@ -1,10 +1,11 @@
 """Merge the crops of one image into one sequence of visual tokens."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from llava.mm_utils import get_anyres_image_grid_shape
+from llava.images import get_anyres_image_grid_shape, parse_pinpoints
 
 
 def unpad_image(tensor: torch.Tensor, original_size: tuple[int, int]) -> torch.Tensor:
@@ -17,15 +18,18 @@ def unpad_image(tensor: torch.Tensor, original_size: tuple[int, int]) -> torch.T
     Returns:
         `[C, h, w]`. With an odd difference one padding row or column stays.
     """
+    rows, columns = _without_padding(*tensor.shape[1:], original_size)
+    return tensor[:, rows, columns]
+
+
+def _without_padding(height: int, width: int, original_size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of a feature map that show the image."""
     original_width, original_height = original_size
-    height, width = tensor.shape[1:]
     if original_width / original_height > width / height:
-        kept = int(original_height * (width / original_width))
-        pad = (height - kept) // 2
-        return tensor[:, pad : height - pad, :]
-    kept = int(original_width * (height / original_height))
-    pad = (width - kept) // 2
-    return tensor[:, :, pad : width - pad]
+        pad = (height - int(original_height * (width / original_width))) // 2
+        return slice(pad, height - pad), slice(0, width)
+    pad = (width - int(original_width * (height / original_height))) // 2
+    return slice(0, height), slice(pad, width - pad)
 
 
 def merge_type_of(config: Any) -> str:
@@ -38,6 +42,39 @@ def merge_type_of(config: Any) -> str:
     if merge_type != "flat" and not merge_type.startswith("spatial"):
         raise ValueError(f"Unexpected mm_patch_merge_type: {merge_type} (expected flat, spatial or spatial_unpad)")
     return merge_type
+
+
+@dataclass(frozen=True)
+class CropLayout:
+    """How many visual tokens `merge_crops` makes of an image.
+
+    Attributes:
+        merge_type: `config.mm_patch_merge_type`.
+        pinpoints: (width, height) of the canvases that an image may be cut from, pixels.
+        tile: side of a crop, pixels.
+        patches_per_side: of one crop.
+    """
+
+    merge_type: str
+    pinpoints: list[tuple[int, int]]
+    tile: int
+    patches_per_side: int
+
+    @classmethod
+    def of_config(cls, config: Any, tower: Any) -> "CropLayout":
+        pinpoints = parse_pinpoints(config.image_grid_pinpoints)
+        return cls(merge_type_of(config), pinpoints, tower.config.image_size, tower.num_patches_per_side)
+
+    def count_tokens(self, per_crop: int, image_size: tuple[int, int]) -> int:
+        """Visual tokens of an image of (width, height) pixels whose crops have `per_crop` tokens each."""
+        grid_w, grid_h = get_anyres_image_grid_shape(image_size, self.pinpoints, self.tile)
+        if self.merge_type == "flat":
+            return (1 + grid_w * grid_h) * per_crop
+        height, width = grid_h * self.patches_per_side, grid_w * self.patches_per_side
+        if "unpad" not in self.merge_type:
+            return per_crop + height * width
+        rows, columns = _without_padding(height, width, image_size)
+        return per_crop + (rows.stop - rows.start) * (columns.stop - columns.start + 1)  # a newline ends every row
 
 
 def merge_crops(

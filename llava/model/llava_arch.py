@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.anyres import merge_crops, merge_type_of, unpad_image
 from llava.model.image_inputs import ImageInputs, Images
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -18,6 +17,7 @@ from llava.model.multimodal_projector.image_rows import ImageCountError, assign_
 from llava.model.multimodal_projector.perceptual_weights import PerceptualWeights
 from llava.model.multimodal_projector.registry import BareParameters, Connector
 from llava.model.multimodal_projector.settings import check_stage1_settings
+from llava.model.sequence_plan import SequencePlan
 from llava.model.splice import LanguageInputs, count_markers, mask_slots, splice_rows
 from llava.model.vision_config import check_vision_config, write_vision_config
 from llava.model.vision_state import load_connector_state, load_tower_state
@@ -122,6 +122,7 @@ class LlavaMetaForCausalLM(ABC):
         """Images or crops `[N, 3, H, W]` -> visual tokens `[N, T, d]`, `PerceptualWeights`, or both (see `space`).
 
         Args:
+            images: float, or uint8 pixels, which the tower normalises.
             num_visual_tokens: T in this call, instead of the model's own.
 
         Raises:
@@ -135,6 +136,8 @@ class LlavaMetaForCausalLM(ABC):
             )
         if num_visual_tokens is not None and num_visual_tokens < 1:
             raise ValueError(f"num_visual_tokens must be 1 or more, not {num_visual_tokens}")
+        if images.dtype == torch.uint8:
+            images = tower.normalize(images)
         dtype = next((p.dtype for p in connector.parameters()), images.dtype)
         if not isinstance(connector, Connector):  # replaced or wrapped by the user: called as in LLaVA
             return connector(tower(images).to(dtype))
@@ -189,10 +192,34 @@ class LlavaMetaForCausalLM(ABC):
         if slots_only is not None:
             return replace(slots_only, weights=weights)
         batch = self._splice(text, [[visual[i] for i in row] for row in rows], padding_side)
-        if chosen and not any(rows):  # shown in no row: with weight 0 in the loss, only the gradients are wanted
-            unused = (visual[chosen[0]].sum() * 0).to(batch.inputs_embeds)
-            batch = replace(batch, inputs_embeds=batch.inputs_embeds + unused)
+        if chosen and not any(rows):
+            batch = replace(batch, inputs_embeds=_with_gradient(batch.inputs_embeds, visual[chosen[0]]))
         return replace(batch, weights=weights)
+
+    def assemble_planned(self, plan: SequencePlan, images: ImageInputs | None) -> LanguageInputs:
+        """Put the images of a batch into its inputs as a plan says, without reading anything back from the device.
+
+        Args:
+            plan: on the decoder's device.
+            images: those that the plan has places for, in its order; in a batch without any, one that is encoded with
+                weight 0, so that every process does the same.
+
+        Returns:
+            `inputs_embeds` `[R, n, d]`, `position_ids`, and the perceptual weights of connectors that make them.
+        """
+        embeds = self.get_input_embeddings()(plan.token_ids)
+        if images is None:
+            return LanguageInputs(None, position_ids=plan.position_ids, labels=plan.labels, inputs_embeds=embeds)
+        visual, weights = self.encode_chosen(images, list(range(len(images))))
+        if visual:
+            tokens = torch.cat(list(visual.values()))
+            embeds = plan.insert_visual(embeds, tokens) if len(plan.visual_places) else _with_gradient(embeds, tokens)
+        if weights is not None:
+            where = plan.weights
+            inputs = {letter: a[: where.count] for letter, a in weights.inputs.items()}
+            rows = len(plan.token_ids)
+            weights = weights._replace(inputs=inputs, rows=where.rows, num_rows=rows, segments=where.segments())
+        return LanguageInputs(None, None, plan.position_ids, plan.labels, embeds, weights)
 
     def _check_splicing(self) -> None:
         """Refuse settings that cannot be spliced, before any work."""
@@ -207,7 +234,7 @@ class LlavaMetaForCausalLM(ABC):
         """`splice_rows` with this model's embeddings; what the caller left out stays None."""
         ids, mask, config = text.input_ids, text.attention_mask, self.config
         batch = splice_rows(
-            text_embeds=self.get_input_embeddings()(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0)),
+            embed=self.get_input_embeddings(),
             input_ids=ids,
             attention_mask=mask,
             labels=text.labels,
@@ -303,3 +330,8 @@ class LlavaMetaForCausalLM(ABC):
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
         """Add `<im_patch>`, `<im_start>` and `<im_end>` as the flags ask."""
         add_image_tokens(self, model_args, tokenizer)
+
+
+def _with_gradient(embeds: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
+    """`embeds`, joined with tokens that no row shows: they weigh 0 in the loss, only the gradients are wanted."""
+    return embeds + (unused.sum() * 0).to(embeds)

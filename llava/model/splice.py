@@ -1,11 +1,13 @@
-"""The layout of a sequence with images: where visual tokens go, and which slots are masked. Pure functions."""
+"""Images in the inputs of a language model: visual tokens at their places, masked slots. Pure functions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.multimodal_projector.perceptual_weights import BoundWeights, PerceptualWeights
+from llava.model.sequence_plan import plan_rows, plan_sequence
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def mask_slots(text: LanguageInputs) -> LanguageInputs:
 
 def splice_rows(
     *,
-    text_embeds: torch.Tensor,
+    embed: Callable[[torch.Tensor], torch.Tensor],
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     labels: torch.Tensor | None,
@@ -76,7 +78,7 @@ def splice_rows(
     """Replace each row's markers, left to right, by the visual tokens of its images.
 
     Args:
-        text_embeds: `[B, n, d]`, embeddings of `input_ids` (anything at the markers).
+        embed: looks embeddings up, ids `[B, m]` -> `[B, m, d]`.
         input_ids: `[B, n]`, IMAGE_TOKEN_INDEX at the markers.
         attention_mask: `[B, n]` or None; masked positions are dropped first.
         labels: `[B, n]` or None.
@@ -85,50 +87,20 @@ def splice_rows(
         padding_side: `right` or `left`.
 
     Returns:
-        Rows padded to one length n: `inputs_embeds` `[B, n, d]`, the others `[B, n]`. Padding has embedding zero, label
+        Rows padded to one length m: `inputs_embeds` `[B, m, d]`, the others `[B, m]`. Padding has embedding zero, label
         IGNORE_INDEX, mask False and position 0.
     """
     device = input_ids.device
-    keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    labels = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
-
-    rows: list[torch.Tensor] = []
-    row_labels: list[torch.Tensor] = []
-    for i, tokens_of_images in enumerate(visual):
-        ids, embeds, targets = input_ids[i][keep[i]], text_embeds[i][keep[i]], labels[i][keep[i]]
-        parts, target_parts, start = [], [], 0
-        positions = (ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist() if tokens_of_images else []
-        for position, tokens in zip(positions, tokens_of_images, strict=True):
-            parts += [embeds[start:position], tokens.to(embeds)]
-            target_parts += [targets[start:position], targets.new_full((len(tokens),), IGNORE_INDEX)]
-            start = position + 1
-        rows.append(torch.cat([*parts, embeds[start:]])[:max_length])
-        row_labels.append(torch.cat([*target_parts, targets[start:]])[:max_length])
-
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    longest = max(len(row) for row in rows)
-    mask, positions = _mask_and_positions(lengths, longest, padding_side)
-    return LanguageInputs(
-        input_ids=None,
-        attention_mask=mask,
-        position_ids=positions,
-        labels=_pad(row_labels, longest, padding_side, IGNORE_INDEX),
-        inputs_embeds=_pad(rows, longest, padding_side, 0.0),
-    )
-
-
-def _pad(rows: list[torch.Tensor], length: int, side: str, value: float) -> torch.Tensor:
-    out = rows[0].new_full((len(rows), length, *rows[0].shape[1:]), value)
-    for i, row in enumerate(rows):
-        if side == "left":
-            out[i, length - len(row) :] = row
-        else:
-            out[i, : len(row)] = row
-    return out
-
-
-def _mask_and_positions(lengths: torch.Tensor, longest: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    first = (longest - lengths if side == "left" else torch.zeros_like(lengths)).unsqueeze(1)
-    offset = torch.arange(longest, device=lengths.device) - first  # [B, n], negative in left padding
-    mask = (offset >= 0) & (offset < lengths.unsqueeze(1))
-    return mask, offset.masked_fill(~mask, 0)
+    ids = input_ids.cpu()
+    keep = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
+    targets = [None] * len(ids) if labels is None else [row[kept] for row, kept in zip(labels.cpu(), keep, strict=True)]
+    sequences = [
+        plan_sequence(row[kept], learned, [len(tokens) for tokens in of_row], max_length)
+        for row, kept, learned, of_row in zip(ids, keep, targets, visual, strict=True)
+    ]
+    plan = plan_rows(sequences, padding_side).to(device)
+    embeds = embed(plan.token_ids).masked_fill(~plan.mask.unsqueeze(-1), 0)
+    shown = [tokens for of_row in visual for tokens in of_row]
+    if shown:
+        embeds = plan.insert_visual(embeds, torch.cat(shown))
+    return LanguageInputs(None, plan.mask, plan.position_ids, plan.labels, embeds)

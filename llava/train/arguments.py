@@ -7,11 +7,9 @@ ignored with a warning.
 import functools
 import logging
 import os
-import sys
 import warnings
 from dataclasses import dataclass, field, fields, make_dataclass
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from transformers.utils import is_torch_tf32_available
 from llava.model.multimodal_encoder.s2 import S2_DEFAULT_SCALES
 from llava.model.multimodal_projector.builder import known_projector_types
 from llava.model.multimodal_projector.settings import setting_flags
+from llava.train.planning import AVERAGES
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +51,10 @@ class ModelArguments:
     mm_use_im_patch_token: bool = field(default=True, metadata={"help": "Add <im_patch> to the vocabulary."})
     mm_patch_merge_type: str | None = field(default="flat", metadata={"help": "flat, spatial or spatial_unpad."})
     mm_vision_select_feature: str | None = field(default="patch", metadata={"help": "patch or cls_patch."})
+    mm_elastic_budgets: str | None = field(
+        default=None,
+        metadata={"help": "Numbers of visual tokens, for example 17,33,65: one is drawn for every optimizer step."},
+    )
     s2: bool = field(default=False, metadata={"help": "Multi-scale vision tower."})
     s2_scales: str = field(default=S2_DEFAULT_SCALES, metadata={"help": "Scales of the multi-scale tower, pixels."})
 
@@ -65,7 +68,12 @@ class DataArguments:
     is_multimodal: bool = field(default=False, metadata={"help": "Set by the program: True with a vision tower."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     image_aspect_ratio: str = field(
-        default="square", metadata={"help": "pad: pad to a square; anything else: the processor's own cropping."}
+        default="square",
+        metadata={"help": "pad: pad to a square; anyres: crops; anything else: the processor's own cropping."},
+    )
+    image_grid_pinpoints: str | None = field(
+        default=None,
+        metadata={"help": "Canvases of anyres in pixels, [[w, h], ...]; default: up to 3 x 1 and 2 x 2 crops."},
     )
     on_bad_sample: str = field(
         default="error",
@@ -129,6 +137,19 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
     group_by_modality_length: bool = field(
         default=False, metadata={"help": "Every optimizer step sees images only or text only, of similar lengths."}
     )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Put several samples side by side in one row; --per_device_train_batch_size counts rows."},
+    )
+    packing_length: int | None = field(
+        default=None, metadata={"help": "Positions of a packed row, visual tokens counted; default: model_max_length."}
+    )
+    chunked_loss: bool = field(
+        default=False, metadata={"help": "Compute logits where a label is only, in chunks; always so with --packing."}
+    )
+    loss_average: str = field(
+        default="token", metadata={"help": "token: all labels of a batch weigh the same; sample: all samples do."}
+    )
     # Renamed since transformers 4.37.
     evaluation_strategy: str | None = field(default=None, metadata={"help": "Now eval_strategy."})
     warmup_ratio: float | None = field(default=None, metadata={"help": "Now a warmup_steps below 1."})
@@ -152,11 +173,6 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
         if self.logging_dir:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
         self.report_to = usable_loggers(self.report_to)
-        if self.use_liger_kernel and not (torch.cuda.is_available() and find_spec("liger_kernel")):
-            logger.warning(
-                "--use_liger_kernel needs a GPU and liger-kernel (pip install liger-kernel); training without it."
-            )
-            self.use_liger_kernel = False
         if not torch.cuda.is_available():
             self.use_cpu = True  # or --bf16 True is refused
         if not is_torch_tf32_available():
@@ -209,9 +225,8 @@ def parse_arguments(args: list[str] | None = None) -> tuple[ModelArguments, Data
     Connector settings become attributes of the model arguments.
 
     Raises:
-        ValueError: an unknown flag, or `--on_bad_sample` is neither error nor skip.
+        ValueError: an unknown flag, or a value that a flag does not have.
     """
-    prepare_single_process(sys.argv[1:] if args is None else args)
     connector_class = connector_arguments()
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, connector_class))
     model_args, data_args, training_args, connector_args = parser.parse_args_into_dataclasses(args=args)
@@ -219,17 +234,27 @@ def parse_arguments(args: list[str] | None = None) -> tuple[ModelArguments, Data
         setattr(model_args, setting.name, getattr(connector_args, setting.name))
     if data_args.on_bad_sample not in ("error", "skip"):
         raise ValueError(f"--on_bad_sample must be error or skip, not {data_args.on_bad_sample!r}")
+    settle_packing(training_args)
     return model_args, data_args, training_args
 
 
-def prepare_single_process(args: list[str]) -> None:
-    """Describe a world of one process where DeepSpeed runs without a launcher; else it looks for MPI."""
-    if "--deepspeed" not in args or "RANK" in os.environ:
-        return
-    import socket
+def settle_packing(args: TrainingArguments) -> None:
+    """Complete the flags of packing and of the loss.
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update(alone)
+    Raises:
+        ValueError: they contradict one another.
+    """
+    if args.loss_average not in AVERAGES:
+        raise ValueError(f"--loss_average must be {' or '.join(AVERAGES)}, not {args.loss_average!r}")
+    if args.packing:
+        args.chunked_loss = True
+        args.packing_length = args.packing_length or args.model_max_length
+        if args.packing_length < args.model_max_length:
+            raise ValueError(
+                f"--packing_length {args.packing_length} is shorter than a sample may be (--model_max_length "
+                f"{args.model_max_length}); raise the one or lower the other"
+            )
+    elif args.packing_length is not None:
+        raise ValueError("--packing_length has no effect without --packing True")
+    if args.loss_average == "sample" and not args.chunked_loss:
+        raise ValueError("--loss_average sample needs --chunked_loss True or --packing True")

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from llava.files import write_folder_atomically, write_text_atomically
 from llava.model.checkpoint_kind import ADAPTER_CONFIG, LORA_EXTRAS, STAGE1_WEIGHTS, has_tuned_tower
 from llava.model.weights import save_torch_atomically
+from llava.tokenizer_files import save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def get_mm_adapter_state_maybe_zero_3(
 
 def adapter_keys(args: Any) -> list[str]:
     """Name parts of the parameters that a stage-1 file holds."""
-    keys = ["mm_projector"]
+    keys = ["mm_projector", "image_newline"]
     if getattr(args, "mm_use_im_start_end", False):
         keys += ["embed_tokens", "embed_in"]
     return keys
@@ -136,6 +138,52 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
     trainer.save_model(output_dir)
 
 
+def rehearse_save(model: Any, tokenizer: Any, output_dir: str) -> None:
+    """Write configurations and tokenizer to a scratch folder, so that what cannot be saved fails before training.
+
+    Raises:
+        RuntimeError: they cannot be written; the message has the reason.
+    """
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".rehearsal-") as folder:
+            model.config.save_pretrained(folder)
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config.save_pretrained(folder)
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, folder)
+    except Exception as error:
+        raise RuntimeError(
+            f"The trained model could not be saved to {output_dir}, so training does not start: {error}"
+        ) from error
+
+
+def checkpoint_to_resume(output_dir: str) -> str | None:
+    """The checkpoint that all processes resume from: the first process chooses, by `latest_complete_checkpoint`.
+
+    Raises:
+        ValueError: not every process sees it; raised on all of them, so that none waits for the others.
+    """
+    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+        return latest_complete_checkpoint(output_dir)
+    rank = torch.distributed.get_rank()
+    chosen = [latest_complete_checkpoint(output_dir) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(chosen, src=0)
+    if chosen[0] is None:
+        return None
+    own = os.path.join(output_dir, os.path.basename(chosen[0]))
+    sees: list[bool] = [False] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(sees, _is_complete(own))
+    if not all(sees):
+        blind = ", ".join(str(rank) for rank, seen in enumerate(sees) if not seen)
+        raise ValueError(
+            f"The first process would resume from {chosen[0]}, which these processes do not have: {blind}. Put "
+            "--output_dir on a disk that all nodes share, copy the checkpoint to every node, or move it away to start "
+            "afresh"
+        )
+    return own
+
+
 def latest_complete_checkpoint(output_dir: str) -> str | None:
     """The newest `checkpoint-N` that a run can resume from, or None.
 
@@ -147,10 +195,16 @@ def latest_complete_checkpoint(output_dir: str) -> str | None:
     steps = {int(m.group(1)): name for name in os.listdir(output_dir) if (m := re.fullmatch(r"checkpoint-(\d+)", name))}
     for step in sorted(steps, reverse=True):
         folder = os.path.join(output_dir, steps[step])
-        try:
-            with open(os.path.join(folder, "trainer_state.json"), encoding="utf-8") as file:
-                json.load(file)
+        if _is_complete(folder):
             return folder
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning("%s is not complete (no readable trainer_state.json): not resuming from it.", folder)
+        logger.warning("%s is not complete (no readable trainer_state.json): not resuming from it.", folder)
     return None
+
+
+def _is_complete(checkpoint: str) -> bool:
+    try:
+        with open(os.path.join(checkpoint, "trainer_state.json"), encoding="utf-8") as file:
+            json.load(file)
+        return True
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False

@@ -3,16 +3,17 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
-from llava.image_processing import preprocess_padded
-from llava.images import MAX_IMAGE_PIXELS, open_image
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.image_processing import preprocess_padded, process_anyres_image, to_pixels
+from llava.images import MAX_IMAGE_PIXELS, image_size, open_image
+from llava.train.planning import PlanningCollator
 from llava.train.preprocess import pad_right, padding_id, preprocess, preprocess_multimodal
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,9 @@ class LazySupervisedDataset(Dataset):
     * ``conv``: the prompt template; without it ``llava.conversation.default_conversation``.
     * ``on_bad_sample``: ``error`` (default) raises ``BadSampleError``; ``skip`` takes the next good sample of the same
       modality instead (so batches stay as the sampler grouped them), counts the sample and logs it once.
+    * ``uint8_images``: leave normalisation to the vision tower.
+    * ``image_grid_pinpoints``: needed for ``image_aspect_ratio`` ``anyres``; items then have ``image``
+      ``[1 + tiles, 3, H, W]`` and ``image_size``, (width, height) in pixels.
     * ``max_image_pixels``: largest width x height of an image.
     * ``follow_image_links``: see ``resolve_image_path``.
     """
@@ -123,12 +127,12 @@ class LazySupervisedDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         index = range(len(self))[index]
         if self.on_bad_sample == "error":
-            return self._load(index)
+            return self.load(index)
         for candidate in self._same_modality_from(index):
             if candidate in self.bad_samples:
                 continue
             try:
-                return self._load(candidate)
+                return self.load(candidate)
             except BadSampleError as error:
                 self.bad_samples.add(candidate)
                 logger.warning("Skipped (%d so far in this process): %s", len(self.bad_samples), error)
@@ -142,10 +146,26 @@ class LazySupervisedDataset(Dataset):
             if ("image" in self.list_data_dict[candidate]) == has_image:
                 yield candidate
 
-    def _load(self, index: int) -> dict[str, torch.Tensor]:
+    def load(self, index: int) -> dict[str, torch.Tensor]:
+        """The item of exactly this record.
+
+        Raises:
+            BadSampleError: it cannot be used.
+        """
+        return self._guarded(self._build, index)
+
+    def measure(self, index: int) -> tuple[int, int, int, int]:
+        """Number of token ids and of image markers among them, and for anyres the image's width and height, else 0.
+
+        Raises:
+            BadSampleError: the record cannot be used. No pixels are decoded.
+        """
+        return self._guarded(self._measure, index)
+
+    def _guarded(self, work: Callable[[dict[str, Any]], Any], index: int) -> Any:
         record = self.list_data_dict[index]
         try:
-            return self._build(record)
+            return work(record)
         except (ValueError, AssertionError, KeyError) as error:
             image = f", image '{record['image']}'" if "image" in record else ""
             cause = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -154,33 +174,50 @@ class LazySupervisedDataset(Dataset):
                 "Repair or remove the record, or train without such records with --on_bad_sample skip."
             ) from error
 
-    def _build(self, record: dict[str, Any]) -> dict[str, torch.Tensor]:
-        args = self.data_args
-        conv = getattr(args, "conv", None)
+    def _measure(self, record: dict[str, Any]) -> tuple[int, int, int, int]:
+        ids = self._tokenize(record)["input_ids"]
+        width = height = 0
+        if "image" in record and self.data_args.image_aspect_ratio == "anyres":
+            width, height = image_size(self._image_path(record["image"]))
+        return len(ids), int((ids == IMAGE_TOKEN_INDEX).sum()), width, height
+
+    def _tokenize(self, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+        conv = getattr(self.data_args, "conv", None)
         _check_turns(record["conversations"])
         sources = [record["conversations"]]
         has_image = "image" in record
         if has_image:
-            sources = preprocess_multimodal(sources, args, conv)
+            sources = preprocess_multimodal(sources, self.data_args, conv)
             _check_markers(sources[0])
         rows = preprocess(sources, self.tokenizer, has_image=has_image, conv=conv)
-        item = {"input_ids": rows["input_ids"][0], "labels": rows["labels"][0]}
-        if has_image:
-            item["image"] = self._load_image(record["image"])
+        return {"input_ids": rows["input_ids"][0], "labels": rows["labels"][0]}
+
+    def _build(self, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+        args = self.data_args
+        item = self._tokenize(record)
+        if "image" in record:
+            item |= self._load_image(record["image"])
         elif args.is_multimodal:
             crop = args.image_processor.crop_size
             item["image"] = torch.zeros(3, crop["height"], crop["width"])
         return item
 
-    def _load_image(self, name: Any) -> torch.Tensor:
-        args = self.data_args
+    def _image_path(self, name: Any) -> str:
         if not isinstance(name, str):
             raise ValueError(f"'image' is a {type(name).__name__}, not the path of one image")
-        path = resolve_image_path(args.image_folder, name, getattr(args, "follow_image_links", True))
-        image = open_image(path, max_pixels=getattr(args, "max_image_pixels", MAX_IMAGE_PIXELS))
+        args = self.data_args
+        return resolve_image_path(args.image_folder, name, getattr(args, "follow_image_links", True))
+
+    def _load_image(self, name: Any) -> dict[str, Any]:
+        args = self.data_args
+        image = open_image(self._image_path(name), max_pixels=getattr(args, "max_image_pixels", MAX_IMAGE_PIXELS))
+        as_uint8 = getattr(args, "uint8_images", False)
+        if args.image_aspect_ratio == "anyres":
+            crops = process_anyres_image(image, args.image_processor, args.image_grid_pinpoints, as_uint8)
+            return {"image": crops, "image_size": image.size}
         if args.image_aspect_ratio == "pad":
-            return preprocess_padded(image, args.image_processor)
-        return args.image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+            return {"image": preprocess_padded(image, args.image_processor, as_uint8)}
+        return {"image": to_pixels(image, args.image_processor, as_uint8)}
 
 
 def _is_turn(turn: Any) -> bool:
@@ -229,9 +266,13 @@ class DataCollatorForSupervisedDataset:
 
 
 def make_supervised_data_module(tokenizer, data_args) -> dict[str, Any]:
-    """Data set and collator under the Trainer's argument names; there is no evaluation set."""
+    """Data set and collator under the Trainer's argument names; there is no evaluation set.
+
+    With a ``layout`` in ``data_args`` (``BatchLayout``) batches are planned.
+    """
+    layout = getattr(data_args, "layout", None)
     return {
         "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args),
         "eval_dataset": None,
-        "data_collator": DataCollatorForSupervisedDataset(tokenizer),
+        "data_collator": DataCollatorForSupervisedDataset(tokenizer) if layout is None else PlanningCollator(layout),
     }

@@ -1,8 +1,8 @@
 """The Trainer: sampling, optimizer groups, saving and resuming in three modes."""
 
 import logging
+import math
 import os
-import time
 from typing import Any
 
 import torch
@@ -16,13 +16,18 @@ from llava.files import write_folder_atomically
 from llava.model.checkpoint_kind import LORA_EXTRAS, STAGE1_WEIGHTS
 from llava.model.weights import load_weights_only
 from llava.tokenizer_files import save_tokenizer
+from llava.train.callbacks import CheckSaving, NoExtraCheckpoint
 from llava.train.checkpoint import (
     get_mm_adapter_state_maybe_zero_3,
     maybe_zero_3,
     save_adapter,
     save_lora,
 )
-from llava.train.progress import TrainingProgress
+from llava.train.data import LazySupervisedDataset
+from llava.train.disk_space import RunSize, gigabytes
+from llava.train.lengths import lengths_of
+from llava.train.packing import ElasticSampler, PackedDataset, PackSampler
+from llava.train.progress import Throughput, TrainingProgress
 from llava.train.sampler import (
     LengthGroupedSampler,
     get_length_grouped_indices,
@@ -43,6 +48,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
+# Bytes of a checkpoint in stage 1. Connectors that give tokens stay below, perceptual weights do not.
+SMALL_CHECKPOINT = 2_000_000_000
+
 # Parts of the model that can have a learning rate of their own.
 RATE_FLAGS = {"connector": "mm_projector_lr", "B": "B_matrix_lr", "tower": "vision_tower_lr"}
 
@@ -59,7 +67,7 @@ def _part_of(name: str) -> str:
 class SamplerEpoch(TrainerCallback):
     """Set the sampler's epoch when an epoch begins: accelerate does not when it resumes inside one."""
 
-    def __init__(self, sampler: LengthGroupedSampler) -> None:
+    def __init__(self, sampler: LengthGroupedSampler | PackSampler | ElasticSampler) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -73,9 +81,11 @@ class LLaVATrainer(Trainer):
         super().__init__(*args, **kwargs)
         # The loss is the mean over one micro-batch, averaged over ranks and accumulation steps.
         self.model_accepts_loss_kwargs = False
-        self._seen = {"samples": 0, "tokens": 0, "since": time.perf_counter()}
-        if self.is_adapter_mode:
-            self.args.save_total_limit = None  # the connector's checkpoints are small and all kept
+        self._seen = Throughput()
+        if self.is_adapter_mode and self.args.save_total_limit:
+            self._keep_small_checkpoints()
+        self.add_callback(CheckSaving())
+        self.add_callback(NoExtraCheckpoint())
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
@@ -89,21 +99,66 @@ class LLaVATrainer(Trainer):
     def is_lora_mode(self) -> bool:
         return getattr(self.args, "lora_enable", False)
 
+    def _keep_small_checkpoints(self) -> None:
+        """Lift --save_total_limit in stage 1, whose checkpoints have always all been kept, if they are small."""
+        size = RunSize.of_run(self.model, self.args).checkpoint
+        if size >= SMALL_CHECKPOINT:
+            logger.info("A checkpoint of the connector has %s: --save_total_limit counts.", gigabytes(size))
+            return
+        logger.info("All checkpoints of the connector are kept, %s each.", gigabytes(size))
+        self.args.save_total_limit = None
+
     # Sampling and optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if dataset is None or not self.args.group_by_modality_length:
+        is_packed = isinstance(dataset, PackedDataset)
+        if dataset is None or not (is_packed or self.args.group_by_modality_length):
             return super()._get_train_sampler(dataset)
-        sampler = LengthGroupedSampler(
-            self.args.train_batch_size,
-            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
-            lengths=dataset.modality_lengths,
-            group_by_modality=True,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
+        if is_packed and dataset.measured is not None:
+            sampler = self._pack_sampler(dataset)
+            logger.info("Packing: %s.", sampler.describe())
+        else:
+            sampler = self._row_sampler(dataset.samples if is_packed else dataset)
+        if is_packed and dataset.measured is None:
+            budgets = dataset.layout.elastic_budgets
+            sampler = ElasticSampler(sampler, budgets, self._rows_per_step, self._data_seed)
         self.add_callback(SamplerEpoch(sampler))
         return sampler
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    @property
+    def _rows_per_step(self) -> int:
+        """Rows of one optimizer step over all processes."""
+        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+
+    def _row_sampler(self, dataset: LazySupervisedDataset) -> LengthGroupedSampler:
+        """Samples of similar lengths and, if asked for, of one modality in every optimizer step."""
+        by_modality = self.args.group_by_modality_length
+        return LengthGroupedSampler(
+            self.args.train_batch_size,
+            self.args.world_size * self.args.gradient_accumulation_steps,
+            dataset.modality_lengths if by_modality else dataset.lengths,
+            group_by_modality=by_modality,
+            seed=self._data_seed,
+        )
+
+    def _pack_sampler(self, dataset: PackedDataset) -> PackSampler:
+        layout, rows = dataset.layout, self._rows_per_step
+        budgets = layout.elastic_budgets or (None,)
+        lengths = {budget: lengths_of(dataset.measured, layout, budget) for budget in budgets}
+        with_image = dataset.measured[:, 1] > 0 if self.args.group_by_modality_length else None
+
+        def sampler(num_epochs: int) -> PackSampler:
+            return PackSampler(lengths, self.args.packing_length, rows, with_image, self._data_seed, num_epochs)
+
+        if self.args.max_steps <= 0:
+            return sampler(math.ceil(self.args.num_train_epochs))
+        steps_per_epoch = max(len(sampler(1)) // rows, 1)
+        return sampler(math.ceil(self.args.max_steps / steps_per_epoch) + 1)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """With the groups of `optimizer_groups`."""
@@ -154,29 +209,25 @@ class LLaVATrainer(Trainer):
 
     # Throughput
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        if self.model.training and "attention_mask" in inputs:  # counted before the tensors leave the CPU
-            text = int(inputs["attention_mask"].sum())
-            self._seen["samples"] += len(inputs["input_ids"])
-            self._seen["tokens"] += text + self._visual_tokens(inputs)
-        return super()._prepare_inputs(inputs)
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Counts what a batch contains, from its plan alone."""
+        plan = inputs.get("plan")
+        if plan is not None:
+            self._seen.add(plan)
+        return super().training_step(model, inputs, *args, **kwargs)
 
-    def _visual_tokens(self, inputs: dict[str, Any]) -> int:
-        """Positions that splicing adds to a batch: visual tokens minus the markers that they replace."""
-        model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if inputs.get("images") is None or not hasattr(model, "num_visual_tokens"):
-            return 0
-        markers = int((inputs["input_ids"] < 0).sum())
-        return markers * (max(model.num_visual_tokens, 1) - 1)  # perceptual weights leave the marker in place
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """transformers' estimate for a batch, six operations per weight and position."""
+        plan = inputs.get("plan")
+        if plan is None:
+            return super().floating_point_ops(inputs)
+        return 6 * plan.num_positions * self.model.num_parameters(exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add samples/s and language model tokens/s over all ranks since the last log."""
+        """Add the throughput since the last log."""
         if "loss" in logs:
-            seconds = time.perf_counter() - self._seen["since"]
-            logs["samples_per_second"] = round(self._seen["samples"] * self.args.world_size / seconds, 2)
-            logs["llm_tokens_per_second"] = round(self._seen["tokens"] * self.args.world_size / seconds, 1)
-            self._seen = {"samples": 0, "tokens": 0, "since": time.perf_counter()}
+            logs |= self._seen.figures(self.args.world_size, self.args.gradient_accumulation_steps)
+            self._seen = Throughput()
         super().log(logs, *args, **kwargs)
 
     # Saving

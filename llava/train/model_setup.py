@@ -8,17 +8,21 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from llava.conversation import conv_templates
 from llava.extras import require_extra
+from llava.images import parse_pinpoints
+from llava.model.anyres import CropLayout
 from llava.model.checkpoint_kind import checkpoint_kind, read_config_dict
 from llava.model.connector_choice import choose_for_training
 from llava.model.families import classes_of, read_config
 from llava.model.loading_report import quiet_loading_report
 from llava.model.multimodal_projector.registry import Connector, find_connector
 from llava.model.multimodal_projector.settings import check_aspect_ratio
+from llava.model.planned_attention import PLANNED_FLASH, PLANNED_SDPA
 from llava.model.quantization import NEVER_QUANTISED, guard_cpu_packing
 from llava.model.vision_state import load_connector_state
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.planning import BatchLayout
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +60,15 @@ def load_language_model(
     }
     path = model_args.model_name_or_path
     projector_type = own_projector_type(path) or model_args.mm_projector_type
-    if attn_implementation is not None and find_connector(projector_type).connector_class.space == "parameter":
+    half = training_args.bf16 or training_args.fp16
+    flash = attn_implementation == "flash_attention_2" and half  # it takes half precision only
+    if flash and find_connector(projector_type).connector_class.space == "parameter":
         logger.info("The masked slot of %s is not supported by FlashAttention: using sdpa.", projector_type)
-        options["attn_implementation"] = "sdpa"
-    elif attn_implementation is not None:
-        half = training_args.bf16 or training_args.fp16
-        options["attn_implementation"] = attn_implementation if half else "sdpa"  # FlashAttention takes half precision
+        flash = False
+    if model_args.vision_tower is None:
+        options["attn_implementation"] = "flash_attention_2" if flash else "sdpa"
+    else:
+        options["attn_implementation"] = PLANNED_FLASH if flash else PLANNED_SDPA
     if training_args.bits in (4, 8):
         options |= _quantisation(training_args)
     if model_args.vision_tower is None:
@@ -75,10 +82,35 @@ def load_language_model(
         projector = choose_for_training(config, path, vars(model_args))
         with quiet_loading_report(bool(projector)):
             model = model_class.from_pretrained(path, config=config, **options)
+        _forget_unused_prefixes(model)
         if projector:
             load_connector_state(model.get_model(), projector, path)
     model.config.use_cache = False
+    settle_generation_config(model)
     return model
+
+
+def settle_generation_config(model: PreTrainedModel) -> None:
+    """Let sampling values, such as Vicuna's `temperature` and `top_p`, stand with `do_sample`.
+
+    Without it transformers refuses to save the configuration once anything in it was changed, the pad token included.
+    """
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        model.generation_config.do_sample = True
+
+
+def _forget_unused_prefixes(model: PreTrainedModel) -> None:
+    """Keep the names of a tower in the checkpoint as they are.
+
+    Under ZeRO-3 transformers remembers every prefix that it could have removed from the names while loading, removed or
+    not, and would add all of them when it saves: `vision_model.vision_model` could not be opened again.
+    """
+    from transformers.core_model_loading import PrefixChange
+
+    remembered = getattr(model, "_weight_conversions", None) or []
+    model._weight_conversions = [entry for entry in remembered if not isinstance(entry, PrefixChange)] or None
 
 
 def own_projector_type(path: str) -> str | None:
@@ -199,11 +231,19 @@ def add_vision(
     tower.requires_grad_(False)  # also one that came with the checkpoint
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
+    data_args.uint8_images = True
 
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
     check_aspect_ratio(config, inner.mm_projector)
+    if data_args.image_aspect_ratio == "anyres":
+        config.image_grid_pinpoints = data_args.image_grid_pinpoints = settle_pinpoints(data_args, tower)
     check_recomputation(inner.mm_projector, args)
+    data_args.elastic_budgets = []
+    if model_args.mm_elastic_budgets:
+        data_args.elastic_budgets = elastic_budgets(model_args.mm_elastic_budgets, inner.mm_projector, tower, config)
+    if data_args.elastic_budgets or hasattr(config, "mm_elastic_budgets"):  # also a base checkpoint's, now outdated
+        config.mm_elastic_budgets = data_args.elastic_budgets
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
     config.tune_mm_mlp_adapter = args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
@@ -211,6 +251,8 @@ def add_vision(
     if model_args.tune_mm_mlp_adapter:
         model.requires_grad_(False)
         inner.mm_projector.requires_grad_(True)
+        if hasattr(inner, "image_newline"):
+            inner.image_newline.requires_grad_(True)
     if args.freeze_mm_mlp_adapter:
         inner.mm_projector.requires_grad_(False)
     if model_args.tune_vision_tower:
@@ -233,6 +275,55 @@ def add_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
+def settle_pinpoints(data_args: DataArguments, tower: Any) -> list[list[int]]:
+    """The canvases of anyres, (width, height) in pixels.
+
+    Raises:
+        ValueError: a canvas is not made of whole crops of the tower's size.
+    """
+    side = tower.config.image_size
+    if data_args.image_grid_pinpoints is None:
+        return [[side * w, side * h] for w, h in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+    pinpoints = [list(canvas) for canvas in parse_pinpoints(data_args.image_grid_pinpoints)]
+    if not pinpoints or any(len(canvas) != 2 or any(n < side or n % side for n in canvas) for canvas in pinpoints):
+        raise ValueError(
+            f"--image_grid_pinpoints {data_args.image_grid_pinpoints}: widths and heights must be multiples of the "
+            f"vision tower's {side} pixels"
+        )
+    return pinpoints
+
+
+def elastic_budgets(text: str, connector: Connector, tower: Any, config: Any) -> list[int]:
+    """The numbers of visual tokens to train with.
+
+    Raises:
+        ValueError: not a list of numbers, or the connector cannot make one of them.
+    """
+    try:
+        budgets = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--mm_elastic_budgets must be numbers separated by commas, not {text!r}") from None
+    if not connector.is_elastic:
+        raise ValueError(f"--mm_elastic_budgets: {config.mm_projector_type} has a fixed number of visual tokens")
+    heads, patches = tower.config.num_attention_heads, tower.num_patches
+    return sorted({connector.count_tokens(budget, heads, patches) for budget in budgets})
+
+
+def batch_layout(model: Any, data_args: DataArguments, args: TrainingArguments) -> BatchLayout:
+    """How batches of this run are laid out."""
+    tower = model.get_vision_tower()
+    return BatchLayout(
+        space=model.space,
+        num_visual_tokens=model.num_visual_tokens,
+        max_length=args.model_max_length,
+        packed=args.packing,
+        chunked_loss=args.chunked_loss,
+        loss_average=args.loss_average,
+        crops=CropLayout.of_config(model.config, tower) if data_args.image_aspect_ratio == "anyres" else None,
+        elastic_budgets=tuple(data_args.elastic_budgets),
+    )
+
+
 def check_recomputation(projector: Connector, args: TrainingArguments) -> None:
     """
     Raises:
@@ -250,18 +341,23 @@ def settle_trained_dtype(model: torch.nn.Module, args: TrainingArguments) -> Non
     """Cast trainable parameters where the mixed-precision engine requires a dtype.
 
     DeepSpeed in bf16 keeps float32 masters itself and ZeRO-3 takes one dtype only, while the connector and LoRA's
-    matrices are made in float32 beside a bf16 language model. Without DeepSpeed, --fp16 scales gradients of float32
-    parameters only.
+    matrices are made in float32 beside a bf16 language model. Without DeepSpeed, what trains is float32 and computes
+    under autocast: bf16 has 8 bits of precision, so a step of 2e-5 is lost in the rounding of most weights, and --fp16
+    scales gradients of float32 parameters only. What is frozen keeps its dtype.
     """
-    if args.deepspeed and args.bf16:
-        made, wanted = torch.float32, torch.bfloat16
-    elif args.fp16 and not args.deepspeed:
-        made, wanted = torch.float16, torch.float32
+    if args.deepspeed:
+        made, wanted = (torch.float32, torch.bfloat16) if args.bf16 else (None, None)
     else:
-        return
+        made, wanted = compute_dtype(args), torch.float32
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype == made:
             parameter.data = parameter.data.to(wanted)
+
+
+def settle_saved_dtype(model: torch.nn.Module, args: TrainingArguments) -> None:
+    """Let a whole model that trained in float32 under --bf16 be saved in bfloat16, as by DeepSpeed."""
+    if args.bf16 and not args.deepspeed and not args.lora_enable and not args.tune_mm_mlp_adapter:
+        model.to(torch.bfloat16)
 
 
 def settle_kbit_dtypes(model: Any, args: TrainingArguments) -> None:

@@ -1,8 +1,39 @@
-"""The progress bar of training: loss, learning rate, samples/s, LLM tokens/s and the time left."""
+"""The figures of training: loss, learning rate, samples/s, LLM tokens/s and the time left."""
 
+import time
 from typing import Any
 
 from transformers.trainer_callback import ProgressCallback
+
+from llava.model.sequence_plan import SequencePlan
+
+
+class Throughput:
+    """What one process has trained on since it was made."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._batches = self._samples = self._tokens = self._positions = 0
+
+    def add(self, plan: SequencePlan) -> None:
+        """Count one micro-batch."""
+        self._batches += 1
+        self._samples += len(plan.lengths)
+        self._tokens += plan.num_tokens
+        self._positions += plan.num_positions
+
+    def figures(self, world_size: int, accumulation_steps: int) -> dict[str, float]:
+        """Over all processes, as if they were like this one: samples and positions without padding per second, samples
+        per optimizer step. Of the positions: the share that is padding."""
+        seconds = time.perf_counter() - self._since
+        if not self._batches:
+            return {}
+        return {
+            "samples_per_second": round(self._samples * world_size / seconds, 2),
+            "llm_tokens_per_second": round(self._tokens * world_size / seconds, 1),
+            "samples_per_step": round(self._samples / self._batches * accumulation_steps * world_size, 1),
+            "padding": round(1 - self._tokens / self._positions, 4),
+        }
 
 
 class TrainingProgress(ProgressCallback):

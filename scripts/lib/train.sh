@@ -13,7 +13,7 @@ train_stage1() {
     launch --version plain --tune_mm_mlp_adapter True \
         --data_path "${DATA_PATH:-./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}" \
         --image_folder "${IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}" \
-        --save_steps 24000 "$@"
+        --save_steps 1000 "$@"
 }
 
 # train_stage2 FLAGS...: instruction tuning of connector and language model.
@@ -21,12 +21,12 @@ train_stage2() {
     launch --version v1 --image_aspect_ratio pad --group_by_modality_length True \
         --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}" \
         --image_folder "${IMAGE_FOLDER:-./playground/data}" \
-        --save_steps 50000 "$@"
+        --save_steps 1000 "$@"
 }
 
 # Flags given later win, so the recipe's come after the shared ones, and the user's after the recipe's.
 launch() {
-    deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
+    ${LAUNCHER:-deepspeed --master_port ${MASTER_PORT:-29500}} llava/train/train_mem.py \
         --model_name_or_path "${BASE_MODEL:-lmsys/vicuna-$SIZE-v1.5}" \
         --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}" \
         --mm_vision_select_layer -2 \

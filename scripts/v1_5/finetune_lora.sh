@@ -2,7 +2,7 @@
 # LLaVA-1.5 stage 2 with LoRA.
 # Flags given to this script come last and win: bash scripts/v1_5/finetune_lora.sh --learning_rate 1e-4
 
-deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
+${LAUNCHER:-deepspeed --master_port ${MASTER_PORT:-29500}} llava/train/train_mem.py \
     --lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 \
     --deepspeed ./scripts/zero3.json \
     --model_name_or_path lmsys/vicuna-13b-v1.5 \

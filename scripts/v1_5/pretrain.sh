@@ -2,7 +2,7 @@
 # LLaVA-1.5 stage 1: train the connector on image captions (8 GPUs, global batch 256).
 # Flags given to this script come last and win: bash scripts/v1_5/pretrain.sh --learning_rate 1e-4
 
-deepspeed --master_port "${MASTER_PORT:-29500}" llava/train/train_mem.py \
+${LAUNCHER:-deepspeed --master_port ${MASTER_PORT:-29500}} llava/train/train_mem.py \
     --deepspeed ./scripts/zero2.json \
     --model_name_or_path lmsys/vicuna-13b-v1.5 \
     --version plain \

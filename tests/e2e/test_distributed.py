@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ VLORA = ["--mm_projector_type", "vlora", "--vlora_dim", "32", "--vlora_depth", "
 VLORA += ["--vlora_rank", "4", "--vlora_type", "qkvom"]
 FULL = ["--version", "v1", "--data_path", "train/data.json", *CONNECTOR]
 STAGE1 = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True", *CONNECTOR]
-LORA = [*FULL, "--lora_enable", "True", "--lora_r", "4", "--gradient_checkpointing", "True"]
+PACKED = ["--packing", "True"]
+LORA = [*FULL, *PACKED, "--lora_enable", "True", "--lora_r", "4", "--gradient_checkpointing", "True"]
 
 
 def free_port() -> int:
@@ -32,14 +34,40 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(output: Path, zero: str, *flags: str) -> list[dict]:
-    """Run `deepspeed train_mem.py` on two processes with the base flags and `flags`; returns the log."""
+def deepspeed_launcher(program: list[str], environment: dict[str, str]) -> str:
+    """Start two processes by DeepSpeed's launcher; gives the end of their output if they fail."""
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port())]
+    options = {"cwd": VECTORS / "llava", "capture_output": True, "text": True, "timeout": 400, "check": False}
+    result = subprocess.run([*command, *program], env=environment, **options)
+    return (result.stdout + result.stderr)[-4000:] if result.returncode else ""
+
+
+def srun(program: list[str], environment: dict[str, str]) -> str:
+    """Start two processes as Slurm does: the same command twice, with variables that tell them apart."""
+    task = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    task |= {"SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(free_port())}
+    options = {"cwd": VECTORS / "llava", "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, *program], env=environment | task | {"SLURM_PROCID": i, "SLURM_LOCALID": i}, **options
+        )
+        for i in ("0", "1")
+    ]
+    try:
+        outputs = [process.communicate(timeout=400)[0] for process in tasks]
+    finally:
+        for process in tasks:
+            process.kill()
+    return "\n".join(outputs)[-4000:] if any(process.returncode for process in tasks) else ""
+
+
+Starter = Callable[[list[str], dict[str, str]], str]
+
+
+def launch(output: Path, zero: str, *flags: str, start: Starter = deepspeed_launcher) -> list[dict]:
+    """Run train_mem.py on two processes with the base flags and `flags`; returns the log."""
     base = [part for pair in BASE_FLAGS.items() for part in pair]
-    deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
-    command = [
-        *deepspeed,
-        "--master_port",
-        str(free_port()),
+    program = [
         str(REPOSITORY / "llava/train/train_mem.py"),
         "--deepspeed",
         str(REPOSITORY / f"scripts/{zero}.json"),
@@ -49,10 +77,8 @@ def launch(output: Path, zero: str, *flags: str) -> list[dict]:
         *flags,
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        command, cwd=VECTORS / "llava", env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    failure = start(program, environment)
+    assert not failure, failure
     return json.loads((output / "trainer_state.json").read_text())["log_history"]
 
 
@@ -64,7 +90,7 @@ def test_two_processes_equal_one_and_zero2_equals_zero3(tmp_path: Path, llava_ve
     flags = [*FULL, "--max_steps", "4", "--save_strategy", "no", "--per_device_train_batch_size", "1"]
     one = run_training(tmp_path / "one", *flags, "--gradient_accumulation_steps", "2").state.log_history
     two = launch(tmp_path / "two", "zero2", *flags)
-    three = launch(tmp_path / "three", "zero3", *flags)
+    three = launch(tmp_path / "three", "zero3", *flags, start=srun)
     assert len(losses(one)) == 4
     # Two processes share the data: a step moves as far through the epoch as two accumulated micro-batches.
     assert [e["epoch"] for e in one if "loss" in e] == [e["epoch"] for e in two if "loss" in e]
@@ -97,7 +123,7 @@ def grouped_base(folder: Path) -> Path:
 
 # Beside VLoRA alone, all at once that makes it harder.
 EVERYTHING = ["--mm_projector_type", "acformer_vlora", *VLORA[2:], *CONNECTOR[2:], "--tune_vision_tower", "True"]
-EVERYTHING += ["--vision_tower_lr", "1e-4"]
+EVERYTHING += ["--vision_tower_lr", "1e-4", *PACKED]
 
 
 @pytest.mark.parametrize("connector", [VLORA, EVERYTHING], ids=["vlora", "everything"])
@@ -109,6 +135,9 @@ def test_vlora_with_images_on_one_process_only(connector: list[str], tmp_path: P
     data = ["--version", "v1", "--data_path", str(mixed_data(tmp_path / "mixed.json")), "--save_strategy", "no"]
     if connector is EVERYTHING:
         data += ["--model_name_or_path", str(grouped_base(tmp_path / "grouped"))]
+    # Training goes on from a checkpoint that holds the connector: ZeRO-3 builds it in pieces then.
+    run_training(tmp_path / "base", *data, *connector, "--max_steps", "1")
+    data += ["--model_name_or_path", str(tmp_path / "base")]
     flags = [*data, *connector, "--max_steps", "6", "--per_device_train_batch_size", "1", "--weight_decay", "0.01"]
     flags += ["--B_matrix_lr", "2e-3", "--gradient_checkpointing", "True"]
     one = run_training(tmp_path / "one", *flags, "--gradient_accumulation_steps", "2").state.log_history

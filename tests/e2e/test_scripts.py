@@ -128,10 +128,9 @@ def test_vlora_scripts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shown_by(script: str, **settings: str) -> str:
     """The command line that a script makes, the launcher replaced by one that prints its arguments."""
-    command = ["bash", "-c", f'deepspeed() {{ echo "$@"; }}; . {SCRIPTS / script}']
-    result = subprocess.run(
-        command, env=os.environ | settings, capture_output=True, text=True, check=True, cwd=REPOSITORY
-    )
+    environment = os.environ | {"LAUNCHER": "echo"} | settings
+    command = ["bash", str(SCRIPTS / script)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     return result.stdout.replace("\n", " ")
 
 
@@ -175,5 +174,6 @@ def test_every_script_parses_and_names_known_flags() -> None:
         subprocess.run(["bash", "-n", str(script)], check=True)
         flags = set(re.findall(r"^ +(--\w+)", text, flags=re.M))
         assert flags and flags <= known, (script.name, flags - known)
+        assert "${LAUNCHER:-deepspeed " in text or '. "$(dirname' in text, script.name
         for path in re.findall(r"\./scripts/\w+\.json|llava/train/\w+\.py", text):
             assert (REPOSITORY / path).is_file(), (script.name, path)

@@ -4,13 +4,17 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import is_flash_attention_requested
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.image_inputs import ImageInputs, Images
+from llava.model.label_loss import label_loss
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_projector.perceptual_weights import BoundWeights, PerceptualWeights, install_hooks
 from llava.model.multimodal_projector.weight_merging import merged
+from llava.model.planned_attention import PLANNED_FLASH, PLANNED_SDPA, prepare_attention
+from llava.model.sequence_plan import SequencePlan
 from llava.model.splice import LanguageInputs, count_markers
 
 
@@ -39,6 +43,7 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
         num_visual_tokens: int | None = None,
         perceptual_weights: PerceptualWeights | BoundWeights | None = None,
         legacy_decode_positions: bool = False,
+        plan: SequencePlan | None = None,
         **kwargs: Any,
     ) -> Any:
         """Assemble the inputs, then run the language model's forward.
@@ -50,7 +55,10 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             perceptual_weights: from an earlier `assemble_inputs`, instead of `images`.
             legacy_decode_positions: after the prompt, number positions one lower in rows with an image, as the
                 published VLoRA did.
+            plan: of a training step, instead of everything but the images; see `SequencePlan`.
         """
+        if plan is not None:
+            return self._forward_planned(plan, ImageInputs.given(images, image_sizes, num_visual_tokens))
         is_later_step = past_key_values is not None and past_key_values.get_seq_length() > 0
         if is_later_step and images is not None and self.takes_weights:
             raise ValueError(
@@ -83,6 +91,34 @@ class LlavaCausalLMMixin(LlavaMetaForCausalLM):
             **{name: value for name, value in optional.items() if value is not None},
             **kwargs,
         )
+
+    def _forward_planned(self, plan: SequencePlan, images: ImageInputs | None) -> Any:
+        """A training step that reads nothing back from the device.
+
+        Raises:
+            ValueError: the batch is packed, but the decoder's attention knows no borders.
+        """
+        batch = self.assemble_planned(plan, images)
+        options: dict[str, Any] = {"inputs_embeds": batch.inputs_embeds, "position_ids": batch.position_ids}
+        if batch.weights is not None:
+            options["perceptual_weights"] = self._install_weights(batch).weights
+        attention = plan.attention
+        if self.config._attn_implementation in (PLANNED_SDPA, PLANNED_FLASH):
+            window, device = getattr(self.config, "sliding_window", None), batch.inputs_embeds.device
+            options["attention_plan"] = prepare_attention(attention, plan.token_ids.shape[1], device, window)
+            # transformers passes a mask of four dimensions on unread; it would derive one from anything else.
+            options["attention_mask"] = plan.mask[None, None, :1]
+        elif attention.lengths is not None:
+            raise ValueError(
+                f"A packed batch needs attn_implementation {PLANNED_SDPA} or {PLANNED_FLASH}, which keep its "
+                f"sequences apart, not {self.config._attn_implementation}"
+            )
+        else:
+            options["attention_mask"] = plan.mask if attention.visible is None else plan.mask & attention.visible
+        if plan.loss is None:
+            return super().forward(labels=batch.labels, use_cache=False, **options)
+        hidden = self.get_model()(use_cache=False, **options).last_hidden_state
+        return CausalLMOutputWithPast(loss=label_loss(self.lm_head, hidden, plan.loss))
 
     def _install_weights(self, batch: LanguageInputs) -> LanguageInputs:
         """Bind the weights to the layers' dtype and make sure that the decoder layers have their hooks.

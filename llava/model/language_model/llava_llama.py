@@ -1,8 +1,8 @@
 """LLaVA on Llama."""
 
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
+from llava.model.label_loss import LanguageHead
 from llava.model.language_model.causal_lm import LlavaCausalLMMixin
 from llava.model.language_model.config_io import LegacyConfigMixin
 from llava.model.llava_arch import LlavaMetaModel
@@ -29,7 +29,7 @@ class LlavaLlamaForCausalLM(LlavaCausalLMMixin, LlamaForCausalLM):
         super(LlamaForCausalLM, self).__init__(config)
         self.model = LlavaLlamaModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = LanguageHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_model(self) -> LlavaLlamaModel:

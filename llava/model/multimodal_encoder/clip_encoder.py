@@ -122,6 +122,12 @@ class CLIPVisionTower(nn.Module):
         # The PIL backend by name: with torchvision installed the generic one resamples differently.
         self.image_processor = CLIPImageProcessorPil.from_pretrained(self.vision_tower_name)
 
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Pixels `[N, 3, H, W]` uint8 -> float32, rescaled and normalised as the image processor does on the host."""
+        processor = self.image_processor
+        channels = zip(images.unbind(1), processor.image_mean, processor.image_std, strict=True)
+        return torch.stack([(x * processor.rescale_factor - mean) / std for x, mean, std in channels], dim=1)
+
     def feature_select(self, image_forward_outs: Any) -> torch.Tensor:
         """The select layer's tokens `[N, tokens, D]` out of a CLIP output with `hidden_states`."""
         return self.select_tokens(image_forward_outs.hidden_states[self.select_layer])

@@ -65,6 +65,7 @@ class CAbstractor(Connector, BareParameters):
         super().__init__()
         depth, side = settings.mm_abstractor_depth, settings.mm_abstractor_position_side
         self.num_visual_tokens = settings.mm_num_visual_tokens
+        self.position_side = side  # kept beside the parameter, which is empty while ZeRO-3 has it in pieces
         self.position = nn.Parameter(torch.zeros(vision_width, side, side)) if side else None
         self.before = nn.Sequential(*(ConvBlock(vision_width) for _ in range(depth)))
         self.after = nn.Sequential(*(ConvBlock(vision_width) for _ in range(depth)))
@@ -76,9 +77,9 @@ class CAbstractor(Connector, BareParameters):
 
     def count_tokens(self, wanted: int, num_heads: int, num_patches: int) -> int:
         side = math.isqrt(num_patches)
-        if self.position is not None and self.position.shape[1] != side:
+        if self.position_side not in (0, side):
             raise ValueError(
-                f"mm_abstractor_position_side is {self.position.shape[1]}, but the tower has {side} patches per side"
+                f"mm_abstractor_position_side is {self.position_side}, but the tower has {side} patches per side"
             )
         return _pooled_side(wanted, side) ** 2
 

@@ -1,5 +1,7 @@
 """The class token's attention row of one CLIP block, without materialising any other attention map."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
 
@@ -23,6 +25,11 @@ def class_token_attention(layer: nn.Module, hidden: torch.Tensor) -> tuple[torch
     query = attention.q_proj(normed[:, :1]).view(batch, heads, 1, width // heads)
     keys = attention.k_proj(normed)
     per_head = keys.view(batch, tokens, heads, width // heads).transpose(1, 2)
-    with torch.autocast(normed.device.type, enabled=False):  # autocast would take the product back to half precision
+    with full_precision(normed.device):  # autocast would take the product back to half precision
         logits = (query.float() @ per_head.float().transpose(2, 3)).squeeze(2) * attention.scale  # [B, H, 1+P]
     return logits.softmax(dim=-1)[..., 1:], keys[:, 1:]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Switches autocast off; the meta device, on which steps are checked without memory, knows none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 LETTERS = "qkvom"
@@ -37,17 +38,33 @@ class LayerWeights(NamedTuple):
         return LayerWeights(*({key: x.to(device) for key, x in part.items()} for part in self))
 
 
+class WeightedSegments(NamedTuple):
+    """The sequences with an image in a batch that holds all sequences side by side, `[1, total]`.
+
+    Attributes:
+        places: `[P]`, positions of these sequences, ascending; None if every sequence has an image.
+        lengths: of each; they sum to P.
+        ends: `[S]` int32, cumulative lengths, on the device of the decoder.
+    """
+
+    places: torch.Tensor | None
+    lengths: tuple[int, ...]
+    ends: torch.Tensor
+
+
 class BoundWeights(NamedTuple):
     """Perceptual weights in the form that decoder layers use: sliced, cast and concatenated once, not in every step.
 
     Attributes:
         layers: the update of each decoder layer, None for those without; layers beyond the last have none.
         rows, num_rows: see `PerceptualWeights`.
+        segments: of a packed batch, whose sequences take the place of rows.
     """
 
     layers: tuple[LayerWeights | None, ...]
     rows: torch.Tensor | None
     num_rows: int
+    segments: WeightedSegments | None = None
 
     def of_layer(self, layer: int) -> LayerWeights | None:
         return self.layers[layer] if layer < len(self.layers) else None
@@ -75,6 +92,7 @@ class PerceptualWeights(NamedTuple):
             without an entry are the language model as it is.
         num_rows: rows of the batch, with and without an image.
         reduction: what becomes of several images of a row: `mean` or `sum` of their A.
+        segments: of a packed batch, whose sequences with an image are the entries of `inputs`.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -83,6 +101,7 @@ class PerceptualWeights(NamedTuple):
     rows: torch.Tensor | None = None
     num_rows: int = 0
     reduction: str = "mean"
+    segments: WeightedSegments | None = None
 
     @property
     def num_groups(self) -> int:
@@ -103,7 +122,7 @@ class PerceptualWeights(NamedTuple):
     def bind(self, dtype: torch.dtype) -> BoundWeights:
         """The weights for the decoder, in the dtype of its layers."""
         if not self.inputs:
-            return BoundWeights((), self.rows, self.num_rows)
+            return BoundWeights((), self.rows, self.num_rows, self.segments)
         shared = "".join(letter for letter in SHARED if letter in self.inputs)
         inputs = {letter: a.to(dtype) for letter, a in self.inputs.items() if letter not in shared}
         if shared:
@@ -119,7 +138,7 @@ class PerceptualWeights(NamedTuple):
             )
             for group in groups
         )
-        return BoundWeights(layers, self.rows, self.num_rows)
+        return BoundWeights(layers, self.rows, self.num_rows, self.segments)
 
     def for_rows(self, images_of_rows: list[list[int]]) -> "PerceptualWeights":
         """Weights of the batch from those of its images.
@@ -164,7 +183,8 @@ class BoundLayer:
 
     weights: LayerWeights
     rows: torch.Tensor | None
-    shared: dict[str, torch.Tensor]  # x A `[B, n, r]` of q, k and v
+    shared: dict[str, torch.Tensor]  # x A of q, k and v, `[B, n, r]`, or `[P, r]` of segments
+    segments: WeightedSegments | None = None
 
     def add(self, letter: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """`output + (x A) B^T` in the rows that have weights."""
@@ -173,16 +193,49 @@ class BoundLayer:
             return output
         low = self.shared.get(letter)
         if low is None:
-            low = _low_rank(x, self.weights.inputs[letter], self.rows)
+            low = _low_rank(x, self.weights.inputs[letter], self.rows, self.segments)
         low, b = _cast(low, output.dtype), _cast(b, output.dtype)
         if self.rows is not None:
             return output.index_add(0, self.rows, _cast(low @ b, output.dtype))
+        if self.segments is not None and self.segments.places is not None:
+            flat = output.flatten(0, -2)
+            return flat.index_add(0, self.segments.places, _cast(low @ b, output.dtype)).view_as(output)
         return torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b).view_as(output)
 
 
-def _low_rank(x: torch.Tensor, a: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """`x A` of the rows that have weights."""
-    return (x if rows is None else x[rows]) @ _cast(a, x.dtype)
+def _low_rank(
+    x: torch.Tensor, a: torch.Tensor, rows: torch.Tensor | None, segments: WeightedSegments | None
+) -> torch.Tensor:
+    """`x A` of the rows or segments that have weights."""
+    a = _cast(a, x.dtype)
+    if segments is not None:
+        flat = x.flatten(0, -2)
+        return segment_products(flat if segments.places is None else flat.index_select(0, segments.places), a, segments)
+    return (x if rows is None else x[rows]) @ a
+
+
+def segment_products(x: torch.Tensor, a: torch.Tensor, segments: WeightedSegments) -> torch.Tensor:
+    """Each segment of `x` `[P, in]` times its own matrix of `a` `[S, in, r]` -> `[P, r]`.
+
+    One grouped product where torch has a kernel that needs no lengths on the host; else one product per segment.
+    """
+    if not segments.lengths:
+        return x.new_empty(0, a.shape[-1]) + a.sum() * 0  # no segment has weights, but all ranks do the same
+    if _has_grouped_kernel(x, a):
+        return F.grouped_mm(x, a, offs=segments.ends)
+    return torch.cat([part @ own for part, own in zip(x.split(segments.lengths), a, strict=True)])
+
+
+def _has_grouped_kernel(x: torch.Tensor, a: torch.Tensor) -> bool:
+    """Elsewhere torch reads the lengths back from the device, or knows the operation for other dtypes only.
+
+    The kernel reads rows that are multiples of 16 bytes.
+    """
+    if not hasattr(F, "grouped_mm") or a.shape[-1] % 8:
+        return False
+    if x.device.type == "cuda":
+        return x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    return x.device.type == "cpu" or (x.device.type == "meta" and x.dtype == torch.bfloat16)
 
 
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -258,9 +311,9 @@ def _enter(
         own, rows = own.to(hidden.device), None if rows is None else rows.to(hidden.device)
     for letters, a in own.inputs.items():
         if letters[0] in SHARED:
-            low = _low_rank(hidden, a, rows)
+            low = _low_rank(hidden, a, rows, weights.segments)
             shared.update(zip(letters, low.chunk(len(letters), dim=-1), strict=True))
-    _bound.set(BoundLayer(own, rows, shared))
+    _bound.set(BoundLayer(own, rows, shared, weights.segments))
 
 
 def _add(letter: str, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from .class_attention import full_precision
 from .registry import register_connector, setting
 from .token_reducer import AnchorSettings, TokenReducer, TokenSettings
 from .vision_features import VisionFeatures
@@ -73,7 +74,7 @@ class VisionZip(TokenReducer):
         order = is_target.long().argsort(descending=True, stable=True)  # targets first, each part ascending
         targets, joining = others[:, order].split([num_contextual, others.shape[1] - num_contextual], dim=1)
 
-        with torch.autocast(hidden.device.type, enabled=False):
+        with full_precision(hidden.device):
             normed = F.normalize(keys.float(), dim=-1)
             similarity = gather_tokens(normed, joining) @ gather_tokens(normed, targets).transpose(1, 2)
             joins = F.one_hot(similarity.argmax(dim=-1), num_contextual).float().transpose(1, 2)  # [B, C, R - C]

@@ -72,7 +72,9 @@ class VLoRA(Connector, BareParameters):
         self.groups = shape.layers // settings.skip_layers
         self.scale = 1.0 if settings.vlora_alpha is None else settings.vlora_alpha / self.rank
         self.reduction = settings.vlora_reduction
-        width = settings.vlora_dim
+        # Sizes are kept beside the parameters, which are empty while ZeRO-3 has them in pieces.
+        self.num_patches = num_patches
+        self.width = width = settings.vlora_dim
         self.heads = settings.vlora_heads
         stack = (width, settings.vlora_depth, settings.vlora_ratio)
         self.visual_proj = nn.Linear(vision_width, width)
@@ -110,9 +112,9 @@ class VLoRA(Connector, BareParameters):
         return 0
 
     def check_tower(self, num_heads: int, num_patches: int) -> None:
-        if self.pos_embed.shape[1] != num_patches:
+        if self.num_patches != num_patches:
             raise ValueError(
-                f"vlora_pos_num is {self.pos_embed.shape[1]}, but the vision tower has {num_patches} patches; leave "
+                f"vlora_pos_num is {self.num_patches}, but the vision tower has {num_patches} patches; leave "
                 "the setting out, it is derived"
             )
 
@@ -124,7 +126,7 @@ class VLoRA(Connector, BareParameters):
         """The published scripts contradict one another: stage 1 says --vlora_dim 1024, stage 2 says 512."""
         if "visual_proj.weight" not in state:
             return None
-        theirs, ours = len(state["visual_proj.weight"]), len(self.visual_proj.weight)
+        theirs, ours = len(state["visual_proj.weight"]), self.width
         if theirs == ours:
             return None
         return (

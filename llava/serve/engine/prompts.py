@@ -90,16 +90,15 @@ def embed_prompt(model: PreTrainedModel, input_ids: list[int], images: list[Enco
         raise RequestError(f"token id {wrong[0]} is not in the model's vocabulary of {embedding.num_embeddings}")
 
     ids = torch.tensor([input_ids], device=embedding.weight.device)
-    slots = ids == IMAGE_TOKEN_INDEX
-    embeds = embedding(ids.masked_fill(slots, 0))
     weights = [image.weights for image in images if image.weights is not None]
     of_row = join_weights([weights]) if weights else None
     if model.space == "parameter":
-        if slots[0, 0]:
+        slots = ids[0] == IMAGE_TOKEN_INDEX
+        if slots[0]:
             raise RequestError("the prompt begins with an image; put text in front of it")
-        return Prompt(embeds[0], ~slots[0], of_row, 0)
+        return Prompt(embedding(ids[0].masked_fill(slots, 0)), ~slots, of_row, 0)
     spliced = splice_rows(
-        text_embeds=embeds,
+        embed=embedding,
         input_ids=ids,
         attention_mask=None,
         labels=None,

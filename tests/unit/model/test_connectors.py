@@ -141,6 +141,19 @@ def test_other_refused_settings(name: str, settings: dict, message: str) -> None
 
 
 @pytest.mark.parametrize("name", CONNECTOR_NAMES)
+def test_the_checks_read_no_weight(name: str) -> None:
+    """Under ZeRO-3 every parameter is empty while the model is built and checked."""
+    settings = {"mm_abstractor_position_side": 4} if name == "c_abstractor" else {}
+    module = connector(name, **settings)
+    for parameter in module.parameters():
+        parameter.data = torch.empty(0)
+    module.check_tower(num_heads=4, num_patches=16)
+    if settings:
+        with pytest.raises(ValueError, match="mm_abstractor_position_side is 4, but the tower has 5"):
+            module.check_tower(num_heads=4, num_patches=25)
+
+
+@pytest.mark.parametrize("name", CONNECTOR_NAMES)
 def test_spatial_layouts_and_multi_scale_towers_are_refused(name: str) -> None:
     tower = SimpleNamespace(config=SimpleNamespace(num_attention_heads=4), num_patches=16)
     for merge in ("spatial", "spatial_unpad"):

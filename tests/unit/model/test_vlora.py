@@ -210,6 +210,21 @@ def test_contradictions(settings: dict[str, Any], message: str, llava_vectors: P
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("projector, prefix", [("vlora", ""), ("acformer_vlora", "weights.")])
+def test_the_checks_read_no_weight(projector: str, prefix: str, llava_vectors: Path) -> None:
+    """Under ZeRO-3 every parameter is empty while the model is built and checked."""
+    tokens = {} if projector == "vlora" else {"mm_num_visual_tokens": 9, "mm_resampler_depth": 1}
+    generator = build(projector=projector, **tokens).connector
+    for parameter in generator.parameters():
+        parameter.data = torch.empty(0)
+    generator.check_tower(num_heads=4, num_patches=16)
+    with pytest.raises(ValueError, match="vlora_pos_num is 16, but the vision tower has 25 patches"):
+        generator.check_tower(num_heads=4, num_patches=25)
+    assert generator.explain_misfit({f"{prefix}visual_proj.weight": torch.empty(16, 64)}) is None
+    reason = generator.explain_misfit({f"{prefix}visual_proj.weight": torch.empty(32, 64)})
+    assert reason is not None and "vlora_dim 32, this one 16" in reason
+
+
 def test_joint_generator_needs_equal_widths() -> None:
     shape = DecoderShape({"q": 8, "o": 12}, {"q": 12, "o": 8}, layers=2)
     with pytest.raises(ValueError, match="equal input widths"):

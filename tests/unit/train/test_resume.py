@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava.train.checkpoint import checkpoint_to_resume
+from tests.support.ranks import run_on_ranks
 from tests.support.training import final_state, losses_of, run_training
 
 STAGE1 = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True"]
@@ -16,10 +18,13 @@ MODES = {"stage1": STAGE1, "full": FULL, "lora": LORA}
 ACFORMER = ["--mm_projector_type", "acformer", "--mm_num_visual_tokens", "9", "--mm_resampler_depth", "1"]
 BOTH = ["--mm_projector_type", "acformer_vlora", *ACFORMER[2:], "--vlora_dim", "16", "--vlora_heads", "2"]
 BOTH += ["--vlora_depth", "1", "--tune_vision_tower", "True", "--vision_tower_lr", "1e-4", "--B_matrix_lr", "1e-3"]
+PACKED = ["--packing", "True", "--packing_length", "512"]
 STEPS = ["--max_steps", "6", "--save_steps", "3", "--per_device_train_batch_size", "2"]
 
 
-@pytest.mark.parametrize("connector", [ACFORMER, BOTH], ids=["acformer", "acformer_vlora and a tuned tower"])
+@pytest.mark.parametrize(
+    "connector", [ACFORMER, [*BOTH, *PACKED]], ids=["acformer", "acformer_vlora and a tuned tower, packed"]
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_resumed_equals_uninterrupted(mode: str, connector: list[str], tmp_path: Path, llava_vectors: Path) -> None:
     flags = [*MODES[mode], *connector, *STEPS]
@@ -91,3 +96,28 @@ def test_interrupted_full_save_leaves_the_older_model(
     after = {file.name: file.read_bytes() for file in out.iterdir()}
     assert before.keys() == after.keys()
     assert before["model.safetensors"] == after["model.safetensors"]
+
+
+def folder_with(folder: Path, *steps: int) -> str:
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        (folder / f"checkpoint-{step}/trainer_state.json").write_text("{}")
+    return str(folder)
+
+
+def test_all_ranks_resume_from_the_checkpoint_of_the_first(tmp_path: Path) -> None:
+    """Nodes without a shared disk: one of them lags behind, or has nothing at all."""
+    own = [folder_with(tmp_path / "first", 5), folder_with(tmp_path / "ahead", 5, 7)]
+    chosen = run_on_ranks(2, tmp_path, lambda rank: checkpoint_to_resume(own[rank]))
+    assert chosen == [f"{folder}/checkpoint-5" for folder in own]
+
+    nothing = [folder_with(tmp_path / "empty"), own[1]]
+    (tmp_path / "again").mkdir()
+    assert run_on_ranks(2, tmp_path / "again", lambda rank: checkpoint_to_resume(nothing[rank])) == [None, None]
+
+
+def test_a_rank_without_the_checkpoint_stops_all_of_them(tmp_path: Path) -> None:
+    own = [folder_with(tmp_path / "first", 5), folder_with(tmp_path / "blind")]
+    for error in run_on_ranks(2, tmp_path, lambda rank: checkpoint_to_resume(own[rank])):
+        assert isinstance(error, ValueError)
+        assert "do not have: 1. Put --output_dir on a disk that all nodes share" in str(error)
