@@ -13,9 +13,15 @@ from llava.tools.fitting.flags import elastic_budgets
 from llava.tools.fitting.launch import Launch
 from llava.tools.fitting.model import MetaModel
 from llava.tools.fitting.states import ZeroConfig
+from llava.train.deepspeed_config import overruled_flags
 
 ONE_PROCESS = ("python", "python3")
-_PROCESSES = {"deepspeed": ("--num_gpus",), "torchrun": ("--nproc_per_node", "--nproc-per-node")}
+_PROCESSES = {
+    "deepspeed": ("--num_gpus",),
+    "torchrun": ("--nproc_per_node", "--nproc-per-node"),
+    "srun": ("-n", "--ntasks"),
+    "mpirun": ("-n", "-np"),
+}
 _NODES = ("--nnodes", "--num_nodes")
 
 
@@ -86,17 +92,12 @@ def engine_problems(flags: Namespace, zero: ZeroConfig | None) -> Iterator[Probl
         yield Problem("--fsdp cannot be used: stage 1 and LoRA would save shards; use --deepspeed scripts/zero3.json")
     if zero is None:
         return
-    stored = zero.stored
-    if "max_grad_norm" in flags.given and "gradient_clipping" not in stored:
+    # The recipes name their scheduler, and offloading has one of its own; training itself warns of that.
+    overruled = [name for name in overruled_flags(zero.stored, flags) if name != "lr_scheduler_type"]
+    if overruled:
         yield Problem(
-            f'--max_grad_norm {flags.max_grad_norm} has no effect with {flags.deepspeed}: add "gradient_clipping": '
-            '"auto" to that file, or leave the flag out'
-        )
-    rates = [name for name in ("mm_projector_lr", "B_matrix_lr", "vision_tower_lr") if getattr(flags, name) is not None]
-    if "optimizer" in stored and rates:
-        yield Problem(
-            f"--{', --'.join(rates)} has no effect: {flags.deepspeed} names its own optimizer; remove its "
-            "sections optimizer and scheduler, or use scripts/zero3.json"
+            f"--{', --'.join(overruled)} has no effect, because {flags.deepspeed} decides: leave it out, or use "
+            "scripts/zero2_clip.json or zero3_clip.json"
         )
 
 

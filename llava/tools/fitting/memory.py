@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
+from llava.model.label_loss import ROWS_AT_ONCE
 from llava.tools.fitting.decoder import DecoderMemory, loss_bytes
 from llava.tools.fitting.states import States
 from llava.tools.fitting.traced import TracedMemory
-
-# Labelled positions that a chunk of the loss takes at once.
-LOSS_CHUNK = 1024
 
 
 def mask_bytes(rows: int, length: int, value: int) -> int:
@@ -76,10 +74,10 @@ def step_memory(
     first = max(kept, states.first_gradients)
     most = max(kept, states.gradients - states.late_gradients)
 
-    loss_positions = min(positions, LOSS_CHUNK) if chunked_loss else positions
+    loss_positions = min(positions, ROWS_AT_ONCE) if chunked_loss else positions
     loss = max(loss_bytes(loss_positions, llm.vocab_size, decoder.value))
     if chunked_loss:
-        loss += decoder.value * positions * llm.hidden_size  # gradient of the last hidden states
+        loss += decoder.value * positions * llm.hidden_size  # the labelled hidden states, and later their gradient
     saved = decoder.saved(positions)
     layer = decoder.backward_extra(positions)
     shared = connector.saved + (tower.saved if tower.backward_peak else 0)
