@@ -10,20 +10,23 @@ sizes alone. Activations are compared, too: both numbers without weights, gradie
 
 import argparse
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from common import add_common_flags, markdown_table, publish, random_images
 from stage1_model import Geometry, build_connector, build_model
 from torch import nn
 
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.planned_attention import PLANNED_SDPA
 from llava.tools.fitting.decoder import DecoderMemory, LoraShape
 from llava.tools.fitting.memory import StepMemory, mask_bytes, step_memory
 from llava.tools.fitting.parameters import count_parameters, trace_on_meta
 from llava.tools.fitting.states import Engine, States
 from llava.tools.fitting.storages import LiveStorages
 from llava.tools.flops import GeneratorShape, LLMShape, ResamplerShape, VisionShape
+from llava.train.planning import BatchLayout, PlanningCollator
 
 GEOMETRY = Geometry(
     LLMShape(128, 4, 344, 512, heads=4, kv_heads=4, head_dim=32),
@@ -63,6 +66,8 @@ class Case:
     dropout: float = 0.05
     geometry: Geometry = GEOMETRY
     pads: bool = False
+    packs: bool = False
+    chunks: bool = False
     note: str = ""
 
     def __str__(self) -> str:
@@ -85,6 +90,13 @@ CASES = [
         for stage in "12"
         for recomputes in (False, True)
     ),
+    *(
+        Case(connector, stage, recomputes, packs=True, note=", packed")
+        for connector in ("acformer", "vlora")
+        for stage in "12"
+        for recomputes in (False, True)
+    ),
+    *(Case("mlp2x_gelu", stage, False, chunks=True, note=", loss in chunks") for stage in "12"),
     *(Case("acformer", stage, True, geometry=GROUPED, note=", grouped queries") for stage in "12"),
     *(
         Case(connector, stage, recomputes, geometry=LARGER, note=", larger")
@@ -100,6 +112,7 @@ def build(case: Case) -> nn.Module:
     """The model, with what the stage trains."""
     torch.manual_seed(0)
     model = build_model(case.geometry, "cpu", case.dtype, "sdpa")
+    model.config._attn_implementation = PLANNED_SDPA
     connector = build_connector(model, case.connector, case.tokens, case.dtype)
     model.config.mm_projector_type = case.connector
     model.model.mm_projector = connector
@@ -117,17 +130,27 @@ def build(case: Case) -> nn.Module:
     return model
 
 
+def make_batch(case: Case, model: nn.Module) -> dict[str, Any]:
+    """What training's collator gives: a plan, and images."""
+    generator = torch.Generator().manual_seed(0)
+    llava = model.get_base_model() if case.stage == "lora" else model
+    pixels = random_images(case.geometry.vision, case.batch, "cpu", case.dtype)
+    items = []
+    for row, image in enumerate(pixels):
+        length = case.text - 7 * (case.pads and row > 0)
+        ids = torch.randint(0, case.geometry.llm.vocab_size, (length,), generator=generator)
+        ids[3] = IMAGE_TOKEN_INDEX
+        labels = ids.masked_fill(torch.arange(length) < 4, IGNORE_INDEX)
+        items.append({"input_ids": ids, "labels": labels, "image": image})
+    layout = BatchLayout(
+        llava.space, llava.num_visual_tokens, 2048, packed=case.packs, chunked_loss=case.packs or case.chunks
+    )
+    return PlanningCollator(layout)(items)
+
+
 def measure(case: Case, model: nn.Module) -> int:
     """The most bytes alive in one step; AdamW has its states before it begins."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, case.geometry.llm.vocab_size, (case.batch, case.text), generator=generator)
-    ids[:, 3] = IMAGE_TOKEN_INDEX
-    labels = ids.masked_fill(ids == IMAGE_TOKEN_INDEX, -100)
-    mask = None
-    if case.pads:
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        mask[1:, -7:] = False
-    images = random_images(case.geometry.vision, case.batch, "cpu", case.dtype)
+    batch = make_batch(case, model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-6)
     for parameter in trained:
@@ -135,8 +158,8 @@ def measure(case: Case, model: nn.Module) -> int:
     optimizer.step()
     optimizer.zero_grad()
     moments = [value for state in optimizer.state.values() for value in state.values()]
-    with LiveStorages(known=[ids, labels, images], counted=[*model.parameters(), *moments]) as storages:
-        model(ids, labels=labels, images=images, attention_mask=mask).loss.backward()
+    with LiveStorages(known=[batch["images"]], counted=[*model.parameters(), *moments]) as storages:
+        model(**batch).loss.backward()
         optimizer.step()
     return storages.peak
 
@@ -169,6 +192,7 @@ def compute(case: Case, model: nn.Module) -> StepMemory:
         recomputes=case.recomputes,
         lora=LoraShape(8, case.dropout, mask=value) if case.stage == "lora" else None,
         generator=None if connector.space == "input" else case.geometry.generator,
+        packs=case.packs,
     )
     length = case.text - 1 + max(connector.num_visual_tokens, 1)
     own = sum(p.numel() for p in connector.parameters() if p.requires_grad)
@@ -180,7 +204,8 @@ def compute(case: Case, model: nn.Module) -> StepMemory:
         positions=case.batch * length,
         images=case.batch,
         own_gradients=value * own,
-        inputs=mask_bytes(case.batch, length, value) if case.pads else 0,
+        chunked_loss=case.packs or case.chunks,
+        inputs=mask_bytes(case.batch, length, value) if connector.space == "parameter" else 0,
     )
 
 

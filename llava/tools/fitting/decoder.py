@@ -50,6 +50,8 @@ class DecoderMemory:
         trains: whether the decoder's own weights train.
         lora: adapters, or None.
         generator: perceptual weights that act on the decoder, or None.
+        packs: a row holds several samples. torch's attention takes them one by one, and the results are copied side
+            by side; a trained output projection keeps the copy, too, `s q`. FlashAttention needs no copy.
     """
 
     llm: LLMShape
@@ -58,6 +60,7 @@ class DecoderMemory:
     recomputes: bool
     lora: LoraShape | None = None
     generator: GeneratorShape | None = None
+    packs: bool = False
 
     @property
     def _queries(self) -> int:
@@ -73,7 +76,7 @@ class DecoderMemory:
         kept = 8 * llm.hidden_size + 8 + 4 * llm.heads
         kept += s * (2 * self._queries + 2 * self._keys + 3 * llm.intermediate_size)
         if self.trains:
-            kept += s * (4 * llm.hidden_size + llm.intermediate_size)
+            kept += s * (4 * llm.hidden_size + llm.intermediate_size + self.packs * self._queries)
         return kept + self._lora_bytes()
 
     def _lora_bytes(self) -> int:

@@ -8,9 +8,9 @@ from llava.tools.fitting.states import States
 from llava.tools.fitting.traced import TracedMemory
 
 
-def mask_bytes(rows: int, length: int, value: int) -> int:
-    """The attention mask of padded rows: boolean, and as a bias of the attention's precision."""
-    return rows * length**2 * (1 + value)
+def mask_bytes(samples: int, length: float, value: int) -> int:
+    """Attention masks, which only perceptual weights need, for their masked slot: boolean, and as a bias."""
+    return round(samples * length**2 * (1 + value))
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ class Plan:
             recomputes=f.gradient_checkpointing,
             lora=LoraShape(f.lora_r, f.lora_dropout) if f.lora_enable else None,
             generator=self.meta.generator,
+            packs=f.packing,
         )
 
     @cached_property
@@ -146,7 +147,9 @@ class Plan:
         tower, connector = meta.trace(images, dtype)
         trained = [p for part in (meta.tower, meta.connector) for p in part.parameters() if p.requires_grad]
         pixels = images * 3 * meta.tower.config.image_size**2 * 4
-        mask = 0 if f.packing else mask_bytes(rows, length, self.value)
+        segments = work.most_images_per_row
+        needs_mask = meta.connector.space == "parameter"
+        mask = mask_bytes(rows * segments, length / segments, self.value) if needs_mask else 0
         return step_memory(
             states,
             self.decoder,

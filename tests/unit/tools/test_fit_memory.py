@@ -46,6 +46,12 @@ def test_computed_peak_is_the_measured_one(bench: ModuleType, connector: str, st
     assert abs(row["activations_error"]) < 0.15, row
 
 
+@pytest.mark.parametrize(("connector", "stage"), [("acformer", "2"), ("vlora", "1")])
+def test_packs_with_their_loss_in_chunks(bench: ModuleType, connector: str, stage: str) -> None:
+    row = bench.compare(bench.Case(connector, stage, True, text=48, packs=True))
+    assert abs(row["activations_error"]) < 0.15, row
+
+
 def test_half_precision_keeps_its_float32_norms(bench: ModuleType) -> None:
     row = bench.compare(bench.Case("acformer", "2", False, dtype=torch.bfloat16, text=48))
     assert abs(row["activations_error"]) < 0.15, row
