@@ -193,5 +193,5 @@ def test_anyres_trains_on_all_crops(tmp_path: Path, llava_vectors: Path) -> None
 
     with pytest.raises(ValueError, match="multiples of the vision tower's 56 pixels"):
         run_training(tmp_path / "llava-third", *flags, "--image_grid_pinpoints", "[[50, 112]]")
-    with pytest.raises(ValueError, match="joins patch maps, which the connector 'acformer' does not make"):
+    with pytest.raises(ValueError, match="the connector 'acformer' gives 9 tokens that are not a grid"):
         run_training(tmp_path / "llava-third", *flags, "--mm_projector_type", "acformer", "--mm_num_visual_tokens", "9")
