@@ -7,16 +7,18 @@ from torch import nn
 
 from llava.model import label_loss as module
 from llava.model.label_loss import LanguageHead, label_loss
-from llava.model.sequence_plan import plan_packed, plan_rows, plan_sequence
-from llava.train.planning import AttentionPlan, LossPlan, plan_loss
+from llava.model.sequence_plan import AttentionPlan, LossPlan, SequencePlan, plan_packed, plan_rows, plan_sequence
+from llava.train.planning import plan_loss
 
 WIDTH, VOCABULARY = 8, 50
 ROWS = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15]]
 LABELS = [[-100, 6, 7, -100], [-100, -100], [-100, 12, -100, 14, 15]]
 
 
-def planned(is_packed: bool):
-    sequences = [plan_sequence(torch.tensor(row), torch.tensor(y), (), None) for row, y in zip(ROWS, LABELS, strict=True)]
+def planned(is_packed: bool) -> SequencePlan:
+    sequences = [
+        plan_sequence(torch.tensor(row), torch.tensor(y), (), None) for row, y in zip(ROWS, LABELS, strict=True)
+    ]
     plan = (plan_packed if is_packed else plan_rows)(sequences)
     return plan if not is_packed else plan.__class__(**{**vars(plan), "attention": AttentionPlan(plan.lengths)})
 
