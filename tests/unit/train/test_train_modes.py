@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from llava.model import LlavaLlamaForCausalLM, LlavaMistralForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.tokenizer_files import save_tokenizer
+from llava.train.arguments import parse_arguments
 from tests.support.training import losses_of, run_training
 
 V1 = ["--version", "v1", "--data_path", "train/data.json", "--save_strategy", "no", "--max_steps", "1"]
@@ -160,3 +161,11 @@ def test_bf16_trains_in_float32_and_saves_bf16(tmp_path: Path, llava_vectors: Pa
         trainer = run_training(tmp_path / mode, *V1, *steps, f"--{mode}", "True", "--model_name_or_path", str(full))
         dtypes = {(p.requires_grad, p.dtype) for p in trainer.model.parameters()}
         assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+@pytest.mark.parametrize("asked", [["--fsdp"], ["--fsdp", "full_shard auto_wrap"], []])
+def test_fsdp_is_refused_before_anything_is_loaded(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not asked:  # by accelerate's launcher
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"FSDP is not supported.*--deepspeed scripts/zero3\.json instead of --fsdp"):
+        parse_arguments(["--output_dir", "unused", *asked])
