@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface
+from transformers.integrations.flash_attention import get_target_dtype
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
@@ -122,18 +123,11 @@ def planned_flash_attention(
         dropout=dropout,
         softmax_scale=scaling,
         sliding_window=sliding_window,
-        target_dtype=_flash_dtype(module, query),
+        target_dtype=get_target_dtype(query, module),
         attn_implementation="flash_attention_2",
         **borders,
     )
     return attended, None
-
-
-def _flash_dtype(module: nn.Module, query: torch.Tensor) -> torch.dtype | None:
-    """Half precision for queries that k-bit training made float32; None leaves them."""
-    if query.dtype != torch.float32:
-        return None
-    return torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled() else torch.bfloat16
 
 
 for _name, _function in ((PLANNED_SDPA, planned_attention), (PLANNED_FLASH, planned_flash_attention)):

@@ -51,6 +51,10 @@ class ModelArguments:
     mm_use_im_patch_token: bool = field(default=True, metadata={"help": "Add <im_patch> to the vocabulary."})
     mm_patch_merge_type: str | None = field(default="flat", metadata={"help": "flat, spatial or spatial_unpad."})
     mm_vision_select_feature: str | None = field(default="patch", metadata={"help": "patch or cls_patch."})
+    mm_elastic_budgets: str | None = field(
+        default=None,
+        metadata={"help": "Numbers of visual tokens, for example 17,33,65: one is drawn for every optimizer step."},
+    )
     s2: bool = field(default=False, metadata={"help": "Multi-scale vision tower."})
     s2_scales: str = field(default=S2_DEFAULT_SCALES, metadata={"help": "Scales of the multi-scale tower, pixels."})
 

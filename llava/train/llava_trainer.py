@@ -23,9 +23,10 @@ from llava.train.checkpoint import (
     save_adapter,
     save_lora,
 )
+from llava.train.data import LazySupervisedDataset
 from llava.train.disk_space import RunSize, gigabytes
 from llava.train.lengths import lengths_of
-from llava.train.packing import PackedDataset, PackSampler
+from llava.train.packing import ElasticSampler, PackedDataset, PackSampler
 from llava.train.progress import Throughput, TrainingProgress
 from llava.train.sampler import (
     LengthGroupedSampler,
@@ -66,7 +67,7 @@ def _part_of(name: str) -> str:
 class SamplerEpoch(TrainerCallback):
     """Set the sampler's epoch when an epoch begins: accelerate does not when it resumes inside one."""
 
-    def __init__(self, sampler: LengthGroupedSampler | PackSampler) -> None:
+    def __init__(self, sampler: LengthGroupedSampler | PackSampler | ElasticSampler) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -111,24 +112,53 @@ class LLaVATrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        steps = self.args.world_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if isinstance(dataset, PackedDataset):
-            lengths = {None: lengths_of(dataset.measured, dataset.layout)}
-            with_image = dataset.measured[:, 1] > 0 if self.args.group_by_modality_length else None
-            epochs = math.ceil(self.args.num_train_epochs)
-            sampler = PackSampler(
-                lengths, self.args.packing_length, steps * self.args.train_batch_size, with_image, seed, epochs
-            )
-            logger.info("Packing: %s.", sampler.describe())
-        elif dataset is not None and self.args.group_by_modality_length:
-            sampler = LengthGroupedSampler(
-                self.args.train_batch_size, steps, dataset.modality_lengths, group_by_modality=True, seed=seed
-            )
-        else:
+        is_packed = isinstance(dataset, PackedDataset)
+        if dataset is None or not (is_packed or self.args.group_by_modality_length):
             return super()._get_train_sampler(dataset)
+        if is_packed and dataset.measured is not None:
+            sampler = self._pack_sampler(dataset)
+            logger.info("Packing: %s.", sampler.describe())
+        else:
+            sampler = self._row_sampler(dataset.samples if is_packed else dataset)
+        if is_packed and dataset.measured is None:
+            budgets = dataset.layout.elastic_budgets
+            sampler = ElasticSampler(sampler, budgets, self._rows_per_step, self._data_seed)
         self.add_callback(SamplerEpoch(sampler))
         return sampler
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    @property
+    def _rows_per_step(self) -> int:
+        """Rows of one optimizer step over all processes."""
+        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+
+    def _row_sampler(self, dataset: LazySupervisedDataset) -> LengthGroupedSampler:
+        """Samples of similar lengths and, if asked for, of one modality in every optimizer step."""
+        by_modality = self.args.group_by_modality_length
+        return LengthGroupedSampler(
+            self.args.train_batch_size,
+            self.args.world_size * self.args.gradient_accumulation_steps,
+            dataset.modality_lengths if by_modality else dataset.lengths,
+            group_by_modality=by_modality,
+            seed=self._data_seed,
+        )
+
+    def _pack_sampler(self, dataset: PackedDataset) -> PackSampler:
+        layout, rows = dataset.layout, self._rows_per_step
+        budgets = layout.elastic_budgets or (None,)
+        lengths = {budget: lengths_of(dataset.measured, layout, budget) for budget in budgets}
+        with_image = dataset.measured[:, 1] > 0 if self.args.group_by_modality_length else None
+
+        def sampler(num_epochs: int) -> PackSampler:
+            return PackSampler(lengths, self.args.packing_length, rows, with_image, self._data_seed, num_epochs)
+
+        if self.args.max_steps <= 0:
+            return sampler(math.ceil(self.args.num_train_epochs))
+        steps_per_epoch = max(len(sampler(1)) // rows, 1)
+        return sampler(math.ceil(self.args.max_steps / steps_per_epoch) + 1)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """With the groups of `optimizer_groups`."""

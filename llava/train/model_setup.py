@@ -239,6 +239,11 @@ def add_vision(
     if data_args.image_aspect_ratio == "anyres":
         config.image_grid_pinpoints = data_args.image_grid_pinpoints = settle_pinpoints(data_args, tower)
     check_recomputation(inner.mm_projector, args)
+    data_args.elastic_budgets = []
+    if model_args.mm_elastic_budgets:
+        data_args.elastic_budgets = elastic_budgets(model_args.mm_elastic_budgets, inner.mm_projector, tower, config)
+    if data_args.elastic_budgets or hasattr(config, "mm_elastic_budgets"):  # also a base checkpoint's, now outdated
+        config.mm_elastic_budgets = data_args.elastic_budgets
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
     config.tune_mm_mlp_adapter = args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
@@ -284,6 +289,22 @@ def settle_pinpoints(data_args: DataArguments, tower: Any) -> list[list[int]]:
     return pinpoints
 
 
+def elastic_budgets(text: str, connector: Connector, tower: Any, config: Any) -> list[int]:
+    """The numbers of visual tokens to train with.
+
+    Raises:
+        ValueError: not a list of numbers, or the connector cannot make one of them.
+    """
+    try:
+        budgets = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--mm_elastic_budgets must be numbers separated by commas, not {text!r}") from None
+    if not connector.is_elastic:
+        raise ValueError(f"--mm_elastic_budgets: {config.mm_projector_type} has a fixed number of visual tokens")
+    heads, patches = tower.config.num_attention_heads, tower.num_patches
+    return sorted({connector.count_tokens(budget, heads, patches) for budget in budgets})
+
+
 def batch_layout(model: Any, data_args: DataArguments, args: TrainingArguments) -> BatchLayout:
     """How batches of this run are laid out."""
     tower = model.get_vision_tower()
@@ -295,6 +316,7 @@ def batch_layout(model: Any, data_args: DataArguments, args: TrainingArguments) 
         chunked_loss=args.chunked_loss,
         loss_average=args.loss_average,
         crops=CropLayout.of_config(model.config, tower) if data_args.image_aspect_ratio == "anyres" else None,
+        elastic_budgets=tuple(data_args.elastic_budgets),
     )
 
 

@@ -31,18 +31,18 @@ class Pack(NamedTuple):
 
 
 class PackedDataset(Dataset):
-    """Gives the samples of a `Pack` as a list.
+    """Gives the samples of a `Pack` as a list, each with the pack's number of visual tokens if it has one.
 
     With `--on_bad_sample skip` a bad sample is left out of its row, since another one may not fit in.
     """
 
-    def __init__(self, samples: LazySupervisedDataset, measured: np.ndarray, layout: BatchLayout) -> None:
+    def __init__(self, samples: LazySupervisedDataset, layout: BatchLayout, measured: np.ndarray | None = None) -> None:
         """
         Args:
-            measured: see `measure_samples`.
             layout: of the batches.
+            measured: see `measure_samples`; None where every sample has a row of its own.
         """
-        self.samples, self.measured, self.layout = samples, measured, layout
+        self.samples, self.layout, self.measured = samples, layout, measured
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,6 +80,9 @@ class PackSampler(Sampler[Pack]):
             last steps. None mixes.
         seed: of composition and order.
         num_epochs: of the run.
+
+    Raises:
+        ValueError: no sample can be used.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class PackSampler(Sampler[Pack]):
     ) -> None:
         self.lengths, self.capacity, self.packs_per_step = lengths, capacity, packs_per_step
         self.with_image, self.seed = with_image, seed
+        if not any(used.any() for used in lengths.values()):
+            raise ValueError("The training data has no record that can be used")
         self.epoch = 0
         self._current: tuple[int, list[Pack]] | None = None
         self.count = max(sum(map(len, self._groups(epoch))) for epoch in range(num_epochs))
@@ -128,25 +133,32 @@ class PackSampler(Sampler[Pack]):
         return [pack for step in steps for pack in step] + rest
 
     def _groups(self, epoch: int) -> list[list[Pack]]:
-        """Packs by modality and number of visual tokens, each a multiple of a step's if there are enough samples."""
+        """Packs by modality and number of visual tokens, as whole steps; then those of the samples that are left."""
         generator = np.random.default_rng([self.seed, epoch])
         budgets = list(self.lengths)
         usable = np.flatnonzero(np.minimum.reduce(list(self.lengths.values())) > 0)
         order = generator.permutation(usable)
         share = generator.integers(len(budgets), size=len(order)) if len(budgets) > 1 else np.zeros(len(order), int)
         kind = np.zeros(len(order), int) if self.with_image is None else self.with_image[order].astype(int)
-        groups = []
+        groups, rest = [], []
         for group in np.unique(2 * share + kind):
-            budget = budgets[group // 2]
-            members = order[2 * share + kind == group]
-            packs = [
-                Pack(tuple(pack), budget)
-                for start in range(0, len(members), WINDOW)
-                for pack in pack_window(members[start : start + WINDOW], self.lengths[budget], self.capacity)
-            ]
-            _split(packs, -(-len(packs) // self.packs_per_step) * self.packs_per_step)
-            groups.append(packs)
+            packs = self._pack(order[2 * share + kind == group], budgets[group // 2])
+            whole = len(packs) // self.packs_per_step * self.packs_per_step
+            rest += [index for pack in packs[whole:] for index in pack.indices]
+            groups.append(packs[:whole])
+        if rest:  # too few of their kind for a step of their own
+            groups.append(self._pack(np.array(rest), budgets[generator.integers(len(budgets))]))
         return groups
+
+    def _pack(self, members: np.ndarray, budget: int | None) -> list[Pack]:
+        """Packs of some samples, a multiple of a step's if there are enough samples."""
+        packs = [
+            Pack(tuple(row), budget)
+            for start in range(0, len(members), WINDOW)
+            for row in pack_window(members[start : start + WINDOW], self.lengths[budget], self.capacity)
+        ]
+        _split(packs, -(-len(packs) // self.packs_per_step) * self.packs_per_step)
+        return packs
 
     def describe(self) -> str:
         """One line about the first epoch, for the log."""
@@ -158,6 +170,37 @@ class PackSampler(Sampler[Pack]):
             f"{positions / (len(packs) * self.capacity):.1%} full; an optimizer step has {self.packs_per_step} rows, "
             f"about {samples / len(packs) * self.packs_per_step:.0f} samples"
         )
+
+
+class ElasticSampler(Sampler[Pack]):
+    """Yields the samples of another sampler one by one, with a number of visual tokens drawn for every optimizer step.
+
+    Args:
+        order: gives the samples; its `set_epoch` is called.
+        budgets: numbers of visual tokens.
+        samples_per_step: of one optimizer step over all processes.
+        seed: of the draws, which follow from it and the epoch alone.
+    """
+
+    def __init__(self, order: Any, budgets: Sequence[int], samples_per_step: int, seed: int = 0) -> None:
+        self.order, self.budgets, self.samples_per_step, self.seed = order, list(budgets), samples_per_step, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the draws of that epoch, for the next pass on."""
+        self.epoch = epoch
+        self.order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Pack]:
+        draw = random.Random(f"{self.seed}, {self.epoch}, budgets")
+        budget = None
+        for place, index in enumerate(self.order):
+            if place % self.samples_per_step == 0:
+                budget = draw.choice(self.budgets)
+            yield Pack((index,), budget)
 
 
 def pack_window(members: np.ndarray, lengths: np.ndarray, capacity: int) -> list[list[int]]:

@@ -35,6 +35,7 @@ class BatchLayout:
         chunked_loss: compute logits only where a label is, some positions at a time.
         loss_average: `token`: all labelled tokens of a batch weigh the same; `sample`: all samples do.
         crops: how the crops of an image are merged; None for one view per image.
+        elastic_budgets: numbers of visual tokens, one of which is drawn for every optimizer step; empty: the model's.
     """
 
     space: str
@@ -44,6 +45,7 @@ class BatchLayout:
     chunked_loss: bool = False
     loss_average: str = "token"
     crops: CropLayout | None = None
+    elastic_budgets: tuple[int, ...] = ()
 
     def visual_lengths(
         self, markers: int, size: tuple[int, int] | None = None, num_visual_tokens: int | None = None

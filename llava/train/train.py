@@ -124,8 +124,9 @@ def train(attn_implementation: str | None = None) -> None:
     apply_liger_kernels(model, training_args)
 
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
-    if training_args.packing:
-        data_module["train_dataset"] = pack(data_module["train_dataset"], data_args.layout, training_args)
+    layout = getattr(data_args, "layout", None)
+    if layout is not None and (layout.packed or layout.elastic_budgets):
+        data_module["train_dataset"] = pack(data_module["train_dataset"], layout, training_args)
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
     checkpoint = checkpoint_to_resume(training_args.output_dir)
     if checkpoint is not None:
@@ -144,10 +145,12 @@ def train(attn_implementation: str | None = None) -> None:
 
 
 def pack(dataset: LazySupervisedDataset, layout: BatchLayout, args: TrainingArguments) -> PackedDataset:
-    """Measure the samples, once per machine, and serve them by packs."""
+    """Serve the samples by packs, for which they are measured, once per machine."""
+    if not layout.packed:
+        return PackedDataset(dataset, layout)
     with args.main_process_first(desc="measuring samples"):
         measured = measure_samples(dataset, args.dataloader_num_workers, args.local_process_index == 0)
-    return PackedDataset(dataset, measured, layout)
+    return PackedDataset(dataset, layout, measured)
 
 
 def leave() -> None:

@@ -55,7 +55,8 @@ def test_every_epoch_has_all_samples_in_equally_many_steps(keeps_apart: bool, bu
         steps = [packs[i : i + per_step] for i in range(0, len(packs), per_step)]
         for step in steps:
             assert len({pack.num_visual_tokens for pack in step}) == 1
-            assert not keeps_apart or len({bool(with_image[i]) for i in indices_of(step)}) == 1
+            kinds = {bool(with_image[i]) for i in indices_of(step)}
+            assert not keeps_apart or len(kinds) == 1 or step is steps[-1]
             assert all(per_budget[pack.num_visual_tokens][list(pack.indices)].sum() <= 2048 for pack in step)
         epochs.append(packs)
     assert indices_of(epochs[0]) != indices_of(epochs[1])
@@ -139,3 +140,39 @@ def test_contradicting_flags(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             run_training(tmp_path, *STAGE2, *flags)
+
+
+@pytest.mark.usefixtures("llava_vectors")
+@pytest.mark.parametrize(
+    "packing", [["--packing", "True"], ["--group_by_modality_length", "True"]], ids=["packed", "padded"]
+)
+def test_elastic_training(packing: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every optimizer step has one number of visual tokens, also over accumulated batches, and all of them occur."""
+    seen: list[int] = []
+    plain = PlanningCollator.__call__
+
+    def recorded(self: PlanningCollator, items: Any) -> dict[str, Any]:
+        batch = plain(self, items)
+        seen.append(batch["num_visual_tokens"])
+        assert len(batch["plan"].visual_places) % batch["num_visual_tokens"] == 0
+        return batch
+
+    monkeypatch.setattr(PlanningCollator, "__call__", recorded)
+    steps = ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "1", "--max_steps", "8"]
+    trainer = run_training(tmp_path, *STAGE2, "--mm_elastic_budgets", "5,9,13", *packing, *steps)
+    assert all(np.isfinite(losses_of(trainer)))
+    used = seen[: 2 * 8]
+    assert used[::2] == used[1::2] and set(used) == {5, 9, 13}
+    assert trainer.model.config.mm_elastic_budgets == [5, 9, 13]
+    assert trainer.model.config.mm_num_visual_tokens == 9
+
+
+@pytest.mark.usefixtures("llava_vectors")
+def test_budgets_that_cannot_be(tmp_path: Path) -> None:
+    for connector, budgets, message in (
+        ("acformer", "5,many", "must be numbers separated by commas"),
+        ("acformer", "2", "cannot be shared by 4 attention heads"),
+        ("mlp2x_gelu", "5", "mlp2x_gelu has a fixed number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_training(tmp_path, *STAGE2, "--mm_projector_type", connector, "--mm_elastic_budgets", budgets)

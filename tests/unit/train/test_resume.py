@@ -18,10 +18,13 @@ MODES = {"stage1": STAGE1, "full": FULL, "lora": LORA}
 ACFORMER = ["--mm_projector_type", "acformer", "--mm_num_visual_tokens", "9", "--mm_resampler_depth", "1"]
 BOTH = ["--mm_projector_type", "acformer_vlora", *ACFORMER[2:], "--vlora_dim", "16", "--vlora_heads", "2"]
 BOTH += ["--vlora_depth", "1", "--tune_vision_tower", "True", "--vision_tower_lr", "1e-4", "--B_matrix_lr", "1e-3"]
+PACKED = ["--packing", "True", "--packing_length", "512"]
 STEPS = ["--max_steps", "6", "--save_steps", "3", "--per_device_train_batch_size", "2"]
 
 
-@pytest.mark.parametrize("connector", [ACFORMER, BOTH], ids=["acformer", "acformer_vlora and a tuned tower"])
+@pytest.mark.parametrize(
+    "connector", [ACFORMER, [*BOTH, *PACKED]], ids=["acformer", "acformer_vlora and a tuned tower, packed"]
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_resumed_equals_uninterrupted(mode: str, connector: list[str], tmp_path: Path, llava_vectors: Path) -> None:
     flags = [*MODES[mode], *connector, *STEPS]
