@@ -55,6 +55,7 @@ class ModelArguments:
         default=None,
         metadata={"help": "Numbers of visual tokens, for example 17,33,65: one is drawn for every optimizer step."},
     )
+    torch_compile_vision: bool = field(default=False, metadata={"help": "Compile the vision tower and the connector."})
     s2: bool = field(default=False, metadata={"help": "Multi-scale vision tower."})
     s2_scales: str = field(default=S2_DEFAULT_SCALES, metadata={"help": "Scales of the multi-scale tower, pixels."})
 
