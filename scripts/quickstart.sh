@@ -57,7 +57,7 @@ train_and_evaluate() { # CONNECTOR
     if [ ! -f "$model/model.safetensors" ]; then
         say "$connector, stage 2: connector and language model learn from conversations (scripts/v1_5/finetune_$recipe.sh)"
         DATA_PATH=$DATA/instruct.json OUTPUT_DIR=$model PRETRAINED=$pretrained/mm_projector.bin \
-            DEEPSPEED_CONFIG=./scripts/zero2.json quietly "$RUNS/logs/$connector-stage2.log" \
+            quietly "$RUNS/logs/$connector-stage2.log" \
             bash "scripts/v1_5/finetune_$recipe.sh" "${small[@]}" --per_device_train_batch_size 16 "${stage2[@]}" \
             --max_steps "${STAGE2_STEPS:-700}"
     fi

@@ -2,15 +2,12 @@
 
 import os
 import signal
-import tempfile
 import threading
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-_cache = tempfile.TemporaryDirectory(prefix="llava-test-cache-")
-os.environ["LLAVA_CACHE"] = _cache.name
 # A shell starts background jobs with SIGINT ignored, and a program cannot trap what it inherits ignored. Tests that
 # interrupt programs need them to start as in a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
@@ -27,3 +24,9 @@ def llava_vectors(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The LLaVA vectors; the paths inside them are relative, so they become the working directory."""
     monkeypatch.chdir(VECTORS / "llava")
     return VECTORS / "llava"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def llava_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep no measured lengths of samples; programs that they start neither."""
+    os.environ["LLAVA_CACHE"] = str(tmp_path_factory.mktemp("cache"))

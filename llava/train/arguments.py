@@ -55,6 +55,7 @@ class ModelArguments:
         default=None,
         metadata={"help": "Numbers of visual tokens, for example 17,33,65: one is drawn for every optimizer step."},
     )
+    torch_compile_vision: bool = field(default=False, metadata={"help": "Compile the vision tower and the connector."})
     s2: bool = field(default=False, metadata={"help": "Multi-scale vision tower."})
     s2_scales: str = field(default=S2_DEFAULT_SCALES, metadata={"help": "Scales of the multi-scale tower, pixels."})
 
@@ -161,6 +162,15 @@ class TrainingArguments(transformers.TrainingArguments, _IgnoredArguments):
     report_to: None | str | list[str] = field(default="all", metadata={"help": "Loggers: all, none, wandb."})  # noqa: RUF036
 
     def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: FSDP is asked for, by --fsdp or by `accelerate launch --use_fsdp`.
+        """
+        if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
+            raise ValueError(
+                "FSDP is not supported: the connector and LoRA adapters would be saved in pieces. DeepSpeed shards the "
+                "same: --deepspeed scripts/zero3.json instead of --fsdp"
+            )
         for name in IGNORED_FLAGS:
             if name not in _PARENT_FLAGS and getattr(self, name) is not None:
                 logger.warning("--%s has no effect any more and is ignored.", name)

@@ -1,6 +1,5 @@
 """The training data set and its collator."""
 
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from llava.image_processing import preprocess_padded, process_anyres_image, to_p
 from llava.images import MAX_IMAGE_PIXELS, image_size, open_image
 from llava.train.planning import PlanningCollator
 from llava.train.preprocess import pad_right, padding_id, preprocess, preprocess_multimodal
+from llava.train.records import load_records
 
 logger = logging.getLogger(__name__)
 
@@ -24,30 +24,6 @@ IMAGE_LENGTH = 128
 
 class BadSampleError(ValueError):
     """A record cannot be used for training; the message names the record, the cause and the remedy."""
-
-
-def load_records(data_path: str) -> list[dict[str, Any]]:
-    """The records of a ``.json`` file (one list) or a ``.jsonl`` file (one object per line).
-
-    Raises:
-        ValueError: the file is not such a list, or a record has no conversation.
-    """
-    with open(data_path, encoding="utf-8") as file:
-        try:
-            if data_path.endswith(".jsonl"):
-                records = [json.loads(line) for line in file if line.strip()]
-            else:
-                records = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"'{data_path}' is not valid JSON ({error}). Use a list of records, or a .jsonl file with one per line."
-            ) from error
-    if not isinstance(records, list):
-        raise ValueError(f"'{data_path}' holds a {type(records).__name__}, not a list of records (see docs/data.md).")
-    for index, record in enumerate(records):
-        if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
-            raise ValueError(f"'{data_path}': record {index} has no list of 'conversations' (see docs/data.md).")
-    return records
 
 
 def resolve_image_path(image_folder: str | None, name: str, follow_links: bool = True) -> str:

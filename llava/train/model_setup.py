@@ -225,7 +225,7 @@ def add_vision(
 ) -> None:
     """Add tower and connector, write the vision keys of the configuration, and set what trains."""
     inner = model.get_model()
-    inner.initialize_vision_modules(model_args=model_args, fsdp=args.fsdp)
+    inner.initialize_vision_modules(model_args=model_args)
     tower = model.get_vision_tower()
     tower.to(dtype=tower_dtype(args, model_args.tune_vision_tower), device=args.device)
     tower.requires_grad_(False)  # also one that came with the checkpoint
@@ -256,10 +256,6 @@ def add_vision(
     if args.freeze_mm_mlp_adapter:
         inner.mm_projector.requires_grad_(False)
     if model_args.tune_vision_tower:
-        if args.fsdp:
-            raise ValueError(
-                "--tune_vision_tower cannot be used with --fsdp, which leaves the tower out; use DeepSpeed"
-            )
         tower.unfreeze()
         config.tune_vision_tower = True
     elif not hasattr(config, "tune_vision_tower"):  # else the checkpoint's tower was tuned before, and it is its own

@@ -24,6 +24,7 @@ from llava.train.checkpoint import (
     maybe_zero_3,
     safe_save_model_for_hf_trainer,
 )
+from llava.train.compilation import compile_vision
 from llava.train.data import (
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,
@@ -122,6 +123,8 @@ def train(attn_implementation: str | None = None) -> None:
         settle_kbit_dtypes(model, training_args)
     settle_trained_dtype(model, training_args)
     apply_liger_kernels(model, training_args)
+    if model_args.torch_compile_vision:
+        compile_vision(model)
 
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
     layout = getattr(data_args, "layout", None)

@@ -7,7 +7,6 @@ CONNECTOR=${CONNECTOR:-acformer}
 TOKENS=${TOKENS:-145}
 RUN=./checkpoints/llava-v1.5-$SIZE-$CONNECTOR-$TOKENS
 train_stage2 \
-    --deepspeed "${DEEPSPEED_CONFIG:-./scripts/zero3.json}" \
     --mm_projector_type "$CONNECTOR" \
     --mm_num_visual_tokens "$TOKENS" \
     --pretrain_mm_mlp_adapter "${PRETRAINED:-$RUN-pretrain/mm_projector.bin}" \

@@ -8,7 +8,6 @@ CONNECTOR=${CONNECTOR:-acformer}
 TOKENS=${TOKENS:-145}
 RUN=./checkpoints/llava-v1.5-$SIZE-$CONNECTOR-$TOKENS
 train_stage2 \
-    --deepspeed "${DEEPSPEED_CONFIG:-./scripts/zero3.json}" \
     --lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 \
     --mm_projector_type "$CONNECTOR" \
     --mm_num_visual_tokens "$TOKENS" \

@@ -7,7 +7,6 @@
 VLORA_DIM=${VLORA_DIM:-512}
 RUN=./checkpoints/llava-v1.5-$SIZE-vlora-$VLORA_DIM
 train_stage2 \
-    --deepspeed "${DEEPSPEED_CONFIG:-./scripts/zero2.json}" \
     --mm_projector_type vlora \
     --vlora_dim "$VLORA_DIM" \
     --vlora_depth 8 \

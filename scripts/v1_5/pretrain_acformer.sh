@@ -6,7 +6,6 @@
 CONNECTOR=${CONNECTOR:-acformer}
 TOKENS=${TOKENS:-145}
 train_stage1 \
-    --deepspeed "${DEEPSPEED_CONFIG:-./scripts/zero2.json}" \
     --mm_projector_type "$CONNECTOR" \
     --mm_num_visual_tokens "$TOKENS" \
     --learning_rate 5e-4 \

@@ -8,7 +8,6 @@
 # file of stage 1. 512 is the program's default, has 0.85 G parameters instead of 2.03 G (7b), and is used in both.
 VLORA_DIM=${VLORA_DIM:-512}
 train_stage1 \
-    --deepspeed "${DEEPSPEED_CONFIG:-./scripts/zero2.json}" \
     --mm_projector_type vlora \
     --vlora_dim "$VLORA_DIM" \
     --vlora_depth 8 \

@@ -176,7 +176,7 @@ def test_flag_list_is_frozen() -> None:
         by_name = {f.name: f.default for f in fields(ours[name])}
         assert {key: by_name[key] for key in defaults} == defaults
     added = {
-        "ModelArguments": {"s2", "s2_scales", "tune_vision_tower", "mm_elastic_budgets"},
+        "ModelArguments": {"s2", "s2_scales", "torch_compile_vision", "tune_vision_tower", "mm_elastic_budgets"},
         "DataArguments": {"on_bad_sample", "image_grid_pinpoints"},
     }
     for name, extra in added.items():

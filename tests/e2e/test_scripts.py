@@ -99,6 +99,7 @@ def test_acformer_scripts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage1 = run_script("v1_5/pretrain_acformer.sh", world, "llava-acformer-pretrain", data="pretrain")
     monkeypatch.setenv("PRETRAINED", str(stage1 / "mm_projector.bin"))
     full = run_script("v1_5/finetune_acformer.sh", world, "llava-acformer")
+    monkeypatch.setenv("SIZE", "13b")  # ZeRO-3
     lora = run_script("v1_5/finetune_acformer_lora.sh", world, "llava-acformer-lora")
     for folder, opened_on in ((full, None), (lora, str(BASES / "tiny-llama"))):
         assert answer(folder, opened_on).shape[0] == 1
@@ -144,7 +145,8 @@ def test_vlora_recipe_is_consistent() -> None:
     assert "--pretrain_mm_mlp_adapter ./checkpoints/llava-v1.5-13b-vlora-1024-pretrain/mm_projector.bin " in stages[1]
     for shown, rate, batch in zip(stages, ("5e-5", "2e-5"), (96, 16), strict=True):
         assert f"--learning_rate {rate} " in shown and f"--per_device_train_batch_size {batch} " in shown
-        assert "--deepspeed ./scripts/zero2.json " in shown
+    assert "--deepspeed ./scripts/zero2_clip.json " in stages[0]
+    assert "--deepspeed ./scripts/zero3_clip.json " in stages[1]
 
 
 def test_size_chooses_base_model_and_folders() -> None:
@@ -156,6 +158,25 @@ def test_size_chooses_base_model_and_folders() -> None:
         assert f"--output_dir ./checkpoints/llava-v1.5-13b-acformer-257{folder} " in shown
         rate = {"-pretrain": "5e-4", "": "2e-5", "-lora": "2e-4"}[folder]
         assert f"--learning_rate {rate} " in shown
+        assert f"--deepspeed ./scripts/zero{2 if folder == '-pretrain' else 3}_clip.json " in shown
+        assert "--deepspeed ./scripts/zero2_clip.json " in shown_by(script, SIZE="7b")
+        assert "--deepspeed own.json " in shown_by(script, DEEPSPEED_CONFIG="own.json")
+
+
+@pytest.mark.parametrize(
+    "settings, recomputes",
+    [
+        ({}, "False"),
+        ({"TOKENS": "257"}, "False"),
+        ({"TOKENS": "577"}, "True"),
+        ({"CONNECTOR": "mlp2x_gelu"}, "True"),  # 576 tokens, whatever TOKENS says
+        ({"SIZE": "13b"}, "True"),
+        ({"SIZE": "13b", "RECOMPUTE": "False"}, "False"),
+    ],
+)
+def test_stage1_recomputes_where_memory_needs_it(settings: dict[str, str], recomputes: str) -> None:
+    assert f"--gradient_checkpointing {recomputes} " in shown_by("v1_5/pretrain_acformer.sh", **settings)
+    assert "--gradient_checkpointing True " in shown_by("v1_5/finetune_acformer.sh")
 
 
 def test_every_script_parses_and_names_known_flags() -> None:

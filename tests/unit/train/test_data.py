@@ -15,7 +15,6 @@ from llava.train.data import (
     BadSampleError,
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,
-    load_records,
     resolve_image_path,
 )
 from tests.conftest import VECTORS as TEST_VECTORS
@@ -65,29 +64,6 @@ def world(tmp_path: Path):
 def record(image: str | None = "white.png", question: str = "<image>\nWhat?", **more) -> dict:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "A cat."}]
     return {"id": "r", "conversations": turns} | ({"image": image} if image else {}) | more
-
-
-def test_json_and_jsonl_hold_the_same(tmp_path: Path) -> None:
-    records = [record(), record(None, "é?")]
-    (tmp_path / "a.json").write_text(json.dumps(records), encoding="utf-8")
-    lines = [json.dumps(r, ensure_ascii=False) for r in records]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
-    assert load_records(str(tmp_path / "a.json")) == load_records(str(tmp_path / "a.jsonl")) == records
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.json", "{", "not valid JSON"),
-        ("a.jsonl", "[1,\n", "not valid JSON"),
-        ("a.json", "{}", "holds a dict"),
-        ("a.json", '[{"id": 1}]', "record 0 has no list of 'conversations'"),
-    ],
-)
-def test_malformed_data_files(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        load_records(str(tmp_path / name))
 
 
 def test_items(world) -> None:

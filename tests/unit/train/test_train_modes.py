@@ -13,6 +13,7 @@ from llava.image_processing import process_images
 from llava.model import LlavaLlamaForCausalLM, LlavaMistralForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.tokenizer_files import save_tokenizer
+from llava.train.arguments import parse_arguments
 from tests.support.training import losses_of, run_training
 
 V1 = ["--version", "v1", "--data_path", "train/data.json", "--save_strategy", "no", "--max_steps", "1"]
@@ -184,7 +185,7 @@ def test_anyres_trains_on_all_crops(tmp_path: Path, llava_vectors: Path) -> None
     assert torch.equal(second.model.model.image_newline, newline)
     config = json.loads((tmp_path / "llava-second/config.json").read_text())
     assert config["image_grid_pinpoints"] == [[56, 112], [112, 56]] and config["image_aspect_ratio"] == "anyres"
-    tokenizer, model, processor, _ = load_pretrained_model(str(tmp_path / "llava-second"), None, "llava", device="cpu")
+    _, model, processor, _ = load_pretrained_model(str(tmp_path / "llava-second"), None, "llava", device="cpu")
     image = Image.new("RGB", (200, 90))
     crops = process_images([image], processor, model.config)
     assert crops.shape[1] == 3
@@ -193,5 +194,13 @@ def test_anyres_trains_on_all_crops(tmp_path: Path, llava_vectors: Path) -> None
 
     with pytest.raises(ValueError, match="multiples of the vision tower's 56 pixels"):
         run_training(tmp_path / "llava-third", *flags, "--image_grid_pinpoints", "[[50, 112]]")
-    with pytest.raises(ValueError, match="joins patch maps, which the connector 'acformer' does not make"):
+    with pytest.raises(ValueError, match="the connector 'acformer' gives 9 tokens that are not a grid"):
         run_training(tmp_path / "llava-third", *flags, "--mm_projector_type", "acformer", "--mm_num_visual_tokens", "9")
+
+
+@pytest.mark.parametrize("asked", [["--fsdp"], ["--fsdp", "full_shard auto_wrap"], []])
+def test_fsdp_is_refused_before_anything_is_loaded(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not asked:  # by accelerate's launcher
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"FSDP is not supported.*--deepspeed scripts/zero3\.json instead of --fsdp"):
+        parse_arguments(["--output_dir", "unused", *asked])
