@@ -24,3 +24,9 @@ def llava_vectors(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The LLaVA vectors; the paths inside them are relative, so they become the working directory."""
     monkeypatch.chdir(VECTORS / "llava")
     return VECTORS / "llava"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def llava_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep no measured lengths of samples; programs that they start neither."""
+    os.environ["LLAVA_CACHE"] = str(tmp_path_factory.mktemp("cache"))

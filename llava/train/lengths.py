@@ -24,7 +24,7 @@ def measure_samples(dataset: LazySupervisedDataset, num_workers: int, show_progr
     """Token ids, image markers, and width and height of the image of every sample, `[N, 4]` int32.
 
     Sizes are 0 where the layout does not depend on them. A bad record has 0 ids with `--on_bad_sample skip`. The
-    result is kept in `~/.cache/llava/lengths` (or `$XDG_CACHE_HOME`), by data, tokenizer and template.
+    result is kept in `$LLAVA_CACHE/lengths` (`~/.cache/llava` by default), by data, tokenizer and template.
 
     Args:
         num_workers: processes; 0 works in this one.
@@ -84,7 +84,7 @@ def _save(measured: np.ndarray, path: str) -> None:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llava" / "lengths"
+    return Path(os.environ.get("LLAVA_CACHE") or Path.home() / ".cache/llava") / "lengths"
 
 
 def _fingerprint(dataset: LazySupervisedDataset) -> str:

@@ -57,6 +57,8 @@ class BatchLayout:
             size: (width, height) of the image in pixels, where crops are merged.
             num_visual_tokens: per crop, instead of the model's own number.
         """
+        if not markers:
+            return []
         per_crop = self.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
         return [per_crop if self.crops is None else self.crops.count_tokens(per_crop, size)] * markers
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from common import TOY_VISION, clip_folder, random_clip
+from transformers.models.clip import CLIPImageProcessorPil
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import ClipBackbone
@@ -43,6 +44,14 @@ GEOMETRIES = {
         ResamplerShape(depth=2, heads=4, dim_head=32),
         GeneratorShape(width=112, rank=16),
         generator_heads=4,
+    ),
+    # Wide enough that matrix products dominate, as at 7B, and small enough for steps of 16 long conversations on a CPU.
+    "packing": Geometry(
+        LLMShape(256, 2, 688, 256, heads=4, kv_heads=4, head_dim=64),
+        VisionShape(width=64, blocks=2),
+        ResamplerShape(depth=1, heads=2, dim_head=32),
+        GeneratorShape(width=32, depth=1, rank=8, skip=1),
+        generator_heads=2,
     ),
     "toy": Geometry(
         LLMShape(64, 2, 128, 128, heads=4, kv_heads=4, head_dim=16),
@@ -87,7 +96,7 @@ def build_model(geometry: Geometry, device: str, dtype: torch.dtype, attention: 
         model = LlavaLlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=dtype)
     tower = model.get_vision_tower()
     tower.vision_tower = ClipBackbone(random_clip(geometry.vision, attention, device, dtype))
-    tower.is_loaded = True
+    tower.image_processor, tower.is_loaded = CLIPImageProcessorPil(), True
     model.requires_grad_(False).train()
     # transformers 5.23 renamed it.
     recompute = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

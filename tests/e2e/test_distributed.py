@@ -24,7 +24,8 @@ VLORA = ["--mm_projector_type", "vlora", "--vlora_dim", "32", "--vlora_depth", "
 VLORA += ["--vlora_rank", "4", "--vlora_type", "qkvom"]
 FULL = ["--version", "v1", "--data_path", "train/data.json", *CONNECTOR]
 STAGE1 = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True", *CONNECTOR]
-LORA = [*FULL, "--lora_enable", "True", "--lora_r", "4", "--gradient_checkpointing", "True"]
+PACKED = ["--packing", "True"]
+LORA = [*FULL, *PACKED, "--lora_enable", "True", "--lora_r", "4", "--gradient_checkpointing", "True"]
 
 
 def free_port() -> int:
@@ -122,7 +123,7 @@ def grouped_base(folder: Path) -> Path:
 
 # Beside VLoRA alone, all at once that makes it harder.
 EVERYTHING = ["--mm_projector_type", "acformer_vlora", *VLORA[2:], *CONNECTOR[2:], "--tune_vision_tower", "True"]
-EVERYTHING += ["--vision_tower_lr", "1e-4"]
+EVERYTHING += ["--vision_tower_lr", "1e-4", *PACKED]
 
 
 @pytest.mark.parametrize("connector", [VLORA, EVERYTHING], ids=["vlora", "everything"])

@@ -110,21 +110,12 @@ def check_aspect_ratio(config: Any, connector: Connector) -> None:
     """Check that the connector can take the views that `image_aspect_ratio` makes.
 
     Raises:
-        ValueError: anyres makes several crops of an image, and the connector takes one view, or has no patch map to
-            join them by.
+        ValueError: anyres makes several crops of an image, and the connector takes one view.
     """
-    if getattr(config, "image_aspect_ratio", None) != "anyres":
-        return
-    if connector.space != "input":
+    if connector.space != "input" and getattr(config, "image_aspect_ratio", None) == "anyres":
         raise ValueError(
             "image_aspect_ratio anyres makes several crops of an image, but the connector "
             f"{config.mm_projector_type!r} makes weights of one view; use pad or square"
-        )
-    merge_type = getattr(config, "mm_patch_merge_type", None) or "flat"
-    if merge_type.startswith("spatial") and not getattr(connector, "is_grid", True):
-        raise ValueError(
-            f"mm_patch_merge_type {merge_type} joins patch maps, which the connector {config.mm_projector_type!r} does "
-            "not make; use flat"
         )
 
 

@@ -41,7 +41,7 @@ def test_qlora_trains_adapters_and_connector(tmp_path: Path, llava_vectors: Path
         tmp_path, "--model_name_or_path", str(BASES / "tiny-llama"), "--vision_tower", str(BASES / "tiny-clip"),
         "--version", "v1", "--data_path", "train/data.json", "--mm_projector_type", "acformer", "--max_steps", "2",
         "--mm_num_visual_tokens", "17", "--mm_resampler_depth", "1", "--save_strategy", "no", "--bits", "4",
-        "--lora_enable", "True", "--lora_r", "4",
+        "--lora_enable", "True", "--lora_r", "4", "--packing", "True",
     )  # fmt: skip
     extras = torch.load(tmp_path / "non_lora_trainables.bin", weights_only=True)
     assert extras and all("mm_projector" in key for key in extras)

@@ -108,10 +108,10 @@ def test_a_packed_run_reports_what_it_packs(tmp_path: Path, caplog: pytest.LogCa
 def test_samples_are_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLAVA_CACHE", str(tmp_path / "cache"))
     run = [*STAGE2, "--packing", "True", "--max_steps", "1"]
     dataset = run_training(tmp_path / "one", *run).train_dataset
-    (kept,) = (tmp_path / "cache/llava/lengths").glob("*.npy")
+    (kept,) = (tmp_path / "cache/lengths").glob("*.npy")
     for index, (ids, markers, *_) in enumerate(dataset.measured.tolist()):
         item = dataset.samples[index]["input_ids"]
         assert (ids, markers) == (len(item), int((item == -200).sum()))

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from llava.image_processing import process_images
 from llava.model import LlavaLlamaForCausalLM, LlavaMistralForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.tokenizer_files import save_tokenizer
@@ -161,6 +163,39 @@ def test_bf16_trains_in_float32_and_saves_bf16(tmp_path: Path, llava_vectors: Pa
         trainer = run_training(tmp_path / mode, *V1, *steps, f"--{mode}", "True", "--model_name_or_path", str(full))
         dtypes = {(p.requires_grad, p.dtype) for p in trainer.model.parameters()}
         assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_anyres_trains_on_all_crops(tmp_path: Path, llava_vectors: Path) -> None:
+    """Both stages, by the newline that ends the rows of a patch map; the checkpoint says how images are cut."""
+    anyres = ["--image_aspect_ratio", "anyres", "--mm_patch_merge_type", "spatial_unpad", "--max_steps", "2"]
+    anyres += ["--mm_projector_type", "mlp2x_gelu", "--save_strategy", "no", "--packing", "True"]
+    plain = ["--version", "plain", "--data_path", "train/data_plain.json", "--tune_mm_mlp_adapter", "True"]
+    first = run_training(tmp_path / "llava-first", *plain, *anyres)
+    newline = first.model.model.image_newline.detach()
+    state = torch.load(tmp_path / "llava-first/mm_projector.bin", weights_only=True)
+    assert torch.equal(state["model.image_newline"], newline)
+    measured = first.train_dataset.measured
+    item = first.train_dataset.samples[0]
+    assert item["image"].ndim == 4 and tuple(measured[0, 2:]) == item["image_size"]
+
+    adapter = ["--pretrain_mm_mlp_adapter", str(tmp_path / "llava-first/mm_projector.bin"), "--learning_rate", "0"]
+    pinpoints = ["--image_grid_pinpoints", "[[56, 112], [112, 56]]"]
+    flags = ["--version", "v1", "--data_path", "train/data.json", *anyres, *adapter]
+    second = run_training(tmp_path / "llava-second", *flags, *pinpoints)
+    assert torch.equal(second.model.model.image_newline, newline)
+    config = json.loads((tmp_path / "llava-second/config.json").read_text())
+    assert config["image_grid_pinpoints"] == [[56, 112], [112, 56]] and config["image_aspect_ratio"] == "anyres"
+    _, model, processor, _ = load_pretrained_model(str(tmp_path / "llava-second"), None, "llava", device="cpu")
+    image = Image.new("RGB", (200, 90))
+    crops = process_images([image], processor, model.config)
+    assert crops.shape[1] == 3
+    prompt = torch.tensor([[1, 300, -200, 13]])
+    assert model.generate(prompt, images=crops, image_sizes=[image.size], max_new_tokens=2, do_sample=False).numel()
+
+    with pytest.raises(ValueError, match="multiples of the vision tower's 56 pixels"):
+        run_training(tmp_path / "llava-third", *flags, "--image_grid_pinpoints", "[[50, 112]]")
+    with pytest.raises(ValueError, match="the connector 'acformer' gives 9 tokens that are not a grid"):
+        run_training(tmp_path / "llava-third", *flags, "--mm_projector_type", "acformer", "--mm_num_visual_tokens", "9")
 
 
 @pytest.mark.parametrize("asked", [["--fsdp"], ["--fsdp", "full_shard auto_wrap"], []])
