@@ -17,6 +17,7 @@ DATA=${DATA:-playground/data/shapes}
 RUNS=${RUNS:-checkpoints/playground}
 export BASE_MODEL=playground/bases/tiny-llama VISION_TOWER=playground/bases/tiny-clip
 export TOKENS=${TOKENS:-17} IMAGE_FOLDER=$DATA
+export PACKING=${PACKING:-False} # the learning rates below are for batches of 16 samples
 # What fits two CPU cores instead of eight GPUs. The learning rates are those of small models.
 SMALL=(--bf16 False --tf32 False --gradient_checkpointing False --report_to none --dataloader_num_workers 0
     --model_max_length 512 --save_strategy no --logging_steps 10)
