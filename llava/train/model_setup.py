@@ -22,6 +22,7 @@ from llava.model.vision_state import load_connector_state
 from llava.model.vision_tokenizer import grow_embeddings
 from llava.tokenization import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.dtypes import compute_dtype, tower_dtype
 from llava.train.planning import BatchLayout
 
 logger = logging.getLogger(__name__)
@@ -29,20 +30,6 @@ logger = logging.getLogger(__name__)
 NEVER_ADAPTED = ("mm_projector", "vision_tower", "vision_resampler")
 PAD_TOKEN = "[PAD]"
 DEFAULT_TEMPLATE = "vicuna_v1"
-
-
-def compute_dtype(args: TrainingArguments) -> torch.dtype:
-    """fp16, bf16 or fp32 by flags."""
-    return torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
-
-
-def tower_dtype(args: TrainingArguments, trains: bool = False) -> torch.dtype:
-    """bf16 under --bf16, else float16; float32 if it trains, or on a CPU, where half precision is slow."""
-    if args.bf16:
-        return torch.bfloat16
-    if trains:
-        return torch.float32
-    return torch.float16 if torch.cuda.is_available() else torch.float32
 
 
 def load_language_model(
@@ -331,40 +318,3 @@ def check_recomputation(projector: Connector, args: TrainingArguments) -> None:
             "Perceptual weights need recomputation that is not reentrant: leave --gradient_checkpointing_kwargs out, "
             "or set use_reentrant to false in it"
         )
-
-
-def settle_trained_dtype(model: torch.nn.Module, args: TrainingArguments) -> None:
-    """Cast trainable parameters where the mixed-precision engine requires a dtype.
-
-    DeepSpeed in bf16 keeps float32 masters itself and ZeRO-3 takes one dtype only, while the connector and LoRA's
-    matrices are made in float32 beside a bf16 language model. Without DeepSpeed, what trains is float32 and computes
-    under autocast: bf16 has 8 bits of precision, so a step of 2e-5 is lost in the rounding of most weights, and --fp16
-    scales gradients of float32 parameters only. What is frozen keeps its dtype.
-    """
-    if args.deepspeed:
-        made, wanted = (torch.float32, torch.bfloat16) if args.bf16 else (None, None)
-    else:
-        made, wanted = compute_dtype(args), torch.float32
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype == made:
-            parameter.data = parameter.data.to(wanted)
-
-
-def settle_saved_dtype(model: torch.nn.Module, args: TrainingArguments) -> None:
-    """Let a whole model that trained in float32 under --bf16 be saved in bfloat16, as by DeepSpeed."""
-    if args.bf16 and not args.deepspeed and not args.lora_enable and not args.tune_mm_mlp_adapter:
-        model.to(torch.bfloat16)
-
-
-def settle_kbit_dtypes(model: Any, args: TrainingArguments) -> None:
-    """k-bit training: LoRA in bf16, norms in float32, embeddings and head in bf16."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and args.bf16:
-            module.to(torch.bfloat16)
-        if "norm" in name and "vision_tower" not in name and "mm_projector" not in name:
-            module.to(torch.float32)
-        is_table = ("lm_head" in name or "embed_tokens" in name) and hasattr(module, "weight")
-        if is_table and args.bf16 and module.weight.dtype == torch.float32:
-            module.to(torch.bfloat16)

@@ -31,6 +31,7 @@ from llava.train.data import (
     make_supervised_data_module,
 )
 from llava.train.deepspeed_config import warn_of_overruled_flags
+from llava.train.dtypes import settle_kbit_dtypes, settle_saved_dtype, settle_trained_dtype
 from llava.train.launch import prepare_launch
 from llava.train.lengths import measure_samples
 from llava.train.liger import apply_liger_kernels
@@ -42,9 +43,6 @@ from llava.train.model_setup import (
     freeze_and_adapt,
     load_language_model,
     prepare_tokenizer,
-    settle_kbit_dtypes,
-    settle_saved_dtype,
-    settle_trained_dtype,
     smart_tokenizer_and_embedding_resize,
 )
 from llava.train.packing import PackedDataset

@@ -11,6 +11,6 @@ train_stage2 \
     --mm_num_visual_tokens "$TOKENS" \
     --pretrain_mm_mlp_adapter "${PRETRAINED:-$RUN-pretrain/mm_projector.bin}" \
     --learning_rate 2e-5 \
-    --per_device_train_batch_size 16 \
+    --per_device_train_batch_size "$(stage2_batch)" \
     --output_dir "${OUTPUT_DIR:-$RUN}" \
     "$@"

@@ -17,6 +17,6 @@ train_stage2 \
     --skip_layers 4 \
     --pretrain_mm_mlp_adapter "${PRETRAINED:-$RUN-pretrain/mm_projector.bin}" \
     --learning_rate 2e-5 \
-    --per_device_train_batch_size 16 \
+    --per_device_train_batch_size "$(stage2_batch)" \
     --output_dir "${OUTPUT_DIR:-$RUN}" \
     "$@"

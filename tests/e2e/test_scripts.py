@@ -143,7 +143,7 @@ def test_vlora_recipe_is_consistent() -> None:
     assert {"--vlora_dim 1024", "--vlora_rank 64", "--skip_layers 4"} <= set(generators[0])
     assert "--output_dir ./checkpoints/llava-v1.5-13b-vlora-1024-pretrain " in stages[0]
     assert "--pretrain_mm_mlp_adapter ./checkpoints/llava-v1.5-13b-vlora-1024-pretrain/mm_projector.bin " in stages[1]
-    for shown, rate, batch in zip(stages, ("5e-5", "2e-5"), (96, 16), strict=True):
+    for shown, rate, batch in zip(stages, ("5e-5", "2e-5"), (96, 2), strict=True):
         assert f"--learning_rate {rate} " in shown and f"--per_device_train_batch_size {batch} " in shown
     assert "--deepspeed ./scripts/zero2_clip.json " in stages[0]
     assert "--deepspeed ./scripts/zero3_clip.json " in stages[1]
@@ -177,6 +177,22 @@ def test_size_chooses_base_model_and_folders() -> None:
 def test_stage1_recomputes_where_memory_needs_it(settings: dict[str, str], recomputes: str) -> None:
     assert f"--gradient_checkpointing {recomputes} " in shown_by("v1_5/pretrain_acformer.sh", **settings)
     assert "--gradient_checkpointing True " in shown_by("v1_5/finetune_acformer.sh")
+
+
+@pytest.mark.parametrize(
+    "script, settings, batch",
+    [
+        ("finetune_vlora", {}, 2),
+        ("finetune_acformer", {"TOKENS": "145"}, 3),
+        ("finetune_acformer_lora", {"TOKENS": "257"}, 4),
+        ("finetune_acformer", {"CONNECTOR": "mlp2x_gelu"}, 6),
+        ("finetune_acformer", {"PACKING": "False"}, 16),
+    ],
+)
+def test_packed_rows_hold_the_batch_of_the_recipe(script: str, settings: dict[str, str], batch: int) -> None:
+    shown = shown_by(f"v1_5/{script}.sh", **settings)
+    assert f"--per_device_train_batch_size {batch} " in shown
+    assert f"--packing {settings.get('PACKING', 'True')} " in shown
 
 
 def test_every_script_parses_and_names_known_flags() -> None:
