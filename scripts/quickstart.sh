@@ -17,9 +17,9 @@ DATA=${DATA:-playground/data/shapes}
 RUNS=${RUNS:-checkpoints/playground}
 export BASE_MODEL=playground/bases/tiny-llama VISION_TOWER=playground/bases/tiny-clip
 export TOKENS=${TOKENS:-17} IMAGE_FOLDER=$DATA
-export PACKING=${PACKING:-False} # the learning rates below are for batches of 16 samples
+export LAUNCHER=${LAUNCHER:-python} DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG-} # one process; DeepSpeed only costs time here
 # What fits two CPU cores instead of eight GPUs. The learning rates are those of small models.
-SMALL=(--bf16 False --tf32 False --gradient_checkpointing False --report_to none --dataloader_num_workers 0
+SMALL=(--bf16 False --tf32 False --gradient_checkpointing False --report_to none --dataloader_num_workers 1
     --model_max_length 512 --save_strategy no --logging_steps 10)
 SMALL_RESAMPLER=(--mm_resampler_depth 2 --mm_resampler_heads 4 --mm_resampler_dim_head 32)
 SMALL_GENERATOR=(--vlora_heads 4 --vlora_depth 2 --vlora_rank 8 --vlora_alpha 8 --vlora_type qkvom --skip_layers 1
@@ -34,6 +34,13 @@ quietly() { # LOG COMMAND...: shows ten lines of the progress bar, keeps everyth
     [ "${PIPESTATUS[0]}" = 0 ] ||
         fail "this step failed: $* (the end of $log:)
 $(tail -n 12 "$log")"
+}
+
+# One packed row holds about as many samples as a batch: 32 captions or 16 conversations. $1: samples, $2: mean words.
+row() {
+    local visual=$TOKENS
+    case $CONNECTOR in mlp* | linear) visual=64 ;; vlora) visual=0 ;; esac
+    echo --packing True --per_device_train_batch_size 1 --packing_length $(($1 * ($2 + visual)))
 }
 
 train_and_evaluate() { # CONNECTOR
@@ -52,14 +59,14 @@ train_and_evaluate() { # CONNECTOR
     if [ ! -f "$pretrained/mm_projector.bin" ]; then
         say "$connector, stage 1: the connector learns from captions (scripts/v1_5/pretrain_$recipe.sh)"
         DATA_PATH=$DATA/pretrain.json OUTPUT_DIR=$pretrained quietly "$RUNS/logs/$connector-stage1.log" \
-            bash "scripts/v1_5/pretrain_$recipe.sh" "${small[@]}" --per_device_train_batch_size 32 --learning_rate 2e-3 \
+            bash "scripts/v1_5/pretrain_$recipe.sh" "${small[@]}" $(row 32 19) --learning_rate 2e-3 \
             --max_steps "${STAGE1_STEPS:-$stage1_steps}"
     fi
     if [ ! -f "$model/model.safetensors" ]; then
         say "$connector, stage 2: connector and language model learn from conversations (scripts/v1_5/finetune_$recipe.sh)"
         DATA_PATH=$DATA/instruct.json OUTPUT_DIR=$model PRETRAINED=$pretrained/mm_projector.bin \
             quietly "$RUNS/logs/$connector-stage2.log" \
-            bash "scripts/v1_5/finetune_$recipe.sh" "${small[@]}" --per_device_train_batch_size 16 "${stage2[@]}" \
+            bash "scripts/v1_5/finetune_$recipe.sh" "${small[@]}" $(row 16 190) "${stage2[@]}" \
             --max_steps "${STAGE2_STEPS:-700}"
     fi
     for questions in eval_questions eval_questions_blank; do

@@ -1,4 +1,4 @@
-"""The kind of machine and the commit, which every measured result states."""
+"""The kind of machine and the commit, which every measured result states, and the speed of GPUs."""
 
 import os
 import platform
@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# Dense bf16 TFLOP/s by the maker's data sheets; the first whose words are all in the GPU's name counts.
+PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0}
 
 
 def machine_kind(device: str | None = None) -> str:

@@ -22,11 +22,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.files import write_text_atomically
 from llava.tools.flops import VisionShape
-from llava.tools.machine import commit, machine_kind
+from llava.tools.machine import PEAK_TFLOPS, commit, machine_kind
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Dense bf16 TFLOP/s by the maker's data sheets; the first whose words are all in the GPU's name counts.
-PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0}
 TOY_VISION = VisionShape(width=64, blocks=3, heads=4, side=8, patch_values=4 * 4 * 3)
 
 

@@ -13,13 +13,15 @@ import argparse
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from common import add_common_flags, markdown_table, precision, publish, synchronize
 from stage1_model import GEOMETRIES, build_connector, build_model
+from torch.profiler import ProfilerActivity, profile
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.planned_attention import PLANNED_SDPA
@@ -109,6 +111,22 @@ def timed_step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, An
     return time.perf_counter() - start
 
 
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "grouped_mm", "attention", "convolution", "linear", "gemm")
+
+
+def share_outside_products(step: Callable[[], Any], device: str) -> float:
+    """Share of a step's device time that is neither a matrix product nor attention."""
+    on_gpu = device.startswith("cuda")
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        step()
+    times = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in profiler.key_averages()
+    }
+    products = sum(time for name, time in times.items() if any(part in name.lower() for part in PRODUCTS))
+    return 1 - products / sum(times.values())
+
+
 def measure(args: argparse.Namespace, name: str, tokens: int) -> dict[str, Any]:
     """Both sides of one connector; their steps take turns."""
     geometry = GEOMETRIES[args.geometry]
@@ -133,14 +151,17 @@ def measure(args: argparse.Namespace, name: str, tokens: int) -> dict[str, Any]:
         "packed": (packs, list(packed_steps(data, lengths, args.ranks))),
     }
     result: dict[str, Any] = {"connector": name, "tokens": model.num_visual_tokens}
-    seconds, samples, positions = (dict.fromkeys(sides, 0.0) for _ in range(3))
+    seconds, samples, positions, outside = (dict.fromkeys(sides, 0.0) for _ in range(4))
     for number in range(args.rounds + 1):
         for kind, (layout, steps) in sides.items():
             step = steps[number * len(steps) // (args.rounds + 1)]
             collate = PlanningCollator(layout)
             batches = [collate([copy.deepcopy(data[index]) for index in mine]) for mine in step]
             slowest = max(timed_step(model, optimizer, batch, args.device) for batch in batches)
-            if number:  # the first round warms up
+            if number == 0:
+                again = partial(timed_step, model, optimizer, batches[0], args.device)
+                outside[kind] = share_outside_products(again, args.device)
+            else:  # the first round warms up
                 seconds[kind] += slowest
                 samples[kind] += sum(len(mine) for mine in step)
                 positions[kind] += sum(int(lengths[mine].sum()) for mine in step)
@@ -150,6 +171,7 @@ def measure(args: argparse.Namespace, name: str, tokens: int) -> dict[str, Any]:
             "tokens_per_second": positions[kind] / seconds[kind],
             "samples_per_step": samples[kind] / args.rounds / args.ranks,
             **padding_of(steps, lengths, layout.packed),
+            "outside": outside[kind],
         }
     result["ratio"] = result["packed"]["tokens_per_second"] / result["padded"]["tokens_per_second"]
     result["samples_ratio"] = result["packed"]["samples_per_second"] / result["padded"]["samples_per_second"]
@@ -158,18 +180,30 @@ def measure(args: argparse.Namespace, name: str, tokens: int) -> dict[str, Any]:
 
 def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
     """The figures as a Markdown table."""
-    header = ["connector", "visual tokens", "layout", "samples/step", "samples/s", "tokens/s", "computed", "slowest"]
+    header = [
+        "connector",
+        "visual tokens",
+        "layout",
+        "samples/step",
+        "samples/s",
+        "tokens/s",
+        "computed",
+        "slowest",
+        "outside",
+    ]
     rows = []
     for result in results:
         for kind in ("padded", "packed"):
             side = result[kind]
             figures = [f"{side['samples_per_step']:.1f}", f"{side['samples_per_second']:,.2f}"]
             figures += [f"{side['tokens_per_second']:,.0f}", f"{side['computed']:.3f}", f"{side['slowest']:.3f}"]
+            figures += [f"{side['outside']:.0%}"]
             rows.append([result["connector"], str(result["tokens"]), kind, *figures])
     text = markdown_table(header, rows)
     text += (
         "\n\nSamples per step are one process's. `computed`: positions computed for each that is needed, over an "
-        f"epoch; `slowest`: the same if all of {args.ranks} processes wait for the one with the most.\n\n"
+        f"epoch; `slowest`: the same if all of {args.ranks} processes wait for the one with the most; `outside`: "
+        "share of the time that is neither a matrix product nor attention, under a profiler.\n\n"
     )
     ratios = [[r["connector"], f"{r['ratio']:.2f}x", f"{r['samples_ratio']:.2f}x"] for r in results]
     return text + markdown_table(["packed against padded", "tokens/s", "samples/s"], ratios)

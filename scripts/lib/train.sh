@@ -15,8 +15,8 @@ export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expan
 
 # train_stage1 FLAGS...: the connector on image captions; the language model is frozen.
 train_stage1() {
+    DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG-./scripts/zero2_clip.json}
     launch --version plain --tune_mm_mlp_adapter True \
-        --deepspeed "${DEEPSPEED_CONFIG:-./scripts/zero2_clip.json}" \
         --gradient_checkpointing "${RECOMPUTE:-$(stage1_recompute)}" \
         --data_path "${DATA_PATH:-./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}" \
         --image_folder "${IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}" \
@@ -42,8 +42,8 @@ stage1_recompute() {
 train_stage2() {
     local zero=zero3_clip # on 8 GPUs of 80 GB, 7b fits without cutting the weights, too, and need not gather them
     [ "$SIZE" = 7b ] && zero=zero2_clip
+    DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG-./scripts/$zero.json}
     launch --version v1 --image_aspect_ratio pad --group_by_modality_length True \
-        --deepspeed "${DEEPSPEED_CONFIG:-./scripts/$zero.json}" \
         --gradient_checkpointing "${RECOMPUTE:-True}" \
         --packing "$PACKING" \
         --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}" \
@@ -59,7 +59,10 @@ stage2_batch() {
 
 # Flags given later win, so the recipe's come after the shared ones, and the user's after the recipe's.
 launch() {
+    local zero=()
+    [ -n "$DEEPSPEED_CONFIG" ] && zero=(--deepspeed "$DEEPSPEED_CONFIG")
     ${LAUNCHER:-deepspeed --master_port ${MASTER_PORT:-29500}} llava/train/train_mem.py \
+        ${zero[@]+"${zero[@]}"} \
         --model_name_or_path "${BASE_MODEL:-lmsys/vicuna-$SIZE-v1.5}" \
         --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}" \
         --mm_vision_select_layer -2 \
@@ -77,7 +80,8 @@ launch() {
         --weight_decay 0. \
         --warmup_ratio 0.03 \
         --lr_scheduler_type "cosine" \
-        --logging_steps 1 \
+        --logging_steps 10 \
+        --logging_nan_inf_filter False \
         --tf32 True \
         --chunked_loss True \
         --accelerator_config '{"non_blocking": true}' \
