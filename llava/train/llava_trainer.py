@@ -82,7 +82,7 @@ class LLaVATrainer(Trainer):
         # The loss is the mean over one micro-batch, averaged over ranks and accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._seen = Throughput()
-        if self.is_adapter_mode and self.args.save_total_limit:
+        if self.is_adapter_mode and self.args.save_total_limit and self.args.save_strategy != "no":
             self._keep_small_checkpoints()
         self.add_callback(CheckSaving())
         self.add_callback(NoExtraCheckpoint())
