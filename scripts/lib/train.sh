@@ -33,9 +33,11 @@ visual_tokens() {
 }
 
 # Activations of a frozen 7b model take 4 MiB a token: 36 GiB for 32 captions of 257 visual tokens, which fit beside the
-# weights on 80 GB. Recomputing them instead makes a step up to 1.46 times as long.
+# weights on 80 GB. Recomputing them instead makes a step up to 1.46 times as long. VLoRA's 96 captions do not fit.
 stage1_recompute() {
-    [ "$SIZE" = 7b ] && [ "$(visual_tokens)" -le 257 ] && echo False || echo True
+    local tokens
+    tokens=$(visual_tokens)
+    [ "$SIZE" = 7b ] && [ "$tokens" -gt 0 ] && [ "$tokens" -le 257 ] && echo False || echo True
 }
 
 # train_stage2 FLAGS...: instruction tuning of connector and language model.
