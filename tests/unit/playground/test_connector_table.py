@@ -195,6 +195,7 @@ def test_flags_are_those_of_the_scripts(script: str, flags: object, folders: Fol
     variables = {"mm_projector_type", "mm_num_visual_tokens"}
     assert asked.keys() - given.keys() <= {
         "deepspeed", "save_steps", "save_total_limit", "optim", "chunked_loss", "accelerator_config", "packing",
+        "logging_nan_inf_filter",
     }  # fmt: skip
     assert given.keys() - asked.keys() == {
         "mm_resampler_depth", "mm_resampler_heads", "mm_resampler_dim_head", "max_steps", "seed",
