@@ -53,6 +53,8 @@ def run_script(
         "2",
         "--max_steps",
         "2",
+        "--logging_steps",
+        "1",
         *flags,
     ]
     environment = os.environ | {
@@ -96,7 +98,10 @@ def test_llava_v15_scripts(world: Path) -> None:
 
 def test_acformer_scripts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENS", "17")
-    stage1 = run_script("v1_5/pretrain_acformer.sh", world, "llava-acformer-pretrain", data="pretrain")
+    with monkeypatch.context() as alone:  # one process without DeepSpeed
+        alone.setenv("LAUNCHER", "python")
+        alone.setenv("DEEPSPEED_CONFIG", "")
+        stage1 = run_script("v1_5/pretrain_acformer.sh", world, "llava-acformer-pretrain", data="pretrain")
     monkeypatch.setenv("PRETRAINED", str(stage1 / "mm_projector.bin"))
     full = run_script("v1_5/finetune_acformer.sh", world, "llava-acformer")
     monkeypatch.setenv("SIZE", "13b")  # ZeRO-3
