@@ -20,7 +20,7 @@ from llava.tokenization import load_tokenizer
 from llava.tools.flops import LLMShape, vit_flops
 
 CASES = [("mlp2x_gelu", 576), ("acformer", 65), ("acformer", 145), ("acformer", 257), ("pooling", 145), ("vlora", 0)]
-TOY_CASES = [("mlp2x_gelu", 64), ("acformer", 17), ("vlora", 0)]
+TOY_CASES = [("acformer", 17), ("vlora", 0)]
 TEXT = 64  # text tokens beside an image
 REPLY = 48  # new tokens of a served reply
 

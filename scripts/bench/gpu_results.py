@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Results:
 
     def of_part(self, part: str) -> dict[str, dict[str, Any]]:
         """Figures by item, those that are done only."""
-        return {name: entry for name, entry in self.parts.get(part, {}).items() if entry["status"] == DONE}
+        return {name: e["figures"] for name, e in self.parts.get(part, {}).items() if e["status"] == DONE}
 
     def status(self, part: str, item: str) -> str | None:
         """None if it was never tried."""
@@ -153,6 +154,7 @@ def _attempt(item: Item, seconds: float) -> dict[str, Any]:
     except TimeUpError:
         return {"status": OUT_OF_TIME, "reason": f"stopped after {seconds:.0f} s"}
     except Exception as error:  # whatever it is, the other items are worth measuring
+        traceback.print_exc()
         return {"status": FAILED, "reason": f"{type(error).__name__}: {_first_line(error)}"}
 
 

@@ -136,9 +136,9 @@ def test_label_loss_equals_cross_entropy(dtype: torch.dtype) -> None:
 def test_uint8_pixels_are_normalised() -> None:
     tower = build().get_vision_tower()
     pixels = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = tower.normalise(pixels)
+    expected = tower.normalize(pixels)
     assert expected.dtype == torch.float32 and expected.min() < 0 < expected.max()
-    found = tower.to(DEVICE).normalise(pixels.to(DEVICE))
+    found = tower.to(DEVICE).normalize(pixels.to(DEVICE))
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
 
 
