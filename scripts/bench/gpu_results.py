@@ -2,7 +2,6 @@
 
 import gc
 import json
-import math
 import signal
 import time
 import traceback
@@ -99,7 +98,12 @@ class Results:
 
 
 def run_items(
-    part: str, items: list[Item], results: Results, seconds: float, clean_up: Callable[[], None], skip_tried: bool = False
+    part: str,
+    items: list[Item],
+    results: Results,
+    seconds: float,
+    clean_up: Callable[[], None],
+    skip_tried: bool = False,
 ) -> bool:
     """Run the items that are not settled, those first that were never tried. Nothing that an item raises gets out.
 
@@ -152,7 +156,7 @@ def _attempt(item: Item, seconds: float) -> dict[str, Any]:
     except MissingError as error:
         return {"status": SKIPPED, "reason": str(error)}
     except TimeUpError:
-        return {"status": OUT_OF_TIME, "reason": f"stopped after {seconds:.0f} s"}
+        return {"status": OUT_OF_TIME, "reason": f"stopped after {seconds:.1f} s"}
     except Exception as error:  # whatever it is, the other items are worth measuring
         traceback.print_exc()
         return {"status": FAILED, "reason": f"{type(error).__name__}: {_first_line(error)}"}
@@ -188,7 +192,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise TimeUpError
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(math.ceil(seconds), 1))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:

@@ -129,7 +129,8 @@ def make_batches(run: Run, case: Case, model: LlavaLlamaForCausalLM, count: int)
     lengths, batch = data.lengths(layout), 2 if run.is_rehearsal else BATCH[case.stage]
     if case.packed:
         rows = max(round(batch * lengths.mean() / LIMIT), 1)
-        packs = [pack.indices for pack in PackSampler({None: lengths}, LIMIT, rows, data.with_image)]
+        capacity = max(min(int(batch * lengths.mean()), LIMIT), int(lengths.max()))
+        packs = [pack.indices for pack in PackSampler({None: lengths}, capacity, rows, data.with_image)]
         steps = [[i for pack in packs[start : start + rows] for i in pack] for start in range(0, len(packs), rows)]
     else:
         order = list(LengthGroupedSampler(batch, 1, data.modality_lengths, group_by_modality=True))
@@ -191,7 +192,9 @@ def to_device(batch: dict[str, Any], device: str) -> dict[str, Any]:
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def timed_step(run: Run, model: LlavaLlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> float:
+def timed_step(
+    run: Run, model: LlavaLlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Any]
+) -> float:
     """Seconds of one step, copies to the device and optimizer included."""
     synchronize(run.device)
     start = time.perf_counter()
