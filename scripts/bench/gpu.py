@@ -102,7 +102,7 @@ def main() -> None:
     run = Run(args, measure_limits(args), OneModel())
     run.models.clear()
     run_parts(run, [part for part in PARTS.values() if not args.parts or part.name in args.parts], results)
-    publish(args, "On a GPU", report(run, results), {"limits": vars(run.limits), "parts": results.parts})
+    publish(args, "Benchmarks on one GPU", report(run, results), {"limits": vars(run.limits), "parts": results.parts})
     for line in results.troubles():
         print(line)
     statuses = {results.status(part, item) for part, items in results.parts.items() for item in items}

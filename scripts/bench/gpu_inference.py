@@ -8,14 +8,15 @@ import vlora_prefill
 from anchors import random_attention, search, tower_around
 from common import markdown_table, random_clip, random_images
 from gpu_bench import Figures, Part, Run, median_seconds, milliseconds
-from gpu_results import Item, MissingError
+from gpu_results import Item
 from serving import TOKENIZER
-from serving_load import GIB, endless, engine_settings, measure, serve_by_engine
+from serving_load import endless, engine_settings, measure, serve_by_engine
 from stage1_model import build_connector, build_model
 
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.multimodal_projector.visual_anchors import select_visual_anchors
 from llava.serve.engine.engine import Engine
+from llava.serve.engine.kv_slots import slot_length
 from llava.tokenization import load_tokenizer
 from llava.tools.flops import LLMShape, vit_flops
 
@@ -23,6 +24,7 @@ CASES = [("mlp2x_gelu", 576), ("acformer", 65), ("acformer", 145), ("acformer", 
 TOY_CASES = [("acformer", 17), ("vlora", 0)]
 TEXT = 64  # text tokens beside an image
 REPLY = 48  # new tokens of a served reply
+PREFILL_CHUNK = 512  # prompt tokens between two tokens of running replies
 
 
 def language_model(run: Run) -> LlavaLlamaForCausalLM:
@@ -140,14 +142,11 @@ def serving_items(run: Run) -> list[Item]:
 
 def measure_serving(run: Run, prompt_tokens: int, streams: int) -> dict[str, Any]:
     """One burst: all requests arrive at once and stream to their end."""
-    if not TOKENIZER.is_dir():
-        raise MissingError(f"no tokenizer at {TOKENIZER}")
     model, llm = language_model(run), run.geometry().llm
     endless(model)
     reply = 4 if run.is_rehearsal else REPLY
-    needed = 2 * streams * (prompt_tokens + reply) * position_bytes(run, llm)
-    cache, chunk = max(needed, GIB // 16), 128 if run.is_rehearsal else 512
-    engine = Engine(model, load_tokenizer(str(TOKENIZER)), None, engine_settings(streams, cache, chunk))
+    cache = streams * slot_length(prompt_tokens + reply) * position_bytes(run, llm)
+    engine = Engine(model, load_tokenizer(str(TOKENIZER)), None, engine_settings(streams, cache, PREFILL_CHUNK))
     generator = torch.Generator().manual_seed(run.args.seed)
     prompts = torch.randint(3, llm.vocab_size, (streams, prompt_tokens), generator=generator).tolist()
     try:

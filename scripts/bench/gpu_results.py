@@ -21,10 +21,6 @@ SETTLED = (DONE, OUT_OF_MEMORY)  # not tried again
 WRONG = (FAILED, OUT_OF_TIME)  # the program ends with an error
 
 
-class MissingError(Exception):
-    """What an item needs is not installed."""
-
-
 class TimeUpError(Exception):
     """An item ran when the time of its part was over."""
 
@@ -153,7 +149,7 @@ def _attempt(item: Item, seconds: float) -> dict[str, Any]:
             return {"status": DONE, "figures": item.run()}
     except torch.cuda.OutOfMemoryError as error:
         return {"status": OUT_OF_MEMORY, "reason": _first_line(error)}
-    except MissingError as error:
+    except ModuleNotFoundError as error:
         return {"status": SKIPPED, "reason": str(error)}
     except TimeUpError:
         return {"status": OUT_OF_TIME, "reason": f"stopped after {seconds:.1f} s"}

@@ -7,10 +7,12 @@ captions in stage 1 and of instruction data in stage 2.
 
 import statistics
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -224,7 +226,8 @@ def synchronisation(run: Run, model: LlavaLlamaForCausalLM, batch: dict[str, Any
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise
-        return str(error).splitlines()[0]
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{str(error).splitlines()[0]} ({Path(place.filename).name}:{place.lineno})"
     finally:
         model.zero_grad()
 

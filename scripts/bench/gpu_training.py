@@ -12,7 +12,7 @@ import loss
 import packing
 from common import markdown_table, peak_bytes_above
 from gpu_bench import Figures, Part, Run, gibibytes, median_seconds, milliseconds
-from gpu_results import Item, MissingError
+from gpu_results import Item
 
 from llava.tools.machine import REPOSITORY
 
@@ -28,10 +28,11 @@ def run_tests(run: Run) -> dict[str, Any]:
     """The unit tests that take a device, in a process of their own.
 
     Raises:
+        ModuleNotFoundError: there is no pytest.
         RuntimeError: some failed.
     """
     if importlib.util.find_spec("pytest") is None:
-        raise MissingError("pytest is not installed")
+        raise ModuleNotFoundError("pytest is not installed")
     command = [sys.executable, "-m", "pytest", "--verbosity=0", "--no-header", "-p", "no:cacheprovider", "--tb=short"]
     if run.is_rehearsal:
         command += ["-k", "rank or uint8"]
@@ -42,7 +43,7 @@ def run_tests(run: Run) -> dict[str, Any]:
     if done.returncode:
         print(done.stdout[-6000:])
         raise RuntimeError(lines[-1])
-    return {"outcome": lines[-1]}
+    return {"outcome": lines[-1].strip("= ")}
 
 
 def test_report(run: Run, figures: Figures) -> str:

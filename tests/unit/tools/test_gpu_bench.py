@@ -58,7 +58,7 @@ class Runner:
         self.calls: list[str] = []
         self.cleaned = 0
 
-    def run(self, seconds: float = 60, **work: Callable[[], Any]) -> Any:
+    def run(self, seconds: float = 60, works: bool = True, skip_tried: bool = False, **work: Callable[[], Any]) -> Any:
         def item(name: str, act: Callable[[], Any]) -> Any:
             def call() -> dict[str, Any]:
                 self.calls.append(name)
@@ -69,7 +69,7 @@ class Runner:
 
         results = self.bench.Results(self.path, ENVIRONMENT)
         items = [item(name, act) for name, act in work.items()]
-        assert self.bench.run_items("part", items, results, seconds, self.clean)
+        assert self.bench.run_items("part", items, results, seconds, self.clean, skip_tried) is works
         return results
 
     def clean(self) -> None:
@@ -91,6 +91,10 @@ def out_of_memory() -> None:
 
 def broken() -> None:
     raise ValueError("no such kernel")
+
+
+def not_installed() -> None:
+    raise ModuleNotFoundError("no such package")
 
 
 def interrupted() -> None:
@@ -129,6 +133,21 @@ def test_a_part_stops_when_its_time_is_up(runner: Runner) -> None:
     results = runner.run(0.5, slow=lambda: time.sleep(20), late=fine)
     assert time.monotonic() - began < 10 and runner.calls == ["slow"]
     assert results.troubles() == ["part/slow: out of time: stopped after 0.5 s", "part/late: out of time: not begun"]
+
+
+def test_what_is_not_installed_is_skipped_in_one_line(runner: Runner) -> None:
+    assert runner.run(needs=not_installed, good=fine).troubles() == ["part/needs: skipped: no such package"]
+    assert runner.calls == ["needs", "good"]
+
+
+def test_a_gpu_that_stopped_answering_ends_the_process(
+    runner: Runner, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next process goes on behind the item that broke it."""
+    monkeypatch.setattr(bench, "_device_works", lambda: False)
+    runner.run(works=False, breaks=broken, good=fine)
+    runner.run(skip_tried=True, breaks=broken, good=fine)
+    assert runner.calls == ["breaks", "good"]
 
 
 def test_results_of_another_machine_are_not_continued(runner: Runner, bench: Any) -> None:
