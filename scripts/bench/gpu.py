@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     if unknown:
         raise RequestError(f"Unknown part {unknown[0]!r}: use {', '.join(PARTS)}")
     if args.rehearse:
-        args.device, args.quick = "cpu", True
+        args.device, args.quick, args.dtype = "cpu", True, args.dtype or "bf16"
     elif not args.device.startswith("cuda") or not torch.cuda.is_available():
         raise RequestError("torch sees no NVIDIA GPU here; --rehearse runs every part at a toy size on the CPU")
     args.out = args.out or Path("gpu-results/rehearsal" if args.rehearse else "gpu-results")

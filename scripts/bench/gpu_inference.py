@@ -8,6 +8,7 @@ import vlora_prefill
 from anchors import random_attention, search, tower_around
 from common import markdown_table, random_clip, random_images
 from gpu_bench import Figures, Part, Run, median_seconds, milliseconds
+from gpu_cases import connectors
 from gpu_results import Item
 from serving import TOKENIZER
 from serving_load import endless, engine_settings, measure, serve_by_engine
@@ -20,8 +21,6 @@ from llava.serve.engine.kv_slots import slot_length
 from llava.tokenization import load_tokenizer
 from llava.tools.flops import LLMShape, vit_flops
 
-CASES = [("mlp2x_gelu", 576), ("acformer", 65), ("acformer", 145), ("acformer", 257), ("pooling", 145), ("vlora", 0)]
-TOY_CASES = [("acformer", 17), ("vlora", 0)]
 TEXT = 64  # text tokens beside an image
 REPLY = 48  # new tokens of a served reply
 PREFILL_CHUNK = 512  # prompt tokens between two tokens of running replies
@@ -82,11 +81,11 @@ def anchor_report(run: Run, figures: Figures) -> str:
 
 
 def decode_items(run: Run) -> list[Item]:
-    cases, batches = (TOY_CASES, [2]) if run.is_rehearsal else (CASES, [1, 16])
+    batches = [2] if run.is_rehearsal else [1, 16]
     return [
         Item(f"{name} {tokens}, batch {batch}", partial(measure_decode, run, name, tokens, batch))
         for batch in batches
-        for name, tokens in cases
+        for name, tokens in connectors(run)
     ]
 
 

@@ -10,58 +10,24 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from common import markdown_table, synchronize
 from gpu_bench import Figures, Part, Run, gibibytes, milliseconds
+from gpu_cases import BATCH, Case, connectors, make_batches, needed_flops
 from gpu_results import Item
-from packing import LIMIT, Conversations
 from stage1_model import Geometry, build_connector, build_model
 
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.planned_attention import PLANNED_FLASH, PLANNED_SDPA
-from llava.model.sequence_plan import SequencePlan
 from llava.tools.connector_costs import makes_weights
-from llava.tools.cost import Cost
-from llava.tools.flops import llm_forward_flops, low_rank_flops
 from llava.train.attention import fastest_attention
-from llava.train.packing import PackSampler
-from llava.train.planning import BatchLayout, PlanningCollator
-from llava.train.sampler import LengthGroupedSampler
 
-BATCH = {1: 16, 2: 8}  # samples of a padded step; packed steps hold about as many
-CASES = [("mlp2x_gelu", 576), ("acformer", 65), ("acformer", 145), ("acformer", 257), ("pooling", 145), ("vlora", 0)]
-TOY_CASES = [("acformer", 17), ("vlora", 0)]
 WARM_UP, TIMED = 2, 5
-
-
-class Captions(Conversations):
-    """Samples as in stage 1: an image each, and a caption of log-normal length, median 24 tokens."""
-
-    def __init__(self, count: int, vocabulary: int, side: int, seed: int) -> None:
-        super().__init__(count, vocabulary, side, seed)
-        generator = np.random.default_rng(seed)
-        self.with_image = np.ones(count, dtype=bool)
-        self.texts = np.clip(np.exp(generator.normal(np.log(24), 0.4, count)).astype(int), 8, 256)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One training step to measure."""
-
-    stage: int
-    connector: str
-    tokens: int
-    packed: bool
-
-    @property
-    def name(self) -> str:
-        return f"stage {self.stage}, {self.connector} {self.tokens}, {'packed' if self.packed else 'padded'}"
 
 
 def items(run: Run) -> list[Item]:
@@ -69,7 +35,7 @@ def items(run: Run) -> list[Item]:
     cases = [
         Case(stage, name, tokens, packed)
         for stage in BATCH
-        for name, tokens in (TOY_CASES if run.is_rehearsal else CASES)
+        for name, tokens in connectors(run)
         for packed in (False, True)
     ]
     return [Item(case.name, partial(measure, run, case)) for case in cases]
@@ -80,7 +46,8 @@ def measure(run: Run, case: Case) -> dict[str, Any]:
     rounds = (1, 2) if run.is_rehearsal else (WARM_UP, TIMED)
     skeleton = connected(run, case, run.geometry(), "meta")
     batches = make_batches(run, case, skeleton, sum(rounds))
-    positions = max(batch["plan"].num_positions for batch in batches)
+    other = make_batches(run, replace(case, packed=not case.packed), skeleton, sum(rounds))
+    positions = max(batch["plan"].num_positions for batch in batches + other)  # both layouts run at the same depth
     run.models.clear()
     fit = Fit.choose(run, case, skeleton, positions)
     model = connected(run, case, run.geometry(fit.layers), run.device)
@@ -110,36 +77,21 @@ def measure(run: Run, case: Case) -> dict[str, Any]:
     }
 
 
+@cache
+def planned_attention() -> str:
+    """On FlashAttention's kernels where it is installed, else on torch's."""
+    return PLANNED_FLASH if fastest_attention() == "flash_attention_2" else PLANNED_SDPA
+
+
 def connected(run: Run, case: Case, geometry: Geometry, device: str) -> LlavaLlamaForCausalLM:
     """A model for the stage of the case, all its parameters still in the precision of what is frozen."""
     model = build_model(geometry, device, run.dtype, "sdpa")
-    has_flash = run.on_gpu and fastest_attention() == "flash_attention_2"
-    model.set_attn_implementation(PLANNED_FLASH if has_flash else PLANNED_SDPA)
+    model.set_attn_implementation(planned_attention())
     model.model.mm_projector = build_connector(model, case.connector, case.tokens, run.dtype)
     model.requires_grad_(case.stage == 2)
     model.get_vision_tower().requires_grad_(False)
     model.model.mm_projector.requires_grad_(True)
     return model
-
-
-def make_batches(run: Run, case: Case, model: LlavaLlamaForCausalLM, count: int) -> list[dict[str, Any]]:
-    """The batches of `count` steps, on the host."""
-    data_class = Captions if case.stage == 1 else Conversations
-    side, vocabulary = model.get_vision_tower().config.image_size, model.config.vocab_size
-    data = data_class(200 if run.is_rehearsal else 4000, vocabulary, side, run.args.seed)
-    layout = BatchLayout(model.space, model.num_visual_tokens, LIMIT, packed=case.packed, chunked_loss=True)
-    lengths, batch = data.lengths(layout), 2 if run.is_rehearsal else BATCH[case.stage]
-    if case.packed:
-        rows = max(round(batch * lengths.mean() / LIMIT), 1)
-        capacity = max(min(int(batch * lengths.mean()), LIMIT), int(lengths.max()))
-        packs = [pack.indices for pack in PackSampler({None: lengths}, capacity, rows, data.with_image)]
-        steps = [[i for pack in packs[start : start + rows] for i in pack] for start in range(0, len(packs), rows)]
-    else:
-        order = list(LengthGroupedSampler(batch, 1, data.modality_lengths, group_by_modality=True))
-        steps = [order[start : start + batch] for start in range(0, len(order) - batch + 1, batch)]
-    chosen = [steps[number * len(steps) // count] for number in range(count)]
-    collate = PlanningCollator(layout)
-    return [collate([data[index] for index in step]) for step in chosen]
 
 
 @dataclass(frozen=True)
@@ -155,7 +107,7 @@ class Fit:
 
         Args:
             model: the whole one on `meta`.
-            positions: of the largest batch.
+            positions: of the largest batch in either layout.
         """
         most = run.geometry().llm.layers
         if not run.on_gpu:
@@ -208,7 +160,7 @@ def timed_step(
 
 
 def forward_backward(run: Run, model: LlavaLlamaForCausalLM, batch: dict[str, Any]) -> None:
-    with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=run.on_gpu):
+    with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=run.dtype == torch.bfloat16):
         loss = model(**batch).loss
     loss.backward()
 
@@ -242,30 +194,6 @@ def no_synchronisation() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def needed_flops(run: Run, case: Case, layers: int, plan: SequencePlan) -> int:
-    """FLOPs that a step needs, without padding and recomputation, logits of labels only."""
-    geometry = run.geometry(layers)
-    llm = geometry.llm
-    cost = Cost(case.connector, case.tokens, 0, llm, geometry.vision, geometry.resampler, geometry.generator)
-    forward = sum(llm_forward_flops(llm, length, logits=0) for length in plan.lengths)
-    forward += 2 * len(plan.loss.targets) * llm.hidden_size * llm.vocab_size
-    if plan.weights is None:
-        images = len(plan.visual_places) // case.tokens
-    else:
-        images = plan.weights.count
-        forward += low_rank_flops(llm, weighted_positions(plan), geometry.generator)
-    passes = 2 if case.stage == 1 else 3
-    return passes * forward + images * (cost.tower_flops + 3 * cost.connector_flops)
-
-
-def weighted_positions(plan: SequencePlan) -> int:
-    """Positions of the sequences that have perceptual weights."""
-    if plan.weights.lengths is not None:
-        return sum(plan.weights.lengths)
-    rows = range(len(plan.lengths)) if plan.weights.rows is None else plan.weights.rows.tolist()
-    return sum(plan.lengths[row] for row in rows)
-
-
 def report(run: Run, figures: Figures) -> str:
     """One table of both stages."""
     header = ["step", "layers", "recomputes", "samples", "ms", "limit, ms", "samples/s", "tokens/s", "padding", "MFU"]
@@ -288,12 +216,12 @@ def report(run: Run, figures: Figures) -> str:
         for name, f in figures.items()
     ]
     most = run.geometry().llm.layers
-    text = markdown_table(header, rows)
+    text = markdown_table(header, rows) + packing_gain(figures)
     text += (
         f"\n\nMedians of steps on different batches, with {WARM_UP} warm-up and {TIMED} timed steps each. What trains "
-        "is float32 under bf16 autocast with AdamW, what is frozen bf16. The limit is the time that the step's FLOPs "
-        "without padding and recomputation take at the GPU's peak; MFU is the share of it. `waits`: whether forward "
-        "and backward pass wait for the device anywhere."
+        f"is float32 under bf16 autocast with AdamW, what is frozen bf16; attention is `{planned_attention()}`. The "
+        "limit is the time that the step's FLOPs without padding and recomputation take at the GPU's peak; MFU is the "
+        "share of it. `waits`: whether forward and backward pass wait for the device anywhere."
     )
     fewer = [name for name, f in figures.items() if f["layers"] < most]
     if fewer:
@@ -302,6 +230,17 @@ def report(run: Run, figures: Figures) -> str:
             f"times do not compare with those of other depths: {'; '.join(fewer)}."
         )
     return text
+
+
+def packing_gain(figures: Figures) -> str:
+    """How many more tokens per second packed steps compute, where both layouts are there."""
+    rows = []
+    for name, padded in figures.items():
+        packed = figures.get(name.replace("padded", "packed"))
+        if name.endswith("padded") and packed is not None:
+            ratio = packed["tokens_per_second"] / padded["tokens_per_second"]
+            rows.append([name.removesuffix(", padded"), f"{ratio:.2f}x"])
+    return "\n\n" + markdown_table(["packed against padded", "tokens/s"], rows) if rows else ""
 
 
 PART = Part("steps", "Training steps", items, report)
