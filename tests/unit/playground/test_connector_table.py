@@ -23,7 +23,8 @@ from playground.study import training as connector_training
 from playground.study.jobs import Finished, Job, Waiting, run_jobs, state, tail
 from playground.study.obtain import obtain_all
 from playground.study.protocol import Evaluation, Folders, Protocol, Run, changed_settings, finished_result
-from playground.study.report import cell, missing_runs, page, write_report
+from playground.study.report import missing_runs, page, write_report
+from playground.study.tables import cell
 from playground.study.training import stage1_flags, stage2_flags
 from playground.world.language import CATEGORIES
 from tests.conftest import REPOSITORY
@@ -54,10 +55,12 @@ def made_up(evaluation: Evaluation, accuracy: float, tokens: int, protocol: Prot
     }
 
 
-def store(folders: Folders, evaluation: Evaluation, accuracy: float, tokens: int) -> None:
+def store(
+    folders: Folders, evaluation: Evaluation, accuracy: float, tokens: int, protocol: Protocol = PROTOCOL
+) -> None:
     path = evaluation.result_file(folders)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, made_up(evaluation, accuracy, tokens))
+    write_json(path, made_up(evaluation, accuracy, tokens, protocol))
 
 
 @pytest.fixture

@@ -1,0 +1,213 @@
+"""Make the report of the elastic study from its raw results: `python -m playground.study.elastic_report`.
+
+Reads `elastic.json`, writes `elastic.md` and `elastic_training.png` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from ..files import write_bytes
+from .plots import draw_curves
+from .tables import (
+    KINDS,
+    Result,
+    cell,
+    evaluation_row,
+    facts,
+    origin_rows,
+    sampling_error,
+    scores,
+    spread,
+    table,
+    training_rows,
+)
+
+RAW_RESULTS = "elastic.json"
+
+
+def curve_names(raw: Result) -> dict[str, str]:
+    """Key of a curve -> its name in the report, of those that have results."""
+    study = raw["study"]
+    names = {
+        "elastic": "elastic",
+        "alone": "trained at this budget alone",
+        "fixed": f"trained at {study['fixed']} only",
+        "elastic_longer": f"elastic, {study['step_factor']} x the steps",
+    }
+    return {key: name for key, name in names.items() if raw["curves"].get(key)}
+
+
+def at_budget(raw: Result, curve: str, budget: int) -> list[Result]:
+    """The results of one curve at one budget, in the order of the seeds."""
+    chosen = [result for result in raw["curves"].get(curve, []) if result["visual_tokens"] == budget]
+    return sorted(chosen, key=lambda result: result["seed"])
+
+
+def all_budgets(raw: Result) -> list[int]:
+    return sorted({result["visual_tokens"] for curve in raw["curves"].values() for result in curve})
+
+
+def budget_name(raw: Result, budget: int) -> str:
+    return str(budget) if budget in raw["study"]["budgets"] else f"{budget} (not in the elastic training)"
+
+
+def gaps(raw: Result, curve: str) -> dict[int, float]:
+    """Budget -> points of `curve` above (+) or below (-) the training at that budget alone, over their common seeds."""
+    found = {}
+    for budget in all_budgets(raw):
+        alone = {result["seed"]: result["mean"] for result in at_budget(raw, "alone", budget)}
+        own = {result["seed"]: result["mean"] for result in at_budget(raw, curve, budget)}
+        if common := alone.keys() & own.keys():
+            found[budget] = mean(own[seed] - alone[seed] for seed in common)
+    return found
+
+
+# ---- the parts of the page
+
+
+def curves_part(raw: Result) -> str:
+    names = curve_names(raw)
+    rows = [
+        [budget_name(raw, budget), *(cell(scores(at_budget(raw, curve, budget))) for curve in names)]
+        for budget in all_budgets(raw)
+    ]
+    return table(["visual tokens", *names.values()], rows)
+
+
+def findings(raw: Result) -> str:
+    """One sentence per curve on its distance from the trainings at each budget alone, and how to read it."""
+    every = [result for curve in raw["curves"].values() for result in curve]
+    noise = 2**0.5 * sampling_error(every, raw["protocol"])
+    lines = []
+    for curve, name in curve_names(raw).items():
+        if curve == "alone" or not (gap := gaps(raw, curve)):
+            continue
+        listed = ", ".join(f"{value:+.1f} at {budget}" for budget, value in gap.items())
+        lines.append(f"- **{name}**: {listed}; mean {mean(gap.values()):+.1f}, lowest {min(gap.values()):+.1f}.")
+    count = len(raw["seeds"])
+    seeds = f"{count} seeds" if count > 1 else "one seed, so the spread between trainings is not measured"
+    return (
+        "Points above (+) or below (-) the checkpoint that was trained at that budget alone:\n\n"
+        + "\n".join(lines)
+        + f"\n\nThe questions are the same for all. Their finite number gives a difference of two checkpoints a "
+        f"standard error of up to about {noise:.1f} points; training adds its own ({seeds})."
+    )
+
+
+def kinds_part(raw: Result) -> str:
+    """One table per curve: the accuracy of every kind of question."""
+    parts = []
+    for curve, name in curve_names(raw).items():
+        budgets = [budget for budget in all_budgets(raw) if at_budget(raw, curve, budget)]
+        rows = [[str(b), *(cell(scores(at_budget(raw, curve, b), kind)) for kind in KINDS)] for b in budgets]
+        parts.append(f"### {name[0].upper()}{name[1:]}\n\n{table(['visual tokens', *KINDS], rows)}")
+    return "\n\n".join(parts)
+
+
+def cost_part(raw: Result) -> str:
+    """Training steps of what each column needs to serve every budget."""
+    steps = raw["protocol"]["stage1_steps"], raw["protocol"]["stage2_steps"]
+    study = raw["study"]
+    times = {"elastic": 1, "alone": len(study["budgets"]), "fixed": 1, "elastic_longer": study["step_factor"]}
+    rows = [
+        [name, "1" if curve != "alone" else str(times[curve]), *(str(count * times[curve]) for count in steps)]
+        for curve, name in curve_names(raw).items()
+    ]
+    return table(["to serve every budget", "checkpoints", "steps of stage 1", "steps of stage 2"], rows)
+
+
+def missing_part(raw: Result) -> str:
+    """The budgets and seeds that were asked for and have no result; empty if there are none."""
+    study, missing = raw["study"], []
+    for curve, name in curve_names(raw).items():
+        wanted = study["budgets"] if curve == "alone" else [*study["budgets"], *study["unseen"]]
+        for budget in wanted:
+            there = {result["seed"] for result in at_budget(raw, curve, budget)}
+            missing += [f"{name} at {budget}, seed {seed}" for seed in raw["seeds"] if seed not in there]
+    return f"**Missing: {'; '.join(missing)}.**" if missing else ""
+
+
+def page(raw: Result) -> str:
+    """The whole report as Markdown."""
+    results = [result for curve in raw["curves"].values() for result in curve]
+    study = raw["study"]
+    protocol = [
+        *training_rows(raw["protocol"], raw["seeds"]),
+        ["elastic training", f"`--mm_elastic_budgets {','.join(map(str, study['budgets']))}` in both stages: "
+                             "one number is drawn for every optimizer step"],
+        evaluation_row(raw["protocol"]),
+        *origin_rows(results, raw["command"]),
+    ]  # fmt: skip
+    parts = [
+        "# Elastic training on the playground",
+        "One AcFormer trained with many budgets of visual tokens, against AcFormers trained with one budget each. "
+        "Equal for all: data, batches, learning rates, seeds and steps, unless a column says otherwise. The checkpoint "
+        f"that was trained at {study['fixed']} only is opened at the other budgets without further training. "
+        "Raw results: `elastic.json`.",
+        "## Accuracy against the budget",
+        curves_part(raw),
+        "Percent right, mean over the six kinds of questions: mean ± standard deviation over the seeds.",
+        missing_part(raw),
+        "![Accuracy against budget](elastic_training.png)",
+        findings(raw),
+        "## Cost",
+        cost_part(raw),
+        "## Kinds of questions",
+        kinds_part(raw),
+        "## Protocol",
+        facts(protocol),
+        "Made by `python -m playground.study.elastic_report` from `elastic.json`.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def plot_curve(raw: Result, curve: str) -> list[tuple[int, float, float]]:
+    """(visual tokens, mean accuracy, standard deviation), ascending."""
+    points = []
+    for budget in all_budgets(raw):
+        if found := at_budget(raw, curve, budget):
+            average, deviation = spread(scores(found))
+            points.append((budget, average, deviation or 0.0))
+    return points
+
+
+def write_report(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: there are no raw results.
+        ImportError: matplotlib is missing; names the extra.
+    """
+    path = folder / RAW_RESULTS
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; python -m playground.elastic_study makes it")
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    if not curve_names(raw):
+        raise ValueError(f"{path} holds no finished run: there is nothing to report")
+    write_bytes(folder / "elastic.md", page(raw).encode())
+    curves = {name: plot_curve(raw, curve) for curve, name in curve_names(raw).items()}
+    write_bytes(folder / "elastic_training.png", draw_curves(curves))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m playground.study.elastic_report", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"), help=f"where {RAW_RESULTS} is")
+    args = parser.parse_args(argv)
+    try:
+        write_report(args.folder)
+    except (ValueError, ImportError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"wrote {args.folder / 'elastic.md'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
