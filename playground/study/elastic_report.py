@@ -31,16 +31,22 @@ from .tables import (
 RAW_RESULTS = "elastic.json"
 
 
-def curve_names(raw: Result) -> dict[str, str]:
-    """Key of a curve -> its name in the report, of those that have results."""
+def wanted_curves(raw: Result) -> dict[str, str]:
+    """Key of a curve -> its name in the report."""
     study = raw["study"]
     names = {
         "elastic": "elastic",
         "alone": "trained at this budget alone",
         "fixed": f"trained at {study['fixed']} only",
-        "elastic_longer": f"elastic, {study['step_factor']} x the steps",
     }
-    return {key: name for key, name in names.items() if raw["curves"].get(key)}
+    if study["step_factor"] > 1:
+        names["elastic_longer"] = f"elastic, {study['step_factor']} x the steps"
+    return names
+
+
+def curve_names(raw: Result) -> dict[str, str]:
+    """The curves that have results."""
+    return {key: name for key, name in wanted_curves(raw).items() if raw["curves"].get(key)}
 
 
 def at_budget(raw: Result, curve: str, budget: int) -> list[Result]:
@@ -81,7 +87,7 @@ def curves_part(raw: Result) -> str:
 
 
 def findings(raw: Result) -> str:
-    """One sentence per curve on its distance from the trainings at each budget alone, and how to read it."""
+    """The distance of every curve from the trainings at each budget alone, and the noise to compare it with."""
     every = [result for curve in raw["curves"].values() for result in curve]
     noise = 2**0.5 * sampling_error(every, raw["protocol"])
     lines = []
@@ -89,15 +95,23 @@ def findings(raw: Result) -> str:
         if curve == "alone" or not (gap := gaps(raw, curve)):
             continue
         listed = ", ".join(f"{value:+.1f} at {budget}" for budget, value in gap.items())
-        lines.append(f"- **{name}**: {listed}; mean {mean(gap.values()):+.1f}, lowest {min(gap.values()):+.1f}.")
+        lines.append(f"- **{name}**: {listed}; mean {mean(gap.values()):+.1f}. {verdict(gap, noise)}")
     count = len(raw["seeds"])
-    seeds = f"{count} seeds" if count > 1 else "one seed, so the spread between trainings is not measured"
+    seeds = f"{count} seeds" if count > 1 else "one seed here, so its size is not measured"
     return (
         "Points above (+) or below (-) the checkpoint that was trained at that budget alone:\n\n"
-        + "\n".join(lines)
-        + f"\n\nThe questions are the same for all. Their finite number gives a difference of two checkpoints a "
-        f"standard error of up to about {noise:.1f} points; training adds its own ({seeds})."
+        + "\n".join(lines or ["- not measured yet"])
+        + "\n\nThe questions are the same for all. Their finite number gives a difference of two checkpoints a "
+        f"standard error of up to about {noise:.1f} points; the chance of training comes on top ({seeds})."
     )
+
+
+def verdict(gap: dict[int, float], noise: float) -> str:
+    """Whether no budget falls short by more than two standard errors."""
+    short = [str(budget) for budget, value in gap.items() if value < -2 * noise]
+    if short:
+        return f"Falls short by more than two standard errors at {', '.join(short)}."
+    return "No budget falls short by more than two standard errors."
 
 
 def kinds_part(raw: Result) -> str:
@@ -119,13 +133,24 @@ def cost_part(raw: Result) -> str:
         [name, "1" if curve != "alone" else str(times[curve]), *(str(count * times[curve]) for count in steps)]
         for curve, name in curve_names(raw).items()
     ]
-    return table(["to serve every budget", "checkpoints", "steps of stage 1", "steps of stage 2"], rows)
+    text = (
+        "At equal steps, an elastic checkpoint spends on each budget "
+        f"1/{len(study['budgets'])} of the steps that a checkpoint of one budget spends on its own."
+    )
+    if raw["curves"].get("elastic_longer"):
+        samples = steps[1] * raw["protocol"]["stage2_batch"]
+        longer = samples * study["step_factor"]
+        text += f" Stage 2 takes {samples} samples at equal steps and {longer} in the longer training."
+    return f"{table(['to serve every budget', 'checkpoints', 'steps of stage 1', 'steps of stage 2'], rows)}\n\n{text}"
 
 
 def missing_part(raw: Result) -> str:
     """The budgets and seeds that were asked for and have no result; empty if there are none."""
     study, missing = raw["study"], []
-    for curve, name in curve_names(raw).items():
+    for curve, name in wanted_curves(raw).items():
+        if not raw["curves"].get(curve):
+            missing.append(name)
+            continue
         wanted = study["budgets"] if curve == "alone" else [*study["budgets"], *study["unseen"]]
         for budget in wanted:
             there = {result["seed"] for result in at_budget(raw, curve, budget)}
@@ -152,7 +177,8 @@ def page(raw: Result) -> str:
         "Raw results: `elastic.json`.",
         "## Accuracy against the budget",
         curves_part(raw),
-        "Percent right, mean over the six kinds of questions: mean ± standard deviation over the seeds.",
+        "Percent right, mean over the six kinds of questions"
+        + (": mean ± standard deviation over the seeds." if len(raw["seeds"]) > 1 else "; one seed."),
         missing_part(raw),
         "![Accuracy against budget](elastic_training.png)",
         findings(raw),

@@ -112,8 +112,12 @@ def test_report(raw: dict, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert row(text, "65") == ["65", "93.0 ± 1.4", "90.0", "86.0 ± 1.4"]
     assert gaps(raw, "elastic") == {5: -1.0, 17: -2.0, 65: 2.0}, "over the seeds that both have"
-    assert "- **elastic**: -1.0 at 5, -2.0 at 17, +2.0 at 65; mean -0.3, lowest -2.0." in text
-    assert "**Missing: trained at this budget alone at 65, seed 2.**" in text
+    assert "- **elastic**: -1.0 at 5, -2.0 at 17, +2.0 at 65; mean -0.3. No budget falls short" in text
+    assert (
+        "-11.0 at 5, +0.0 at 17, -5.0 at 65; mean -5.3. Falls short by more than two standard errors at 5, 65." in text
+    )
+    assert "standard error of up to about 1.9 points" in text
+    assert "**Missing: trained at this budget alone at 65, seed 2; elastic, 2 x the steps.**" in text
     assert row(text, "trained at this budget alone") == ["trained at this budget alone", "3", "6", "9"]
     for fact in ("2030-01-02", "abc1234", "2 cores", "--seeds 1 2", "--mm_elastic_budgets 5,17,65", "2 seeds"):
         assert fact in text
