@@ -37,12 +37,19 @@ class Study:
         unseen: further numbers, to evaluate only.
         fixed: the number of the checkpoint that is opened at every budget without having been trained for it.
         step_factor: of the longer elastic training; 1: there is none.
+
+    Raises:
+        ValueError: `fixed` is not one of `budgets`.
     """
 
     budgets: tuple[int, ...] = BUDGETS
     unseen: tuple[int, ...] = UNSEEN
     fixed: int = 17
     step_factor: int = 2
+
+    def __post_init__(self) -> None:
+        if self.fixed not in self.budgets:
+            raise ValueError(f"--tokens {self.fixed} must be one of --budgets {' '.join(map(str, self.budgets))}")
 
     def curves(self, seed: int) -> dict[str, dict[int, Evaluation]]:
         """The evaluation of every budget, by curve: `elastic`, `alone`, `fixed` and `elastic_longer`."""
@@ -119,10 +126,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
     protocol, folders = protocol_of(args), folders_of(args)
-    study = Study(tuple(args.budgets), tuple(args.unseen), protocol.tokens, args.step_factor)
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the jobs
     failed: list[str] = []
     try:
+        study = Study(tuple(args.budgets), tuple(args.unseen), protocol.tokens, args.step_factor)
         make_data(folders.data, protocol.pictures, protocol.questions, protocol.turns, protocol.data_seed)
         for title, evaluations in plan(study, args.seeds):
             failed += obtain_all(title, evaluations, protocol, folders, args.jobs)

@@ -158,3 +158,9 @@ def test_a_failed_training_ends_the_study_with_a_report(
     assert elastic_study.main(argv) == 1
     assert len(asked) == 3 and "error: 1 failed: acformer-17tokens-seed1" in capsys.readouterr().err
     assert "| 5 | 80.0 | 80.0 |" in (out / "elastic.md").read_text()
+
+
+def test_the_fixed_number_is_one_of_the_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert elastic_study.main(["--tokens", "21", "--data", str(tmp_path / "data")]) == 1
+    assert capsys.readouterr().err == "error: --tokens 21 must be one of --budgets 5 9 17 33 65\n"
+    assert not (tmp_path / "data").exists()
