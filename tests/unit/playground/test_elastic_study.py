@@ -127,6 +127,14 @@ def test_report(raw: dict, tmp_path: Path) -> None:
     assert (tmp_path / "elastic_training.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_distances_without_the_kind_that_is_learned_suddenly(raw: dict) -> None:
+    for result in raw["curves"]["alone"]:
+        result["accuracy"]["word"] = 10.0
+    assert gaps(raw, "elastic", ["word"]) == {5: 71.0, 17: 81.0, 65: 82.0}
+    assert "Without `word`: -1.0 at 5, -2.0 at 17, +2.0 at 65; mean -0.3. No budget" in page(raw)
+    assert "- **elastic**: +11.0 at 5" in page(raw)
+
+
 def test_report_names_what_is_wrong(raw: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"python -m playground\.elastic_study makes it"):
         write_report(tmp_path)
