@@ -1,4 +1,4 @@
-"""The two plots of the connector comparison, as PNG bytes."""
+"""The plots of the comparisons, as PNG bytes."""
 
 from __future__ import annotations
 
@@ -89,6 +89,27 @@ def draw_elastic(
                       linestyle="none")  # fmt: skip
     for index, (label, value) in enumerate(reference_lines.items()):
         axes.axhline(value, color=("C0", "0.5")[index % 2], linestyle="--", linewidth=1, label=label)
+    _label_budgets(axes, tokens)
+    return _as_png(figure)
+
+
+def draw_curves(curves: dict[str, Sequence[tuple[int, float, float]]]) -> bytes:
+    """Accuracy against the budget at load, several curves in one plot.
+
+    Args:
+        curves: label -> (visual tokens, mean accuracy, deviation), ascending.
+    """
+    figure, axes = _new_figure(7, 5, 1)
+    for index, (label, curve) in enumerate(curves.items()):
+        tokens, accuracy, deviation = zip(*curve, strict=True)
+        line = f"{'os^D'[index % 4]}{('-', '--', ':', '-.')[index % 4]}"
+        axes.errorbar(tokens, accuracy, yerr=deviation, fmt=line, color=f"C{index}", capsize=3, label=label)
+    _label_budgets(axes, sorted({point[0] for curve in curves.values() for point in curve}))
+    return _as_png(figure)
+
+
+def _label_budgets(axes: Any, tokens: Sequence[int]) -> None:
+    """A logarithmic axis of visual tokens with a mark at each budget, the accuracy's axis, grid and legend."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(tokens, [str(count) for count in tokens])
     axes.minorticks_off()
@@ -96,4 +117,3 @@ def draw_elastic(
     axes.set_ylabel("held-out questions right, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    return _as_png(figure)

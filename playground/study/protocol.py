@@ -1,4 +1,4 @@
-"""The protocol of the connector comparison: settings that all runs share, runs, evaluations, and their result files."""
+"""The protocol of the comparisons: settings that all runs share, runs, evaluations, and their result files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Protocol:
-    """The settings that all connectors share. Results record them, and a result of another protocol is not reused.
+    """The settings that all runs share. Results record them, and a result of another protocol is not reused.
 
     The learning rates, the batches and the resampler's size are those of `scripts/quickstart.sh`: small models. There
     are far fewer steps than there, where good connectors end near 100 % and could not be told apart.
@@ -54,18 +54,45 @@ class Folders:
 
 @dataclass(frozen=True)
 class Run:
-    """A training from the base models to a finished checkpoint."""
+    """A training from the base models to a finished checkpoint.
+
+    Attributes:
+        tokens: number of visual tokens; None: the protocol's.
+        budgets: numbers of visual tokens, one of which is drawn for every step; empty: every step has the same.
+        step_factor: multiplies the protocol's steps.
+    """
 
     connector: str
     seed: int
+    tokens: int | None = None
+    budgets: tuple[int, ...] = ()
+    step_factor: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.connector}-seed{self.seed}"
+        parts = [self.connector]
+        if self.tokens is not None:
+            parts.append(f"{self.tokens}tokens")
+        if self.budgets:
+            parts.append("elastic" + "_".join(map(str, self.budgets)))
+        if self.step_factor != 1:
+            parts.append(f"{self.step_factor}x")
+        return "-".join([*parts, f"seed{self.seed}"])
 
     @property
     def own_settings(self) -> dict[str, Any]:
-        return OWN_SETTINGS.get(self.connector, {})
+        """Flags of the training that other runs do not have, or have with other values."""
+        own = dict(OWN_SETTINGS.get(self.connector, {}))
+        if self.tokens is not None:
+            own["mm_num_visual_tokens"] = self.tokens
+        if self.budgets:
+            own["mm_elastic_budgets"] = ",".join(map(str, self.budgets))
+        return own
+
+    def settings(self, protocol: Protocol) -> dict[str, Any]:
+        """Everything that determines the training and the questions, as it is read back from JSON."""
+        steps = {name: getattr(protocol, name) * self.step_factor for name in ("stage1_steps", "stage2_steps")}
+        return {"connector": self.connector, "seed": self.seed} | asdict(protocol) | steps | self.own_settings
 
     def stage1(self, folders: Folders) -> Path:
         return folders.runs / f"llava-{self.name}-pretrain"
@@ -103,7 +130,8 @@ class Evaluation:
 
     def settings(self, protocol: Protocol) -> dict[str, Any]:
         """Everything that determines the result."""
-        return asdict(self) | asdict(protocol) | self.run.own_settings
+        asked = {"table": self.table, "asked_connector": self.connector, "asked_tokens": self.tokens}
+        return self.run.settings(protocol) | asked
 
 
 def read_json(path: Path) -> Any:

@@ -8,46 +8,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from llava.eval.reporting.published import ABLATION_7B, BENCHMARKS
 
 from ..files import write_bytes
-from ..world.language import CATEGORIES
 from .plots import draw_comparison, draw_elastic
+from .tables import (
+    KINDS,
+    Result,
+    Rows,
+    cell,
+    evaluation_row,
+    facts,
+    origin_rows,
+    sampling_error,
+    scores,
+    spread,
+    table,
+    training_rows,
+)
 
 RAW_RESULTS = "connectors.json"
-KINDS = (*CATEGORIES, "mean")
-
-Result = dict[str, Any]
-Rows = list[list[str]]
-
-
-def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for the latter with less than two values."""
-    return mean(values), stdev(values) if len(values) > 1 else None
-
-
-def scores(results: Iterable[Result], kind: str = "mean") -> list[float]:
-    """One number per seed: the accuracy of a question kind, or the mean over the kinds, in percent."""
-    return [result["mean"] if kind == "mean" else result["accuracy"][kind] for result in results]
-
-
-def cell(values: Sequence[float]) -> str:
-    """`81.3 ± 1.2`, or without a deviation for one value, or a dash for none."""
-    if not values:
-        return "–"
-    average, deviation = spread(values)
-    return f"{average:.1f}" if deviation is None else f"{average:.1f} ± {deviation:.1f}"
-
-
-def table(header: Sequence[str], rows: Rows) -> str:
-    """A Markdown table; numbers on the right, the first column on the left."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def of_table(raw: Result, name: str, connector: str | None = None) -> list[Result]:
@@ -71,38 +56,16 @@ def tokens_of(results: Sequence[Result]) -> str:
 
 
 def protocol_part(raw: Result) -> str:
-    protocol, results = raw["protocol"], raw["results"]
     times = raw["step_times"] or {}
-    dates = sorted({result["date"] for result in results})
-    commits = sorted({result["commit"] for result in results} | ({times["commit"]} if times else set()))
-    machines = sorted({result["machine"] for result in results})
-    steps = "{} steps of {} samples, learning rate {:g}"
-    first, second = (
-        steps.format(*(protocol[f"{stage}_{key}"] for key in ("steps", "batch", "learning_rate")))
-        for stage in ("stage1", "stage2")
-    )
     rows = [
-        ["data", f"`playground.make_data`: {protocol['pictures']} training images of 96 x 96, "
-                 f"{protocol['turns']} questions each, data seed {protocol['data_seed']}"],
-        ["stage 1", f"captions (`--version plain`), connector only: {first}"],
-        ["stage 2", f"conversations (`--version v1`), connector and language model: {second}"],
-        ["both", "AdamW, cosine schedule, warm-up 0.03, no weight decay, fp32"],
-        ["seeds", ", ".join(map(str, raw["seeds"])) + " (connector's initialisation, order of samples)"],
-        ["tower", "tiny-clip: 4 layers, width 128, 4 heads, 8 x 8 = 64 patches; frozen, features of layer -2"],
-        ["language model", "tiny-llama: 4 layers, width 128, vocabulary 570"],
-        ["resampler", f"{protocol['resampler_depth']} layers, {protocol['resampler_heads']} heads of "
-                      f"{protocol['resampler_dim_head']}, where the connector has one"],
+        *training_rows(raw["protocol"], raw["seeds"]),
         *generator_rows(raw),
-        ["evaluation", f"{protocol['questions']} held-out questions of each of {len(CATEGORIES)} kinds, "
-                       "`llava.eval.model_vqa_loader`, greedy, exact match"],
+        evaluation_row(raw["protocol"]),
         ["step time", step_time_protocol(times)],
-        ["machine", "; ".join(machines)],
-        ["date", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "–"],
-        ["commit", ", ".join(commits) + (" (+: with uncommitted changes)" if any("+" in c for c in commits) else "")],
-        ["command", f"`{raw['command']}`"],
-    ]  # fmt: skip
+        *origin_rows(raw["results"], raw["command"], {times["commit"]} if times else set()),
+    ]
     head = "Equal for every connector: data, steps, batches, learning rates, seeds. Raw results: `connectors.json`."
-    return f"{head}\n\n" + "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows)])
+    return f"{head}\n\n{facts(rows)}"
 
 
 def generator_rows(raw: Result) -> Rows:
@@ -136,7 +99,7 @@ def main_part(raw: Result) -> str:
     blank = of_table(raw, "blank")
     if blank:
         rows.append(["a blank image", "", *(cell(scores(blank, kind)) for kind in KINDS), "", ""])
-    error = sampling_error(raw)
+    error = sampling_error(of_table(raw, "trained"), raw["protocol"])
     notes = (
         "Percent right: mean ± standard deviation over the seeds. The deviation is that of training; all connectors "
         f"get the same questions, whose own sampling error is about {error:.1f} points of the mean. A step time below "
@@ -152,13 +115,6 @@ def main_part(raw: Result) -> str:
 def step_ratio(raw: Result, stage: str, connector: str) -> float | None:
     """Step time relative to the baseline's; None if it was not measured."""
     return ((raw["step_times"] or {}).get("stages", {}).get(stage, {}).get(connector) or {}).get("ratio")
-
-
-def sampling_error(raw: Result) -> float:
-    """Standard error of the mean accuracy that the finite number of questions gives, in points; binomial."""
-    shares = [score / 100 for score in scores(of_table(raw, "trained"))] or [0.5]
-    share = mean(shares)
-    return 100 * (share * (1 - share) / (raw["protocol"]["questions"] * len(CATEGORIES))) ** 0.5
 
 
 def elastic_part(raw: Result) -> str:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,8 @@ def train(run: Run, protocol: Protocol, folders: Folders) -> dict[str, float]:
 
 def _training_settings(run: Run, protocol: Protocol, stage: str) -> dict[str, Any]:
     """Everything that determines a stage's checkpoint: stage 1 depends neither on stage 2 nor on the questions."""
-    settings = asdict(run) | asdict(protocol) | run.own_settings
     skipped = ("questions", *(["stage2_"] if stage == "stage1" else []))
-    return {key: value for key, value in settings.items() if not key.startswith(skipped)}
+    return {key: value for key, value in run.settings(protocol).items() if not key.startswith(skipped)}
 
 
 def _call_train(flags: list[str]) -> None:
@@ -107,7 +105,7 @@ def stage1_flags(run: Run, protocol: Protocol, folders: Folders) -> list[str]:
             "data_path": folders.data / "pretrain.json",
             "tune_mm_mlp_adapter": True,
             "output_dir": run.stage1(folders),
-            "max_steps": protocol.stage1_steps,
+            "max_steps": protocol.stage1_steps * run.step_factor,
             "per_device_train_batch_size": protocol.stage1_batch,
             "learning_rate": protocol.stage1_learning_rate,
         }
@@ -125,7 +123,7 @@ def stage2_flags(run: Run, protocol: Protocol, folders: Folders) -> list[str]:
             "image_aspect_ratio": "pad",
             "group_by_modality_length": True,
             "output_dir": run.stage2(folders),
-            "max_steps": protocol.stage2_steps,
+            "max_steps": protocol.stage2_steps * run.step_factor,
             "per_device_train_batch_size": protocol.stage2_batch,
             "learning_rate": protocol.stage2_learning_rate,
         }

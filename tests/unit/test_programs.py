@@ -17,7 +17,8 @@ PROGRAMS = sorted(
 )
 MODULES = [
     "patches.graft",
-    *(f"playground.{name}" for name in ("build_bases", "connector_table", "make_benchmarks", "make_data", "score")),
+    *(f"playground.{name}" for name in ("build_bases", "connector_table", "elastic_study", "make_benchmarks")),
+    *(f"playground.{name}" for name in ("make_data", "score")),
 ]
 HEAVY = ["torch", "transformers", "pandas", "openai", "matplotlib", "gradio", "fastapi", "httpx"]
 

@@ -15,13 +15,16 @@ from pathlib import Path
 import pytest
 
 from playground import connector_table
-from playground.connector_table import gather, obtain_all, plan_further_questions, plan_trainings
+from playground.connector_table import gather, plan_further_questions, plan_trainings
 from playground.files import write_json
 from playground.make_data import make_data
+from playground.study import obtain
 from playground.study import training as connector_training
 from playground.study.jobs import Finished, Job, Waiting, run_jobs, state, tail
+from playground.study.obtain import obtain_all
 from playground.study.protocol import Evaluation, Folders, Protocol, Run, changed_settings, finished_result
-from playground.study.report import cell, missing_runs, page, write_report
+from playground.study.report import missing_runs, page, write_report
+from playground.study.tables import cell
 from playground.study.training import stage1_flags, stage2_flags
 from playground.world.language import CATEGORIES
 from tests.conftest import REPOSITORY
@@ -52,10 +55,12 @@ def made_up(evaluation: Evaluation, accuracy: float, tokens: int, protocol: Prot
     }
 
 
-def store(folders: Folders, evaluation: Evaluation, accuracy: float, tokens: int) -> None:
+def store(
+    folders: Folders, evaluation: Evaluation, accuracy: float, tokens: int, protocol: Protocol = PROTOCOL
+) -> None:
     path = evaluation.result_file(folders)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, made_up(evaluation, accuracy, tokens))
+    write_json(path, made_up(evaluation, accuracy, tokens, protocol))
 
 
 @pytest.fixture
@@ -217,8 +222,8 @@ def write_made_up_result(evaluation: Evaluation, protocol: Protocol, folders: Fo
 def test_a_failure_is_named_and_the_others_go_on(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(connector_table, "obtain_result", write_made_up_result)
-    monkeypatch.setattr(connector_table, "PRELOADED", ())
+    monkeypatch.setattr(obtain, "obtain_result", write_made_up_result)
+    monkeypatch.setattr(obtain, "PRELOADED", ())
     plan = plan_trainings(["acformer"], [1, 2, 3])
     assert obtain_all("Training runs", plan, PROTOCOL, folders, at_once=2) == ["acformer-seed2"]
     said = capsys.readouterr().out
