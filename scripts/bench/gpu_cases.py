@@ -33,13 +33,13 @@ def connectors(run: Run) -> list[tuple[str, int]]:
 
 
 class Captions(Conversations):
-    """Samples as in stage 1: an image each, and a caption of log-normal length, median 24 tokens."""
+    """Samples as in stage 1: an image each, and a caption of log-normal length, median 32 tokens."""
 
     def __init__(self, count: int, vocabulary: int, side: int, seed: int) -> None:
         super().__init__(count, vocabulary, side, seed)
         generator = np.random.default_rng(seed)
         self.with_image = np.ones(count, dtype=bool)
-        self.texts = np.clip(np.exp(generator.normal(np.log(24), 0.4, count)).astype(int), 8, 256)
+        self.texts = np.clip(np.exp(generator.normal(np.log(32), 0.35, count)).astype(int), 8, 256)
 
 
 @dataclass(frozen=True)

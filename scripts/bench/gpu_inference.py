@@ -143,7 +143,7 @@ def measure_serving(run: Run, prompt_tokens: int, streams: int) -> dict[str, Any
     """One burst: all requests arrive at once and stream to their end."""
     model, llm = language_model(run), run.geometry().llm
     endless(model)
-    reply = 4 if run.is_rehearsal else REPLY
+    reply = reply_tokens(run)
     cache = streams * slot_length(prompt_tokens + reply) * position_bytes(run, llm)
     engine = Engine(model, load_tokenizer(str(TOKENIZER)), None, engine_settings(streams, cache, PREFILL_CHUNK))
     generator = torch.Generator().manual_seed(run.args.seed)
@@ -157,6 +157,10 @@ def measure_serving(run: Run, prompt_tokens: int, streams: int) -> dict[str, Any
     context = prompt_tokens + reply / 2
     read = weight_bytes(run) + streams * context * position_bytes(run, llm)
     return figures | {"limit_tokens_per_second": streams * run.limits.bandwidth / read}
+
+
+def reply_tokens(run: Run) -> int:
+    return 4 if run.is_rehearsal else REPLY
 
 
 def position_bytes(run: Run, llm: LLMShape) -> int:
@@ -177,9 +181,9 @@ def serving_report(run: Run, figures: Figures) -> str:
         for name, f in figures.items()
     ]
     return (
-        f"{markdown_table(header, rows)}\n\n{REPLY} new tokens each, after prompts of {TEXT} tokens, and of {TEXT} and "
-        "the positions of 145 and 576 visual tokens. *Between*: two tokens of one reply. The limit counts decoding "
-        "alone, weights and caches read at the bandwidth of a copy; what prefill takes is not in it."
+        f"{markdown_table(header, rows)}\n\n{reply_tokens(run)} new tokens each, after prompts of as many positions "
+        f"as {TEXT} text tokens have alone, with 145 and with 576 visual tokens. *Between*: two tokens of one reply. "
+        "The limit counts decoding alone, without prefill: weights and caches read at the bandwidth of a copy."
     )
 
 
