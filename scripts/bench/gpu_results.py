@@ -16,9 +16,11 @@ import torch
 from llava.files import write_text_atomically
 from llava.program import RequestError
 
-DONE, OUT_OF_MEMORY, FAILED, OUT_OF_TIME, SKIPPED = "done", "out of memory", "failed", "out of time", "skipped"
+DONE, OUT_OF_MEMORY, FAILED, SKIPPED = "done", "out of memory", "failed", "skipped"
+OUT_OF_TIME, NOT_BEGUN = "out of time", "not begun"
 SETTLED = (DONE, OUT_OF_MEMORY)  # not tried again
-WRONG = (FAILED, OUT_OF_TIME)  # the program ends with an error
+UNTRIED = (None, NOT_BEGUN)  # tried first
+WRONG = (FAILED, OUT_OF_TIME, NOT_BEGUN)  # the program ends with an error
 
 
 class TimeUpError(Exception):
@@ -73,7 +75,7 @@ class Results:
         return {name: e["figures"] for name, e in self.parts.get(part, {}).items() if e["status"] == DONE}
 
     def status(self, part: str, item: str) -> str | None:
-        """None if it was never tried."""
+        """None if it was never reached."""
         return self.parts.get(part, {}).get(item, {}).get("status")
 
     def record(self, part: str, item: str, entry: dict[str, Any]) -> None:
@@ -117,17 +119,17 @@ def run_items(
     deadline = time.monotonic() + seconds
     left = [item for item in items if results.status(part, item.name) not in SETTLED]
     if skip_tried:
-        left = [item for item in left if results.status(part, item.name) is None]
+        left = [item for item in left if results.status(part, item.name) in UNTRIED]
     if len(left) < len(items):
         print(f"{part}: {len(items) - len(left)} of {len(items)} items are done already")
-    left.sort(key=lambda item: results.status(part, item.name) is not None)
+    left.sort(key=lambda item: results.status(part, item.name) not in UNTRIED)
     for number, item in enumerate(left):
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             print(f"{part}: time is up before {len(left) - number} items; run it again to go on")
             for late in left[number:]:
                 if results.status(part, late.name) is None:
-                    results.record(part, late.name, {"status": OUT_OF_TIME, "reason": "not begun"})
+                    results.record(part, late.name, {"status": NOT_BEGUN, "reason": "time was up"})
             return True
         started = time.monotonic()
         entry = _attempt(item, remaining)

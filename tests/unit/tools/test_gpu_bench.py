@@ -132,7 +132,9 @@ def test_a_part_stops_when_its_time_is_up(runner: Runner) -> None:
     began = time.monotonic()
     results = runner.run(0.5, slow=lambda: time.sleep(20), late=fine)
     assert time.monotonic() - began < 10 and runner.calls == ["slow"]
-    assert results.troubles() == ["part/slow: out of time: stopped after 0.5 s", "part/late: out of time: not begun"]
+    assert results.troubles() == ["part/slow: out of time: stopped after 0.5 s", "part/late: not begun: time was up"]
+    runner.run(slow=fine, late=fine)
+    assert runner.calls == ["slow", "late", "slow"]
 
 
 def test_what_is_not_installed_is_skipped_in_one_line(runner: Runner) -> None:
