@@ -67,18 +67,28 @@ train_and_evaluate() { # CONNECTOR
         DATA_PATH=$DATA/instruct.json OUTPUT_DIR=$model PRETRAINED=$pretrained/mm_projector.bin \
             quietly "$RUNS/logs/$connector-stage2.log" \
             bash "scripts/v1_5/finetune_$recipe.sh" "${small[@]}" $(row 16 190) "${stage2[@]}" \
-            --max_steps "${STAGE2_STEPS:-700}"
+            --max_steps "${STAGE2_STEPS:-640}"
     fi
+    # Both files at once, one thread each.
+    local running=() questions process
     for questions in eval_questions eval_questions_blank; do
-        [ -f "$model/$questions.done" ] && continue
-        say "$connector: answering $questions (python -m llava.eval.model_vqa_loader)"
-        python -m llava.eval.model_vqa_loader --model-path "$model" --question-file "$DATA/$questions.jsonl" \
-            --image-folder "$DATA" --answers-file "$model/$questions.answers.jsonl" --temperature 0 \
-            --conv-mode vicuna_v1 --max_new_tokens 8 >"$RUNS/logs/$connector-$questions.log" 2>&1 ||
-            fail "evaluation failed; the end of $RUNS/logs/$connector-$questions.log:
-$(tail -n 12 "$RUNS/logs/$connector-$questions.log")"
-        touch "$model/$questions.done"
+        answer "$model" "$questions" &
+        running+=($!)
     done
+    for process in "${running[@]}"; do wait "$process" || exit 1; done
+}
+
+answer() { # MODEL QUESTIONS
+    local model=$1 questions=$2 log
+    log="$RUNS/logs/$CONNECTOR-$questions.log"
+    [ -f "$model/$questions.done" ] && return
+    say "$CONNECTOR: answering $questions (python -m llava.eval.model_vqa_loader)"
+    OMP_NUM_THREADS=1 python -m llava.eval.model_vqa_loader --model-path "$model" --question-file "$DATA/$questions.jsonl" \
+        --image-folder "$DATA" --answers-file "$model/$questions.answers.jsonl" --temperature 0 \
+        --conv-mode vicuna_v1 --max_new_tokens 8 >"$log" 2>&1 ||
+        fail "evaluation failed; the end of $log:
+$(tail -n 12 "$log")"
+    touch "$model/$questions.done"
 }
 
 say "Images and conversations: $DATA"

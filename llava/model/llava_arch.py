@@ -193,7 +193,7 @@ class LlavaMetaForCausalLM(ABC):
             return replace(slots_only, weights=weights)
         batch = self._splice(text, [[visual[i] for i in row] for row in rows], padding_side)
         if chosen and not any(rows):
-            batch = replace(batch, inputs_embeds=_with_gradient(batch.inputs_embeds, visual[chosen[0]]))
+            batch = replace(batch, inputs_embeds=self._with_gradient(batch.inputs_embeds, visual[chosen[0]]))
         return replace(batch, weights=weights)
 
     def assemble_planned(self, plan: SequencePlan, images: ImageInputs | None) -> LanguageInputs:
@@ -213,13 +213,25 @@ class LlavaMetaForCausalLM(ABC):
         visual, weights = self.encode_chosen(images, list(range(len(images))))
         if visual:
             tokens = torch.cat(list(visual.values()))
-            embeds = plan.insert_visual(embeds, tokens) if len(plan.visual_places) else _with_gradient(embeds, tokens)
+            if len(plan.visual_places):
+                embeds = plan.insert_visual(embeds, tokens)
+            else:
+                embeds = self._with_gradient(embeds, tokens)
         if weights is not None:
             where = plan.weights
             inputs = {letter: a[: where.count] for letter, a in weights.inputs.items()}
             rows = len(plan.token_ids)
             weights = weights._replace(inputs=inputs, rows=where.rows, num_rows=rows, segments=where.segments())
         return LanguageInputs(None, None, plan.position_ids, plan.labels, embeds, weights)
+
+    def _with_gradient(self, embeds: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
+        """`embeds`, joined with the tokens of an image that no row shows, and what merging its crops would add.
+
+        They weigh 0 in the loss; only the gradients are wanted, which all processes must have.
+        """
+        newline = getattr(self.get_model(), "image_newline", None)
+        total = unused.sum() if newline is None else unused.sum() + newline.sum().to(unused)
+        return embeds + (total * 0).to(embeds)
 
     def _check_splicing(self) -> None:
         """Refuse settings that cannot be spliced, before any work."""
@@ -330,8 +342,3 @@ class LlavaMetaForCausalLM(ABC):
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
         """Add `<im_patch>`, `<im_start>` and `<im_end>` as the flags ask."""
         add_image_tokens(self, model_args, tokenizer)
-
-
-def _with_gradient(embeds: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
-    """`embeds`, joined with tokens that no row shows: they weigh 0 in the loss, only the gradients are wanted."""
-    return embeds + (unused.sum() * 0).to(embeds)

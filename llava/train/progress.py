@@ -15,9 +15,13 @@ class Throughput:
         self._since = time.perf_counter()
         self._batches = self._samples = self._tokens = self._positions = 0
 
-    def add(self, plan: SequencePlan) -> None:
-        """Count one micro-batch."""
+    def add(self, inputs: dict[str, Any]) -> None:
+        """Count one micro-batch: by its plan, which the host knows; without one, its rows only."""
+        plan: SequencePlan | None = inputs.get("plan")
         self._batches += 1
+        if plan is None:
+            self._samples += len(inputs["input_ids"])
+            return
         self._samples += len(plan.lengths)
         self._tokens += plan.num_tokens
         self._positions += plan.num_positions
@@ -28,12 +32,14 @@ class Throughput:
         seconds = time.perf_counter() - self._since
         if not self._batches:
             return {}
-        return {
+        figures = {
             "samples_per_second": round(self._samples * world_size / seconds, 2),
-            "llm_tokens_per_second": round(self._tokens * world_size / seconds, 1),
             "samples_per_step": round(self._samples / self._batches * accumulation_steps * world_size, 1),
-            "padding": round(1 - self._tokens / self._positions, 4),
         }
+        if self._positions:
+            figures["llm_tokens_per_second"] = round(self._tokens * world_size / seconds, 1)
+            figures["padding"] = round(1 - self._tokens / self._positions, 4)
+        return figures
 
 
 class TrainingProgress(ProgressCallback):
@@ -49,5 +55,6 @@ class TrainingProgress(ProgressCallback):
         if "learning_rate" in logs:
             shown["lr"] = f"{float(logs['learning_rate']):.2e}"
         shown["samples/s"] = f"{logs.get('samples_per_second', 0):g}"
-        shown["LLM tok/s"] = f"{logs.get('llm_tokens_per_second', 0):g}"
+        if "llm_tokens_per_second" in logs:
+            shown["LLM tok/s"] = f"{logs['llm_tokens_per_second']:g}"
         self.training_bar.set_postfix(shown)

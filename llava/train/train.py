@@ -37,8 +37,6 @@ from llava.train.lengths import measure_samples
 from llava.train.liger import apply_liger_kernels
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import (
-    add_vision,
-    batch_layout,
     find_all_linear_names,
     freeze_and_adapt,
     load_language_model,
@@ -55,6 +53,7 @@ from llava.train.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
+from llava.train.vision_setup import add_vision, batch_layout
 
 __all__ = [
     "DataArguments",

@@ -48,7 +48,7 @@ GEOMETRIES = {
     # Wide enough that matrix products dominate, as at 7B, and small enough for steps of 16 long conversations on a CPU.
     "packing": Geometry(
         LLMShape(256, 2, 688, 256, heads=4, kv_heads=4, head_dim=64),
-        VisionShape(width=64, blocks=2),
+        VisionShape(width=64, blocks=2, heads=4),
         ResamplerShape(depth=1, heads=2, dim_head=32),
         GeneratorShape(width=32, depth=1, rank=8, skip=1),
         generator_heads=2,

@@ -23,7 +23,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_projector.registry import CONNECTORS
 from llava.tokenization import load_tokenizer
 from llava.tokenizer_files import save_tokenizer
-from llava.train import model_setup
+from llava.train import vision_setup
 from playground.make_data import make_data
 from tests.conftest import REPOSITORY
 from tests.support.old_llava import copy_code, run_jobs
@@ -225,7 +225,7 @@ def test_training_follows_ours(work: Path, tmp_path: Path, run: str) -> None:
     connector = run.split("-")[0]
     stage1 = work / "llava-acformer-stage1/mm_projector.bin"
     initial = stage1 if run == "acformer-stage2" else work / f"{connector}.bin"
-    with mock.patch.object(model_setup, "tower_dtype", lambda *_: torch.float16):  # theirs, also on a CPU
+    with mock.patch.object(vision_setup, "tower_dtype", lambda *_: torch.float16):  # theirs, also on a CPU
         trainer = run_training(tmp_path / "llava-ours", *training_flags(work, run, str(initial)))
     assert recorded_losses(work, run) == pytest.approx(losses_of(trainer), abs=2e-3)
     config = json.loads((work / f"llava-{run}/config.json").read_text())

@@ -176,3 +176,13 @@ def test_crops(merge: str) -> None:
     layout = {"crops": CropLayout.of_config(config, model.get_vision_tower())}
     for packed in (False, True):
         assert_same_step(expected, step(model, PlanningCollator(layout_of(model, packed=packed, **layout))(items)))
+
+
+def test_text_only_batches_train_everything_with_weight_zero() -> None:
+    """Processes wait for the gradients of all parameters of one another."""
+    model = model_of("mlp2x_gelu")
+    model.model.image_newline = torch.nn.Parameter(torch.randn(model.config.hidden_size))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    _, gradients = step(model, PlanningCollator(layout_of(model, packed=True))(samples()[1:2]))
+    assert gradients.keys() == trained
+    assert all(not gradients[name].any() for name in trained if "mm_projector" in name or "newline" in name)
