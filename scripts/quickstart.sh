@@ -12,14 +12,16 @@ started=$SECONDS
 
 CONNECTOR=${CONNECTOR:-acformer}
 BASELINE=${BASELINE-mlp2x_gelu} # empty: none
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 DATA=${DATA:-playground/data/shapes}
 RUNS=${RUNS:-checkpoints/playground}
 export BASE_MODEL=playground/bases/tiny-llama VISION_TOWER=playground/bases/tiny-clip
 export TOKENS=${TOKENS:-17} IMAGE_FOLDER=$DATA
-export LAUNCHER=${LAUNCHER:-python} DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG-} # one process; DeepSpeed only costs time here
+# Two processes of one thread are faster than one of two; DeepSpeed only costs time here.
+PROCESSES=${PROCESSES:-$(($(nproc) > 1 ? 2 : 1))}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + PROCESSES - 1) / PROCESSES))}
+export LAUNCHER="torchrun --standalone --nproc_per_node $PROCESSES" DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG-}
 # What fits two CPU cores instead of eight GPUs. The learning rates are those of small models.
-SMALL=(--bf16 False --tf32 False --gradient_checkpointing False --report_to none --dataloader_num_workers 1
+SMALL=(--bf16 False --tf32 False --gradient_checkpointing False --report_to none --dataloader_num_workers 0
     --model_max_length 512 --save_strategy no --logging_steps 10)
 SMALL_RESAMPLER=(--mm_resampler_depth 2 --mm_resampler_heads 4 --mm_resampler_dim_head 32)
 SMALL_GENERATOR=(--vlora_heads 4 --vlora_depth 2 --vlora_rank 8 --vlora_alpha 8 --vlora_type qkvom --skip_layers 1
@@ -36,11 +38,12 @@ quietly() { # LOG COMMAND...: shows ten lines of the progress bar, keeps everyth
 $(tail -n 12 "$log")"
 }
 
-# One packed row holds about as many samples as a batch: 32 captions or 16 conversations. $1: samples, $2: mean words.
+# The packed rows of all processes hold about $1 samples of $2 words.
 row() {
-    local visual=$TOKENS
+    local visual=$TOKENS length
     case $CONNECTOR in mlp* | linear) visual=64 ;; vlora) visual=0 ;; esac
-    echo --packing True --per_device_train_batch_size 1 --packing_length $(($1 * ($2 + visual)))
+    length=$(($1 * ($2 + visual) / PROCESSES))
+    echo --packing True --per_device_train_batch_size 1 --packing_length $((length > 512 ? length : 512))
 }
 
 train_and_evaluate() { # CONNECTOR
