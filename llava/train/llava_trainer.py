@@ -112,17 +112,14 @@ class LLaVATrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        is_packed = isinstance(dataset, PackedDataset)
-        if dataset is None or not (is_packed or self.args.group_by_modality_length):
-            return super()._get_train_sampler(dataset)
-        if is_packed and dataset.measured is not None:
-            sampler = self._pack_sampler(dataset)
-            logger.info("Packing: %s.", sampler.describe())
+        if isinstance(dataset, PackedDataset):
+            sampler = self._elastic_sampler(dataset) if dataset.measured is None else self._pack_sampler(dataset)
+        elif dataset is not None and self.args.group_by_modality_length:
+            sampler = self._row_sampler(dataset)
         else:
-            sampler = self._row_sampler(dataset.samples if is_packed else dataset)
-        if is_packed and dataset.measured is None:
-            budgets = dataset.layout.elastic_budgets
-            sampler = ElasticSampler(sampler, budgets, self._rows_per_step, self._data_seed)
+            return super()._get_train_sampler(dataset)
+        if isinstance(sampler, PackSampler):
+            logger.info("Packing: %s.", sampler.describe())
         self.add_callback(SamplerEpoch(sampler))
         return sampler
 
@@ -145,6 +142,11 @@ class LLaVATrainer(Trainer):
             group_by_modality=by_modality,
             seed=self._data_seed,
         )
+
+    def _elastic_sampler(self, dataset: PackedDataset) -> ElasticSampler:
+        """One sample per row, with a number of visual tokens drawn for every optimizer step."""
+        order = self._row_sampler(dataset.samples)
+        return ElasticSampler(order, dataset.layout.elastic_budgets, self._rows_per_step, self._data_seed)
 
     def _pack_sampler(self, dataset: PackedDataset) -> PackSampler:
         layout, rows = dataset.layout, self._rows_per_step

@@ -161,8 +161,8 @@ class PackSampler(Sampler[Pack]):
         return packs
 
     def describe(self) -> str:
-        """One line about the first epoch, for the log."""
-        packs = self.packs_of(0)
+        """One line about the epoch, for the log."""
+        packs = list(self)  # kept for the pass that follows
         samples = sum(len(pack.indices) for pack in packs)
         positions = sum(int(self.lengths[pack.num_visual_tokens][list(pack.indices)].sum()) for pack in packs)
         return (
