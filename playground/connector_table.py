@@ -18,6 +18,7 @@ from .make_data import make_data
 from .study.jobs import Finished, Job, Waiting, run_jobs, state, tail
 from .study.obtain import PRELOADED, Progress, obtain_all
 from .study.options import add_options, folders_of, protocol_of
+from .study.programs import run_study
 from .study.protocol import OWN_SETTINGS, Evaluation, Folders, Protocol, Run, finished_result, read_json
 from .study.report import RAW_RESULTS, write_report
 from .study.step_time import STEP_TIMES, measure_step_times
@@ -136,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     protocol, folders = protocol_of(args), folders_of(args)
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the jobs
-    try:
+
+    def work() -> list[str]:
         check_connectors(args.connectors)
         make_data(folders.data, protocol.pictures, protocol.questions, protocol.turns, protocol.data_seed)
         failed = obtain_all("Training runs", plan_trainings(args.connectors, args.seeds), protocol, folders, args.jobs)
@@ -147,16 +149,9 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / RAW_RESULTS, gather(args.connectors, args.seeds, protocol, folders, shell_command(args)))
         write_report(args.out)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command resumes from the last finished stage\n")
-        return 130
-    except (ValueError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    if failed:
-        sys.stderr.write(f"error: {len(failed)} failed: {', '.join(failed)}; the logs are in {folders.runs / 'logs'}\n")
-    sys.stdout.write(f"report: {args.out / 'connectors.md'}\n")
-    return 1 if failed else 0
+        return failed
+
+    return run_study(work, args.out / "connectors.md", folders)
 
 
 if __name__ == "__main__":

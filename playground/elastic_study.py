@@ -21,6 +21,7 @@ from .make_data import make_data
 from .study.elastic_report import RAW_RESULTS, write_report
 from .study.obtain import obtain_all
 from .study.options import add_options, folders_of, protocol_of
+from .study.programs import run_study
 from .study.protocol import Evaluation, Folders, Protocol, Run, finished_result
 
 CONNECTOR = "acformer"
@@ -127,8 +128,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     protocol, folders = protocol_of(args), folders_of(args)
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the jobs
-    failed: list[str] = []
-    try:
+
+    def work() -> list[str]:
+        failed: list[str] = []
         study = Study(tuple(args.budgets), tuple(args.unseen), protocol.tokens, args.step_factor)
         make_data(folders.data, protocol.pictures, protocol.questions, protocol.turns, protocol.data_seed)
         for title, evaluations in plan(study, args.seeds):
@@ -138,16 +140,9 @@ def main(argv: list[str] | None = None) -> int:
             write_report(args.out)
             if failed:
                 break
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command resumes from the last finished stage\n")
-        return 130
-    except (ValueError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    if failed:
-        sys.stderr.write(f"error: {len(failed)} failed: {', '.join(failed)}; the logs are in {folders.runs / 'logs'}\n")
-    sys.stdout.write(f"report: {args.out / 'elastic.md'}\n")
-    return 1 if failed else 0
+        return failed
+
+    return run_study(work, args.out / "elastic.md", folders)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ Reads `elastic.json`, writes `elastic.md` and `elastic_training.png` beside it.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from statistics import mean
 from ..files import write_bytes
 from ..world.language import CATEGORIES
 from .plots import draw_curves
+from .programs import read_raw_results, run_report
 from .tables import (
     KINDS,
     Result,
@@ -228,9 +227,7 @@ def write_report(folder: Path) -> None:
         ImportError: matplotlib is missing; names the extra.
     """
     path = folder / RAW_RESULTS
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; python -m playground.elastic_study makes it")
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = read_raw_results(path, "python -m playground.elastic_study")
     if not curve_names(raw):
         raise ValueError(f"{path} holds no finished run: there is nothing to report")
     write_bytes(folder / "elastic.md", page(raw).encode())
@@ -239,18 +236,7 @@ def write_report(folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m playground.study.elastic_report", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"), help=f"where {RAW_RESULTS} is")
-    args = parser.parse_args(argv)
-    try:
-        write_report(args.folder)
-    except (ValueError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(f"wrote {args.folder / 'elastic.md'}\n")
-    return 0
+    return run_report("playground.study.elastic_report", __doc__, RAW_RESULTS, "elastic.md", write_report, argv)
 
 
 if __name__ == "__main__":

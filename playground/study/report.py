@@ -5,8 +5,6 @@ Reads `connectors.json`, writes `connectors.md`, `connectors.png` and `elastic.p
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from llava.eval.reporting.published import ABLATION_7B, BENCHMARKS
 
 from ..files import write_bytes
 from .plots import draw_comparison, draw_elastic
+from .programs import read_raw_results, run_report
 from .tables import (
     KINDS,
     Result,
@@ -209,9 +208,7 @@ def write_report(folder: Path) -> None:
         ImportError: matplotlib is missing; names the extra.
     """
     path = folder / RAW_RESULTS
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; scripts/v1_5/connector_table.sh makes it")
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = read_raw_results(path, "scripts/v1_5/connector_table.sh")
     if not of_table(raw, "trained"):
         raise ValueError(f"{path} holds no finished run: there is nothing to report")
     baseline = (raw["step_times"] or {}).get("baseline", "the first")
@@ -230,16 +227,7 @@ def reference_lines(raw: Result) -> dict[str, list[Result]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m playground.study.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"), help=f"where {RAW_RESULTS} is")
-    args = parser.parse_args(argv)
-    try:
-        write_report(args.folder)
-    except (ValueError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(f"wrote {args.folder / 'connectors.md'}\n")
-    return 0
+    return run_report("playground.study.report", __doc__, RAW_RESULTS, "connectors.md", write_report, argv)
 
 
 if __name__ == "__main__":
